@@ -1,0 +1,285 @@
+/* What every kernel computes: one argument struct each, the same for every backend.
+ *
+ * Shapes: N rows (tokens), D hidden, H heads, V vocabulary. All arrays are row-major; `ld` is the distance between rows in
+ * elements. Activations are f32 or bf16 (a kernel gets one dtype for all its activations unless it says otherwise); sums are
+ * always taken in f32 or wider; adapter factors, norm weights, biases and optimizer state are f32. Results are the same
+ * bits for any number of threads: work is cut by shape, reductions run in a fixed order. Pointers are device memory.
+ * Kernels take empty shapes (N = 0) and odd sizes. They allocate nothing that grows with the step beyond the device's
+ * workspace, and fail only with UNSUPPORTED (a format or dtype this backend lacks), NOMEM or DEVICE. */
+#ifndef TP_BACKEND_KERNELS_H
+#define TP_BACKEND_KERNELS_H
+
+#include "backend/matrix.h"
+#include "base/rng.h"
+#include "base/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Rows of activations. */
+typedef struct tp_rows {
+    void *data;
+    tp_dtype dtype; /* TP_F32 or TP_BF16 */
+    int64_t ld;
+} tp_rows;
+
+/* c = alpha * a op(b) + beta * c + bias.
+ *   a [n, k];  nt: b is [m, k], c = a b^T;  otherwise b is [k, m], c = a b;  c [n, m]
+ * a and c may differ in dtype. beta is 0 (c is not read, even if NaN) or any value. `residual` (or NULL; dtype of c)
+ * is added: c = ... + residual, and may be c itself.
+ * precision: f32 products of exact values, or (bf16) both sides rounded to bf16 first where that is faster; sums f32. */
+typedef struct tp_matmul_args {
+    int64_t n, m, k;
+    tp_rows a;
+    tp_matrix b;
+    bool nt;
+    tp_rows c;
+    float alpha, beta;
+    const float *bias;     /* [m] or NULL; added once, not scaled */
+    const void *residual;  /* [n, m] with leading dimension residual_ld, or NULL */
+    int64_t residual_ld;
+    tp_dtype precision;    /* TP_F32 or TP_BF16 */
+} tp_matmul_args;
+
+/* c [m, k] f32 = alpha * a^T b + beta * c;  a [n, m], b [n, k], any mix of f32 and bf16. Gradients of weights. */
+typedef struct tp_matmul_tn_args {
+    int64_t n, m, k;
+    tp_rows a, b;
+    float *c; /* contiguous */
+    float alpha, beta;
+} tp_matmul_tn_args;
+
+/* out [m] f32 += sum over n rows of a [n, m] (beta = 1) or = (beta = 0). */
+typedef struct tp_column_sum_args {
+    int64_t n, m;
+    tp_rows a;
+    float *out;
+    float beta;
+} tp_column_sum_args;
+
+/* out[i, :] (+)= table[ids[i], :]. ids are checked by the caller. */
+typedef struct tp_embedding_args {
+    int64_t n;
+    const int32_t *ids;
+    tp_matrix table; /* [V, D] */
+    tp_rows out;     /* [n, D] */
+    bool accumulate;
+} tp_embedding_args;
+
+/* dtable[ids[i], :] += dout[i, :], in row order. */
+typedef struct tp_embedding_backward_args {
+    int64_t n, dim;
+    const int32_t *ids;
+    tp_rows dout;
+    float *dtable;
+} tp_embedding_backward_args;
+
+/* out[i, :] = in[index[i], :] and out[index[i], :] = in[i, :] (scatter: `rows` total rows, others set to 0 if zero_rest). */
+typedef struct tp_gather_rows_args {
+    int64_t n, dim;
+    const int32_t *index;
+    tp_rows in, out;
+} tp_gather_rows_args;
+typedef struct tp_scatter_rows_args {
+    int64_t n, dim, rows;
+    const int32_t *index; /* ascending, distinct */
+    tp_rows in, out;
+    bool zero_rest;
+} tp_scatter_rows_args;
+
+/* y = weight * x * rstd, rstd = 1/sqrt(mean(x^2) + eps) in f32. For bf16, x * rstd is rounded before the weight (Llama).
+ * Zhang & Sennrich 2019. */
+typedef struct tp_rmsnorm_args {
+    int64_t n, dim;
+    tp_rows x, y;
+    const float *weight; /* [dim] */
+    float *rstd;         /* [n], may be NULL when no gradient is wanted */
+    float eps;
+} tp_rmsnorm_args;
+/* dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)); dweight += sum dy x rstd (NULL: not wanted). */
+typedef struct tp_rmsnorm_backward_args {
+    int64_t n, dim;
+    tp_rows x, dy, dx;
+    const float *weight, *rstd;
+    float *dweight;
+    bool accumulate;
+} tp_rmsnorm_backward_args;
+
+/* y = weight * (x - mean) * rstd + bias. */
+typedef struct tp_layernorm_args {
+    int64_t n, dim;
+    tp_rows x, y;
+    const float *weight, *bias; /* bias may be NULL */
+    float *mean, *rstd;         /* [n] */
+    float eps;
+} tp_layernorm_args;
+typedef struct tp_layernorm_backward_args {
+    int64_t n, dim;
+    tp_rows x, dy, dx;
+    const float *weight, *mean, *rstd;
+    float *dweight, *dbias; /* NULL: not wanted; else added to */
+    bool accumulate;
+} tp_layernorm_backward_args;
+
+/* cos, sin [n, half] of position * inv_freq, times `factor` (yarn's attention factor); angles in f32, as PyTorch does. */
+typedef struct tp_rope_table_args {
+    int64_t n, half;
+    const int32_t *positions;
+    const float *inv_freq; /* [half] */
+    float factor;
+    float *cos, *sin;
+} tp_rope_table_args;
+
+/* Rotates x [n, heads * head_dim] in place, first 2*half channels of each head, pairs (i, i + half): Su et al. 2021,
+ * arXiv:2104.09864, in GPT-NeoX's order. inverse: the transposed rotation (gradient). For bf16, cos and sin are rounded
+ * to bf16 first, as the reference does. */
+typedef struct tp_rope_args {
+    int64_t n, heads, head_dim, half;
+    tp_rows x;
+    const float *cos, *sin;
+    bool inverse;
+} tp_rope_args;
+
+/* A run of queries over a run of keys; query i of the run sees keys j <= i + (k_len - q_len) if causal. */
+typedef struct tp_segment {
+    int64_t q_start, q_len, k_start, k_len;
+} tp_segment;
+
+/* out = softmax(scale q k^T + mask) v per head, never storing a score matrix (Dao 2023, arXiv:2307.08691).
+ * Query head h reads key head h / (heads / kv_heads). window w > 0: also j > i + (k_len - q_len) - w. Rows in no segment
+ * and fully masked rows give zeros. Prefix keys (prefix tuning) are seen by every query of every segment. */
+typedef struct tp_attention_args {
+    int64_t n_q;                 /* rows of q and out */
+    int64_t heads, kv_heads, head_dim;
+    tp_rows q, k, v, out;        /* q, out [n_q, heads*head_dim]; k, v [n_k, kv_heads*head_dim] */
+    float *lse;                  /* [n_q, heads] log-sum-exp per row for backward, or NULL; -inf for rows without keys */
+    const tp_segment *segments;  /* ascending, not overlapping in q; host memory */
+    int64_t n_segments;
+    bool causal;
+    int64_t window;
+    float scale;
+    float soft_cap;              /* 0: none; c*tanh(s/c) before the mask */
+    const float *alibi_slopes;   /* [heads] or NULL */
+    tp_rows prefix_k, prefix_v;  /* [n_prefix, kv_heads*head_dim] */
+    int64_t n_prefix;
+} tp_attention_args;
+/* dq, dk, dv are overwritten (rows outside segments with zeros); the other fields as in forward, whose out and lse it
+ * needs. delta [n_q, heads] is scratch. */
+typedef struct tp_attention_backward_args {
+    tp_attention_args forward;
+    int64_t n_k;
+    tp_rows dout, dq, dk, dv;
+    float *delta;
+} tp_attention_backward_args;
+
+/* y = silu(gate) * up;  silu(g) = g / (1 + exp(-g)). Shazeer 2020, arXiv:2002.05202. All [n, dim]. */
+typedef struct tp_swiglu_args {
+    int64_t n, dim;
+    tp_rows gate, up, y;
+} tp_swiglu_args;
+/* dgate and dup may be the same memory as gate and up. */
+typedef struct tp_swiglu_backward_args {
+    int64_t n, dim;
+    tp_rows gate, up, dy, dgate, dup;
+} tp_swiglu_backward_args;
+
+/* tanh form (gelu_new): 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), or with erf if `exact`. */
+typedef struct tp_gelu_args {
+    int64_t n, dim;
+    tp_rows x, y;
+    bool exact;
+} tp_gelu_args;
+typedef struct tp_gelu_backward_args {
+    int64_t n, dim;
+    tp_rows x, dy, dx; /* dx may be dy */
+    bool exact;
+} tp_gelu_backward_args;
+
+/* z = x + y, any aliasing of whole arrays; dtypes may differ. */
+typedef struct tp_add_args {
+    int64_t n, dim;
+    tp_rows x, y, z;
+} tp_add_args;
+
+/* y = alpha * x (alpha = 1 copies and converts; alpha = 0 writes zeros without reading x). */
+typedef struct tp_scale_args {
+    int64_t n, dim;
+    tp_rows x, y;
+    float alpha;
+} tp_scale_args;
+
+/* y (+)= keep ? x / (1 - p) : 0. Element (r, c) uses number (first_row + r) * dim + c of the generator: keep iff
+ * uniform >= p. The gradient is the same kernel on dy. */
+typedef struct tp_dropout_args {
+    int64_t n, dim;
+    tp_rows x, y;
+    float p;
+    tp_rng_key key;
+    int64_t first_row;
+    bool accumulate;
+} tp_dropout_args;
+
+/* loss[i] = log-sum-exp(logits[i]) - logits[i, labels[i]]; logits (f32) become gradients in place:
+ * (softmax - onehot) * grad_scale, if want_grad. */
+typedef struct tp_cross_entropy_args {
+    int64_t n, vocab;
+    float *logits; /* [n, ld] */
+    int64_t ld;
+    const int32_t *labels; /* [n], all in 0..vocab-1 */
+    float *loss;           /* [n] */
+    float grad_scale;
+    bool want_grad;
+} tp_cross_entropy_args;
+
+/* What changes from step to step, in device memory, so that a captured step can be replayed. */
+typedef struct tp_step_state {
+    float learning_rate;
+    float bias1, bias2;   /* 1 - beta1^t, 1 - beta2^t */
+    float max_norm;       /* 0: no clipping */
+    float clip;           /* out: min(1, max_norm / (norm + 1e-6)) */
+    int32_t finite;       /* out: 1 if loss and norm are finite; the updates obey it */
+    double norm;          /* out: 2-norm of all gradients before clipping */
+    double loss_sum;      /* sum over labels of the step so far */
+} tp_step_state;
+
+/* Norm of g [n], clip factor and finite flag into state. The sum of squares is taken over blocks of 4096 in f64, added in order. */
+typedef struct tp_grad_norm_args {
+    int64_t n;
+    const float *g;
+    tp_step_state *state;
+} tp_grad_norm_args;
+
+/* If state->finite: g' = clip*g; w *= 1 - lr*decay; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2;
+ * w -= lr * (m / bias1) / (sqrt(v) / sqrt(bias2) + eps).  Loshchilov & Hutter 2019, arXiv:1711.05101. */
+typedef struct tp_adamw_args {
+    int64_t n;
+    float *w, *m, *v;
+    const float *g;
+    const tp_step_state *state;
+    float beta1, beta2, epsilon, weight_decay;
+} tp_adamw_args;
+
+/* If state->finite: g' = clip*g + decay*w; m = momentum*m + g' (first step: m = g'); w -= lr * m. As torch.optim.SGD.
+ * momentum 0: m is not touched and may be NULL. */
+typedef struct tp_sgd_args {
+    int64_t n;
+    float *w, *m;
+    const float *g;
+    const tp_step_state *state;
+    float momentum, weight_decay;
+} tp_sgd_args;
+
+enum tp_kernel_id {
+#define TP_KERNEL(name, args) TP_KERNEL_##name,
+#include "backend/kernels.def"
+#undef TP_KERNEL
+    TP_KERNEL_COUNT
+};
+
+typedef tp_status (*tp_kernel)(tp_ctx *ctx, const void *args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
