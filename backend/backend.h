@@ -17,6 +17,7 @@ typedef struct tp_device tp_device;
 typedef struct tp_backend {
     const char *name; /* "cpu", "cuda", "dry" */
     bool computes;    /* false: shapes only; data pointers must not be read */
+    bool host_memory; /* its memory can be read and written by the host directly */
     tp_status (*open)(tp_ctx *ctx, int index, int threads, tp_device **device);
     void (*close)(tp_device *device);
     /* Device memory aligned to 256 bytes, zeroed; NULL with NOMEM recorded. */

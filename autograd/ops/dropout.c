@@ -1,0 +1,47 @@
+/* y = x m / (1 - p), m ~ Bernoulli(1 - p) from the counter-based generator        (Srivastava et al. 2014)
+ * dx = dy m / (1 - p): the same kernel on dy; the mask is made again, not saved. */
+#include "autograd/op.h"
+#include "autograd/ops.h"
+
+struct dropout_record {
+    tp_record record;
+    tp_tensor *x;
+    float p;
+    tp_rng_key key;
+};
+
+static tp_dropout_args dropout_args(const tp_tensor *t, tp_rows from, tp_rows to, float p, tp_rng_key key)
+{
+    return (tp_dropout_args){.n = t->rows, .dim = t->cols, .x = from, .y = to, .p = p, .key = key};
+}
+
+static tp_status dropout_backward(tp_tape *tape, tp_record *base)
+{
+    struct dropout_record *r = (struct dropout_record *)base;
+    tp_tensor *y = base->out[0];
+    tp_rows dy = tp_tensor_grad_rows(y);
+    tp_dropout_args args = dropout_args(y, dy, dy, r->p, r->key);
+    TP_TRY(tp_run_dropout(tp_tape_ctx(tape), &args));
+    return tp_grad_move(tape, y, r->x);
+}
+
+static const tp_op dropout_op = {"dropout", dropout_backward};
+
+tp_tensor *tp_dropout(tp_tape *tape, tp_tensor *x, float p, uint32_t site)
+{
+    const tp_tensor *inputs[] = {x};
+    if (!tp_op_begin(tape, dropout_op.name, inputs, 1)) return NULL;
+    if (!(p > 0)) return x;
+    tp_tensor *y = tp_op_output(tape, dropout_op.name, x->dtype, x->rows, x->cols, tp_wants_grad(x));
+    if (y == NULL) return NULL;
+    tp_rng_key key = {tp_tape_ctx(tape)->seed, TP_STREAM_DROPOUT + site, tp_tape_step(tape)};
+    tp_dropout_args args = dropout_args(y, tp_tensor_rows(x), tp_tensor_rows(y), p, key);
+    if (!tp_op_ok(tape, dropout_op.name, tp_run_dropout(tp_tape_ctx(tape), &args))) return NULL;
+    if (!y->needs_grad || !tp_tape_recording(tape)) return y;
+    struct dropout_record *r = tp_op_record(tape, &dropout_op, sizeof *r, y, NULL, NULL);
+    if (r == NULL) return NULL;
+    r->x = x;
+    r->p = p;
+    r->key = key;
+    return y;
+}

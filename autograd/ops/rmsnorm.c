@@ -1,0 +1,66 @@
+/* y = w x r,  r = 1 / sqrt(mean(x^2) + eps)
+ * dx = r (w dy - x r^2 mean(w dy x)),  dw += sum_rows dy x r         (Zhang & Sennrich 2019, arXiv:1910.07467)
+ * Saves r: one number per group; x is kept by whoever made it. A weight narrower than x norms each head by itself. */
+#include "autograd/op.h"
+#include "autograd/ops.h"
+
+struct rmsnorm_record {
+    tp_record record;
+    tp_tensor *x, *weight;
+};
+
+/* x [N, groups * dim] as [N * groups, dim]; x is contiguous. */
+static tp_rows grouped(tp_rows rows, int64_t dim)
+{
+    rows.ld = dim;
+    return rows;
+}
+
+static tp_status rmsnorm_backward(tp_tape *tape, tp_record *base)
+{
+    struct rmsnorm_record *r = (struct rmsnorm_record *)base;
+    tp_tensor *y = base->out[0];
+    int64_t dim = r->weight->cols;
+    bool accumulate = false;
+    tp_rows dx = {0};
+    tp_storage *unused = NULL;
+    if (tp_wants_grad(r->x)) {
+        dx = tp_grad_for(tape, r->x, &accumulate);
+    } else { /* the kernel makes dx on the way to dw */
+        unused = tp_op_alloc(tape, "rmsnorm", (size_t)(y->rows * y->cols) * tp_dtype_bytes(y->dtype));
+        if (unused != NULL) dx = (tp_rows){tp_storage_data(unused), y->dtype, dim};
+    }
+    if (dx.data == NULL) return tp_tape_status(tape);
+    tp_rmsnorm_backward_args args = {.n = y->rows * (y->cols / dim), .dim = dim, .x = grouped(tp_tensor_rows(r->x), dim),
+                                     .dy = grouped(tp_tensor_grad_rows(y), dim), .dx = grouped(dx, dim), .weight = r->weight->data,
+                                     .rstd = tp_storage_data(base->saved[0]), .dweight = tp_wants_grad(r->weight) ? r->weight->grad : NULL,
+                                     .accumulate = accumulate};
+    TP_TRY(tp_run_rmsnorm_backward(tp_tape_ctx(tape), &args));
+    tp_op_release(tape, unused);
+    return TP_OK;
+}
+
+static const tp_op rmsnorm_op = {"rmsnorm", rmsnorm_backward};
+
+tp_tensor *tp_rmsnorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, float eps)
+{
+    const tp_tensor *inputs[] = {x, weight};
+    if (!tp_op_begin(tape, rmsnorm_op.name, inputs, 2)) return NULL;
+    int64_t dim = weight->cols;
+    if (dim == 0 || x->cols % dim != 0 || x->ld != x->cols)
+        return tp_op_fail(tape, rmsnorm_op.name, TP_SHAPE, "x has %lld columns, the weight %lld values", (long long)x->cols, (long long)dim);
+    bool wants = tp_wants_grad(x) || tp_wants_grad(weight), record = wants && tp_tape_recording(tape);
+    int64_t groups = x->rows * (x->cols / dim);
+    tp_tensor *y = tp_op_output(tape, rmsnorm_op.name, x->dtype, x->rows, x->cols, wants);
+    tp_storage *rstd = record ? tp_op_alloc(tape, rmsnorm_op.name, (size_t)groups * sizeof(float)) : NULL;
+    if (y == NULL || (record && rstd == NULL)) return NULL;
+    tp_rmsnorm_args args = {.n = groups, .dim = dim, .x = grouped(tp_tensor_rows(x), dim), .y = grouped(tp_tensor_rows(y), dim),
+                            .weight = weight->data, .rstd = record ? tp_storage_data(rstd) : NULL, .eps = eps};
+    if (!tp_op_ok(tape, rmsnorm_op.name, tp_run_rmsnorm(tp_tape_ctx(tape), &args)) || !record) return tp_tape_status(tape) == TP_OK ? y : NULL;
+    struct rmsnorm_record *r = tp_op_record(tape, &rmsnorm_op, sizeof *r, y, NULL, NULL);
+    if (r == NULL) return NULL;
+    r->record.saved[0] = rstd;
+    r->x = x;
+    r->weight = weight;
+    return y;
+}

@@ -1,0 +1,44 @@
+/* Modules: the named parts of a network, and the slots where adapters sit.
+ *
+ * Names are those of the live Hugging Face model ("model.layers.3.self_attn.q_proj"), because PEFT's target_modules, regular
+ * expressions and file keys speak of them. A model knows no method: it runs the slot's terms around each linear. */
+#ifndef TP_MODELS_MODULE_H
+#define TP_MODELS_MODULE_H
+
+#include "autograd/batch.h"
+#include "autograd/ops.h"
+
+/* What methods put around one linear. Terms belong to whoever filled the slot and may change between steps: swapping an
+ * adapter is swapping these entries. */
+typedef struct tp_slot {
+    const tp_lowrank *terms; /* borrowed; ranges of rows are filled in by the caller of a mixed batch */
+    int n_terms;
+} tp_slot;
+
+typedef struct tp_linear_module {
+    char *path;              /* owned by the model */
+    int layer;               /* index of its block, or -1 (lm_head) */
+    tp_matrix weight;        /* logical [out, in] */
+    tp_tensor bias;          /* [1, out]; data NULL: none */
+    bool conv1d;             /* stored [in, out]: PEFT writes fan_in_fan_out */
+    bool is_head;            /* output embedding: not part of "all-linear" */
+    tp_slot slot;
+} tp_linear_module;
+
+/* How a forward pass runs. */
+typedef struct tp_pass {
+    tp_tape *tape;
+    const tp_batch *batch;
+    struct tp_kv_cache *cache; /* NULL: keys and values come from the batch itself */
+    bool training;             /* dropout of adapters is on */
+    bool adapters_off;         /* the base alone */
+    int recompute_every;       /* 0: keep all; k: keep every k-th block's input only */
+    /* Called with the input of the first block (0), the output of block i (i), the input of the head (-1). */
+    void (*observe)(void *state, int index, tp_tensor *hidden);
+    void *observe_state;
+} tp_pass;
+
+/* y = module(x) + residual, with what sits in its slot. Opens the scope of the module's last path component. */
+TP_API tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_tensor *x, tp_tensor *residual);
+
+#endif
