@@ -1,43 +1,150 @@
-# tapeft: `make help` lists the targets.
-CC      ?= gcc
+# tapeft: `make help` lists the targets. Every build mode has its own folder under build/.
+VERSION := $(shell sed -n 's/.*TP_VERSION "\(.*\)"/\1/p' base/version.h)
+SONAME  := libtapeft.so.0
+
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
 BUILD   ?= build
 CFLAGS  ?= -O2 -g
+PREFIX  ?= /usr/local
+JOBS    ?= $(shell nproc)
+SECONDS ?= 60
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef -Wpointer-arith -Wcast-qual -Werror
+# gcc lets functions that take a va_list pass their format on; clang would have every one of them annotated.
+WARN    += $(if $(findstring clang,$(CC)),-Wno-format-nonliteral)
 STD     := -std=c11 -D_GNU_SOURCE -I. -fPIC -fvisibility=hidden -ffp-contract=off -pthread
-LIBS    := -lyaml -lz -lpcre2-8 -lutf8proc -lnettle -lm -ldl -pthread
+comma   := ,
+DEPS    := -lyaml -lz -lpcre2-8 -lutf8proc -lnettle
+# STATIC_DEPS=1 links the third-party libraries into the command, so that it runs where they are not installed.
+LIBS    := $(if $(STATIC_DEPS),-Wl$(comma)-Bstatic $(DEPS) -Wl$(comma)-Bdynamic,$(DEPS)) -lm -ldl -pthread
 
-# Folders of the library, from the bottom layer up.
+# Hardening, as far as the compiler knows the flags. Not with sanitizers or -O0, which they disturb.
+try     = $(shell $(CC) -Werror $(1) -c -x c /dev/null -o /dev/null 2>/dev/null && echo '$(1)')
+ifeq ($(findstring -fsanitize,$(CFLAGS))$(findstring -O0,$(CFLAGS)),)
+HARDEN  := -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong $(foreach f,-fstack-clash-protection -fcf-protection=full -ftrivial-auto-var-init=zero,$(call try,$(f)))
+LDHARD  := -pie -Wl,-z,relro,-z,now,-z,noexecstack
+endif
+# The entry point of a fuzz target has no header. Zeroing the big tiles that kernels keep on the stack would cost time in every call.
+FLAGS_tests/fuzz  := -Wno-missing-prototypes
+FLAGS_backend/cpu := $(if $(findstring auto-var-init,$(HARDEN)),-ftrivial-auto-var-init=uninitialized)
+
+# Folders of the library, from the bottom layer up. SRCS="base/status.c ..." on the command line builds a part of it.
 DIRS    := base recipes backend backend/cpu quant autograd autograd/ops data models peft adapters inference trainers server
-# SRCS may be given on the command line to build a part: make SRCS="base/status.c ..." test
 SRCS    ?= $(wildcard $(addsuffix /*.c,$(DIRS)))
-OBJS    := $(SRCS:%.c=$(BUILD)/%.o)
-CLI     := $(wildcard cli/*.c)
+# With nvcc and CUDA sources they are compiled in; otherwise backend/cuda_absent.c is, and says so when it is opened. CUDA=0 forces that.
+NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA    ?= $(if $(NVCC),1,0)
+CU      := $(if $(filter 1,$(CUDA)),$(wildcard backend/*.cu backend/cuda/*.cu quant/*.cu autograd/ops/*.cu trainers/*.cu))
+CULIBS  := $(if $(CU),-L$(dir $(NVCC))../lib64 -lcudart_static -lcublas -lstdc++ -lrt)
+OBJS    := $(patsubst %.c,$(BUILD)/%.o,$(if $(CU),$(filter-out backend/cuda_absent.c,$(SRCS)),$(SRCS))) $(CU:%.cu=$(BUILD)/%.cu.o)
+CLI     := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cli/*.c))
 TESTS   ?= $(patsubst %.c,$(BUILD)/%,$(wildcard $(addsuffix /test_*.c,tests $(addprefix tests/,$(DIRS) cli))))
+REPLAYS := $(patsubst tests/fuzz/fuzz_%.c,$(BUILD)/tests/fuzz/replay_%,$(wildcard tests/fuzz/fuzz_*.c))
+BENCHES := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/bench/bench_*.c))
+HEADERS := $(foreach d,$(filter-out backend/cpu,$(DIRS)),$(wildcard $(d)/*.h $(d)/*.def))
 
-all: $(BUILD)/tapeft $(BUILD)/libtapeft.so
+all: $(BUILD)/tapeft $(BUILD)/libtapeft.a $(BUILD)/libtapeft.so ## Build the command and the library (default)
 
-$(BUILD)/%.o: %.c
+# V=1 shows the commands. A changed flag or list of sources rebuilds what depends on it: the stamp files are rewritten only when their text changes.
+COMPILE := $(CC) $(STD) $(CFLAGS) $(HARDEN) $(WARN)
+say      = $(if $(V),,@echo '  $@' && )
+stamp    = @mkdir -p $(@D); printf '%s\n' $(1) | cmp -s - $@ || printf '%s\n' $(1) >$@
+$(BUILD)/.flags: FORCE
+	$(call stamp,'$(COMPILE) $(LIBS) $(NVCC)')
+$(BUILD)/.sources: FORCE
+	$(call stamp,$(OBJS) $(CLI))
+
+$(BUILD)/%.o: %.c $(BUILD)/.flags
 	@mkdir -p $(@D)
-	$(CC) $(STD) $(CFLAGS) $(WARN) -MMD -MP -c -o $@ $<
+	$(say)$(COMPILE) $(FLAGS_$(patsubst %/,%,$(dir $*))) -MMD -MP -c -o $@ $<
 
-$(BUILD)/libtapeft.a: $(OBJS)
-	rm -f $@ && ar rcs $@ $^
+$(BUILD)/%.cu.o: %.cu $(BUILD)/.flags
+	@mkdir -p $(@D)
+	$(say)$(NVCC) -std=c++17 -O2 -g -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall -MMD -c -o $@ $<
 
-$(BUILD)/libtapeft.so: $(OBJS)
-	$(CC) -shared -o $@ $^ $(LIBS)
+$(BUILD)/libtapeft.a: $(OBJS) $(BUILD)/.sources
+	$(say)rm -f $@ && ar rcs $@ $(OBJS)
 
-$(BUILD)/tapeft: $(CLI:%.c=$(BUILD)/%.o) $(BUILD)/libtapeft.a
-	$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/$(SONAME): $(OBJS) $(BUILD)/.sources scripts/exports.map
+	$(say)$(CC) $(CFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=scripts/exports.map -Wl,-z,relro,-z,now,-z,noexecstack -Wl,--no-undefined -o $@ $(OBJS) $(LIBS) $(CULIBS)
 
-$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libtapeft.a
-	$(CC) $(CFLAGS) -o $@ $^ -lcmocka $(LIBS)
+$(BUILD)/libtapeft.so: $(BUILD)/$(SONAME)
+	ln -sf $(SONAME) $@
 
-test: $(TESTS)
-	@for t in $(TESTS); do $$t || exit 1; done
+$(BUILD)/tapeft: $(CLI) $(BUILD)/libtapeft.a
+	$(say)$(CC) $(CFLAGS) $(LDHARD) -o $@ $(CLI) $(BUILD)/libtapeft.a $(LIBS) $(CULIBS)
 
-clean:
-	rm -rf $(BUILD)
+# A test program is one file plus the helpers whose headers it includes (tests/gradcheck.h brings tests/gradcheck.c).
+.SECONDEXPANSION:
+helpers  = $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(patsubst %.h,%.c,$(shell grep -so '"tests/[^"]*\.h"' $(1) | tr -d '"'))))
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $$(call helpers,tests/$$*.c) $(BUILD)/libtapeft.a
+	$(say)$(CC) $(CFLAGS) $(LDHARD) -o $@ $^ -lcmocka $(LIBS) $(CULIBS)
+
+$(BUILD)/tests/fuzz/replay_%: $(BUILD)/tests/fuzz/replay.o $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libtapeft.a
+	$(say)$(CC) $(CFLAGS) $(LDHARD) -o $@ $^ $(LIBS) $(CULIBS)
+
+demo: ## From a fresh machine to a trained adapter: setup, build, fetch the model, train, compare
+	@MAKEFLAGS= scripts/demo
+
+test: ## Build and run every test (installs what is missing)
+	@scripts/setup --quiet
+	@+$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS)) check
+
+check: $(TESTS) $(REPLAYS) $(BUILD)/tapeft
+	@TAPEFT=$(BUILD)/tapeft BUILD=$(BUILD) scripts/run_tests $(TESTS) $(REPLAYS) $(wildcard tests/e2e/*.sh)
+
+asan: ## The whole test suite under the address and undefined-behaviour sanitizers
+	@+$(MAKE) test BUILD=build/asan CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+
+lint: ## Formatting, warnings of gcc and clang, cppcheck, layers, names, banned calls, symbols
+	@scripts/setup --quiet --dev
+	@MAKEFLAGS= JOBS=$(JOBS) scripts/lint
+
+format: ## Rewrite all C files with clang-format
+	git ls-files -co --exclude-standard '*.c' '*.h' '*.cu' | xargs clang-format -i
+
+bench: $(BENCHES) $(BUILD)/tapeft ## Build and run the benchmarks
+	@for b in $(BENCHES); do echo "== $$b"; TAPEFT=$(BUILD)/tapeft $$b || exit 1; done
+
+bench-peers: $(BUILD)/tapeft ## Train the same adapter with Hugging Face PEFT beside us and print both speeds
+	TAPEFT=$(BUILD)/tapeft scripts/bench_peers
+
+# With clang and its fuzzer; scripts/fuzz sets the flags.
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libtapeft.a
+	$(say)$(CC) $(CFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS) $(CULIBS)
+
+fuzz: ## Fuzz one reader: make fuzz TARGET=json SECONDS=60
+	@MAKEFLAGS= scripts/fuzz $(TARGET) $(SECONDS)
+
+objects: $(OBJS) $(CLI) $(TESTS:%=%.o) $(REPLAYS:$(BUILD)/tests/fuzz/replay_%=$(BUILD)/tests/fuzz/fuzz_%.o)
+
+install: all ## Install under PREFIX (default /usr/local), inside DESTDIR if given
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	install -m 755 $(BUILD)/tapeft $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(BUILD)/libtapeft.a $(BUILD)/$(SONAME) $(DESTDIR)$(PREFIX)/lib/
+	ln -sf $(SONAME) $(DESTDIR)$(PREFIX)/lib/libtapeft.so
+	for h in $(HEADERS); do install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/tapeft/$$h; done
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(LIBS)|' scripts/tapeft.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/tapeft.pc
+
+uninstall: ## Remove what install wrote
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/tapeft lib/libtapeft.a lib/libtapeft.so lib/$(SONAME) lib/pkgconfig/tapeft.pc)
+	rm -rf $(DESTDIR)$(PREFIX)/include/tapeft
+
+compile_commands.json: FORCE ## For editors and clang tools
+	@scripts/compile_commands '$(COMPILE)' $(SRCS) $(wildcard cli/*.c tests/*.c tests/*/*.c tests/*/*/*.c) >$@
+
+print-config: ## Compiler, flags and libraries that would be used
+	@printf '%s\n' 'version    $(VERSION)' 'folder     $(BUILD)' 'compiler   '"$$($(CC) --version | head -n 1)" 'flags      $(COMPILE)' 'libraries  $(LIBS) $(CULIBS)' 'CUDA       $(if $(CU),$(NVCC),not built in: $(if $(NVCC),no CUDA sources,no nvcc))'
+
+clean: ## Remove everything that was built
+	rm -rf build $(BUILD) compile_commands.json
+
+help: ## This list
+	@sed -n 's/^\([a-z_.-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all test clean
+FORCE:
+.PHONY: all demo test check asan lint format bench bench-peers fuzz objects install uninstall print-config clean help FORCE
 .PRECIOUS: $(BUILD)/%.o
+.DELETE_ON_ERROR:

@@ -38,6 +38,7 @@ struct tp_device {
     tp_dtype auto_precision; /* what precision: auto means here */
     int threads;
     uint64_t memory_bytes;   /* what the machine or GPU has */
+    uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
     double flops[2];         /* counted by the dry backend: f32 and bf16 products of this step; else 0 */
     double bytes_moved;      /* dry: bytes read and written by kernels */
 };

@@ -57,7 +57,9 @@ TP_API tp_status tp_file_write(tp_ctx *ctx, const char *path, const void *bytes,
  *   commit   writes manifest.json if `manifest` is given (a JSON object text into which "files": {name: {bytes, sha256}}
  *            is merged), fsyncs, re-reads and compares every file, renames, fsyncs the parent. If `replace` an existing
  *            folder is exchanged (renameat2 RENAME_EXCHANGE, else moved aside) and then removed.
- *   discard  removes the staging folder. */
+ *            Frees the object in every case; after a failure staging is gone and an existing folder is as it was.
+ *   discard  removes the staging folder and frees the object; accepts NULL.
+ * Names are single components. Every file in staging has to be added or adopted before the commit. */
 typedef struct tp_publish tp_publish;
 TP_API tp_status tp_publish_begin(tp_ctx *ctx, const char *path, tp_publish **publish) TP_MUST_CHECK;
 TP_API const char *tp_publish_staging(const tp_publish *publish);
@@ -76,6 +78,7 @@ TP_API tp_status tp_folder_make(tp_ctx *ctx, const char *path) TP_MUST_CHECK; /*
 
 /* 32-byte SHA-256, and 64 hexadecimal digits with a NUL. */
 TP_API void tp_sha256(const void *bytes, size_t n, uint8_t digest[32]);
+TP_API void tp_sha256_hex(const void *bytes, size_t n, char hex[65]);
 TP_API tp_status tp_sha256_file(tp_ctx *ctx, const char *path, char hex[65]) TP_MUST_CHECK;
 
 #endif

@@ -5,6 +5,13 @@
 
 #include "base/file.h"
 #include "base/status.h"
+#include "base/text.h"
+
+/* A file with more is refused: bounds on what a small file can make us allocate. */
+#define TP_GGUF_MAX_VALUES  65536u
+#define TP_GGUF_MAX_TENSORS (1u << 18)
+#define TP_GGUF_NAME_MAX    512
+#define TP_GGUF_STRING_MAX  ((uint64_t)64 << 20)
 
 /* ggml's numbers, as stored. */
 typedef enum tp_ggml_type {
@@ -65,7 +72,7 @@ TP_API tp_status tp_gguf_need_i64(tp_ctx *ctx, const tp_gguf *file, const char *
 TP_API tp_status tp_gguf_need_f64(tp_ctx *ctx, const tp_gguf *file, const char *key, bool required, double *out) TP_MUST_CHECK;
 TP_API tp_status tp_gguf_need_bool(tp_ctx *ctx, const tp_gguf *file, const char *key, bool required, bool *out) TP_MUST_CHECK;
 TP_API tp_status tp_gguf_need_string(tp_ctx *ctx, const tp_gguf *file, const char *key, bool required, tp_span *out) TP_MUST_CHECK;
-/* Element i of an array of strings; arrays of strings are indexed once, so this is O(1). */
+/* Element i of an array of strings (empty if there is none); arrays of strings are indexed once, so this is O(1). */
 TP_API tp_span tp_gguf_string_at(const tp_gguf *file, const tp_gguf_value *array, uint64_t i);
 /* Element i of an array (or the value itself) of integers or bools / floats; the element type must fit (checked by the
  * caller through `element`). */

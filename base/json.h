@@ -1,11 +1,11 @@
 /* JSON in and out (RFC 8259), for files from strangers.
  *
  * Parsing is iterative, so depth costs no stack: depth is limited to TP_JSON_DEPTH, duplicate keys,
- * lone surrogates written as bytes, invalid UTF-8 and bytes after the value are refused, and every
+ * surrogates written as bytes, invalid UTF-8 and bytes after the value are refused, and every
  * message says name:line:column. A "\ud800" escape without its partner becomes U+FFFD; "\u0000" is text.
- * A document of n bytes takes O(n) time and memory (nodes are 40 bytes or less); the large vocabularies of
+ * A document of n bytes takes O(n) time and memory (a node is 24 bytes); the large vocabularies of
  * tokenizer.json files (10 MB, 200,000 keys) parse in well under 0.2 s. Objects with more than 16 members get a
- * hash index, made on the first lookup. */
+ * hash index while they are parsed; a document never changes afterwards, so threads may read it together. */
 #ifndef TP_BASE_JSON_H
 #define TP_BASE_JSON_H
 
@@ -24,10 +24,18 @@ typedef struct tp_json_options {
     size_t first_line;      /* line number of the first byte; 0 means 1 (JSONL rows) */
     bool allow_duplicates;  /* keep the last of repeated keys instead of refusing */
     size_t max_depth;       /* 0: TP_JSON_DEPTH */
+    size_t max_nodes;       /* values and keys together; 0: as many as the text has */
+    bool strict_surrogates; /* refuse a "\ud800" escape without its partner instead of reading U+FFFD */
 } tp_json_options;
 
 /* Parses text[0..n). The text must stay alive as long as the document. A leading UTF-8 BOM is not accepted here. */
 TP_API tp_status tp_json_parse(tp_ctx *ctx, const char *text, size_t n, const tp_json_options *options, tp_json_doc **doc) TP_MUST_CHECK;
+/* Calls member(user, doc, key, value) for each member of the object that text[0..n) must be, in order, and forgets the member
+ * afterwards, so that memory stays with the largest one: max_nodes counts for each member alone. Repeated keys at
+ * the top are the caller's to find; key, value and doc live until member returns. Stops at the first status other than TP_OK. */
+typedef tp_status (*tp_json_member_fn)(void *user, tp_ctx *ctx, const tp_json_doc *doc, const tp_json *key, const tp_json *value);
+TP_API tp_status tp_json_each(tp_ctx *ctx, const char *text, size_t n, const tp_json_options *options, tp_json_member_fn member,
+                              void *user) TP_MUST_CHECK;
 /* Reads and parses a whole file of at most max_bytes; the document owns the text. */
 TP_API tp_status tp_json_read(tp_ctx *ctx, const char *path, size_t max_bytes, tp_json_doc **doc) TP_MUST_CHECK;
 TP_API void tp_json_free(tp_json_doc *doc);

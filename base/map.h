@@ -9,6 +9,10 @@
 
 typedef struct tp_map tp_map;
 
+/* SipHash-1-3 (Aumasson and Bernstein 2012, with 1 and 3 rounds) under the key of this process, and under a given key. */
+TP_API uint64_t tp_hash(const void *bytes, size_t n);
+TP_API uint64_t tp_siphash13(uint64_t key0, uint64_t key1, const void *bytes, size_t n);
+
 /* keys_borrowed: keys stay where the caller has them and must outlive the map; else they are copied. */
 TP_API tp_map *tp_map_new(tp_ctx *ctx, bool keys_borrowed) TP_MUST_CHECK;
 TP_API void tp_map_free(tp_map *map);

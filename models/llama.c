@@ -9,10 +9,10 @@
 #include "autograd/op.h"
 #include "base/mem.h"
 
-/* Frequencies depend on the batch only for dynamic scaling; then they are copied again when its length changes. */
+/* Frequencies depend on the batch only for dynamic scaling and longrope; then they are copied again when its length changes. */
 static tp_status refresh_frequencies(tp_ctx *ctx, tp_model *model, int64_t length)
 {
-    bool dynamic = model->config.rope.type == TP_ROPE_DYNAMIC;
+    bool dynamic = tp_rope_depends_on_length(&model->config.rope);
     if (model->inv_freq_length != 0 && (!dynamic || model->inv_freq_length == length)) return TP_OK;
     size_t half = (size_t)model->config.head_dim / 2;
     float *frequencies = tp_alloc(ctx, half, sizeof *frequencies);

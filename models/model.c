@@ -74,7 +74,7 @@ tp_tensor *tp_model_attend(tp_model *model, const tp_pass *pass, int layer, tp_t
     const tp_model_config *c = &model->config;
     tp_attention_spec spec = {.segments = pass->batch->segments, .n_segments = pass->batch->n_segments, .heads = c->n_heads, .kv_heads = c->n_kv_heads,
                               .head_dim = c->head_dim, .causal = true, .window = c->slides != NULL && c->slides[layer] ? c->window : 0,
-                              .scale = 1.0f / sqrtf((float)c->head_dim)};
+                              .scale = 1.0f / sqrtf((float)c->head_dim) / (c->scale_by_layer ? (float)(layer + 1) : 1.0f)};
     if (pass->cache != NULL && k != NULL && v != NULL) {
         k = append(pass, layer, 0, k);
         v = append(pass, layer, 1, v);

@@ -1,0 +1,206 @@
+/* The f32 engine on AVX-512: tiles of 14 x 32 sums in 28 of the 32 registers, two for the right side, one for a broadcast
+ * word of the left. Per word of k that is 28 FMAs, 16 loads: the two FMA units are the limit, 14 cycles. */
+#if defined(__x86_64__)
+
+#include "backend/cpu/avx512.h"
+#include "backend/cpu/matmul_avx512.h"
+
+/* ---- left side ---- */
+
+static TP_TARGET_AVX512 void pack(const tp_rows *a, int64_t row, int rows, int64_t k0, int64_t kc, void *panel)
+{
+    float *out = panel;
+    for (int64_t k = 0; k < kc; k += TP_MM_RUN) {
+        __mmask16 mask = (__mmask16)tp_lanes(kc - k);
+        for (int r = 0; r < rows; r++, out += TP_MM_RUN)
+            _mm512_store_ps(out, tp_load16_rows(a->dtype, a->data, (row + r) * a->ld + k0 + k, mask));
+    }
+}
+
+static TP_TARGET_AVX512 void pack_transposed(const tp_rows *a, int64_t row, int rows, int64_t k0, int64_t kc, void *panel)
+{
+    float *out = panel;
+    __mmask16 mask = (__mmask16)tp_lanes(rows);
+    for (int64_t k = 0; k < kc; k += TP_MM_RUN, out += rows * TP_MM_RUN) {
+        __m512i t[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            t[i] = _mm512_setzero_si512();
+            if (k + i < kc) t[i] = _mm512_castps_si512(tp_load16_rows(a->dtype, a->data, (k0 + k + i) * a->ld + row, mask));
+        }
+        tp_transpose16(t);
+#pragma GCC unroll 14
+        for (int r = 0; r < 14; r++) {
+            if (r < rows) _mm512_store_si512(out + r * TP_MM_RUN, t[r]);
+        }
+    }
+}
+
+/* ---- right side ---- */
+
+enum { NR = 32 };
+
+/* k runs along stored rows: 16 rows at a time are loaded and transposed. */
+TP_INLINE_AVX512 void unpack_along(tp_format_id format, bool round, const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col,
+                                   int cols, float *out)
+{
+    for (int group = 0; group < NR && group < cols; group += 16) {
+        const unsigned char *rows[16];
+        int n = cols - group < 16 ? cols - group : 16;
+        tp_row_walk walk = tp_walk_from(b, col + group);
+        for (int i = 0; i < 16; i++) rows[i] = i < n ? tp_walk_next(&walk) : rows[0];
+        for (int64_t k = 0; k < kc; k += 16) {
+            __m512i t[16];
+            __mmask16 mask = (__mmask16)tp_lanes(kc - k);
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) t[i] = _mm512_castps_si512(tp_load16_rounded(format, round, rows[i], k0 + k, mask));
+            tp_transpose16(t);
+            float *o = out + k * NR + group;
+            if (kc - k >= 16) {
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) _mm512_store_si512(o + i * NR, t[i]);
+            } else {
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) {
+                    if (k + i < kc) _mm512_store_si512(o + i * NR, t[i]);
+                }
+            }
+        }
+    }
+}
+
+/* Stored rows are rows of the panel: they are copied. */
+TP_INLINE_AVX512 void unpack_across(tp_format_id format, bool round, const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col,
+                                    int cols, float *out)
+{
+    __mmask16 low = (__mmask16)tp_lanes(cols), high = (__mmask16)tp_lanes(cols - 16);
+    tp_row_walk walk = tp_walk_from(b, k0);
+    for (int64_t k = 0; k < kc; k++, out += NR) {
+        const unsigned char *row = tp_walk_next(&walk);
+        _mm512_store_ps(out, tp_load16_rounded(format, round, row, col, low));
+        if (cols > 16) _mm512_store_ps(out + 16, tp_load16_rounded(format, round, row, col + 16, high));
+    }
+}
+
+#define UNPACK(format, round)                                                                                              \
+    if (b->along_k) unpack_along(format, round, b, k0, kc, col, cols, panel);                                              \
+    else unpack_across(format, round, b, k0, kc, col, cols, panel);                                                        \
+    break
+
+static TP_TARGET_AVX512 void unpack(const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, void *panel)
+{
+    switch (b->format) {
+    case TP_FORMAT_BF16: UNPACK(TP_FORMAT_BF16, false);
+    case TP_FORMAT_F32: UNPACK(TP_FORMAT_F32, b->round_bf16);
+    case TP_FORMAT_F16: UNPACK(TP_FORMAT_F16, b->round_bf16);
+    case TP_FORMAT_Q8_0: UNPACK(TP_FORMAT_Q8_0, b->round_bf16);
+    case TP_FORMAT_Q4_0: UNPACK(TP_FORMAT_Q4_0, b->round_bf16);
+    case TP_FORMAT_Q4_1: UNPACK(TP_FORMAT_Q4_1, b->round_bf16);
+    default: break;
+    }
+}
+
+/* ---- tile ---- */
+
+/* Rows of the right panel that are fetched ahead. */
+#define AHEAD 16
+
+/* clang-format off */
+#define ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13)
+/* clang-format on */
+
+/* Sums of `mr` rows and `nv` vectors of 16 columns. mr and nv are constants at every call, so the tests vanish and every
+ * sum is a register. */
+TP_INLINE_AVX512 void tile_of(int mr, int nv, int64_t words, const float *a, const float *b, float *sums, bool add)
+{
+#define DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
+    ROWS(DECLARE)
+#undef DECLARE
+    for (int64_t left = words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
+        for (const float *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += NR) {
+            if (nv > 1) { /* the panel may have been pushed out of L1, which two hardware threads may share */
+                _mm_prefetch((const char *)(b + AHEAD * NR), _MM_HINT_T0);
+                _mm_prefetch((const char *)(b + AHEAD * NR + 16), _MM_HINT_T0);
+            }
+            __m512 b0 = _mm512_load_ps(b), b1 = nv > 1 ? _mm512_load_ps(b + 16) : b0;
+#define MULTIPLY(i)                                               \
+    if (i < mr) {                                                 \
+        __m512 x = _mm512_set1_ps(a[i * TP_MM_RUN]);              \
+        s##i = _mm512_fmadd_ps(x, b0, s##i);                      \
+        if (nv > 1) t##i = _mm512_fmadd_ps(x, b1, t##i);          \
+    }
+            ROWS(MULTIPLY)
+#undef MULTIPLY
+        }
+    }
+#define STORE(i)                                                                                                         \
+    if (i < mr) {                                                                                                        \
+        float *o = sums + i * NR;                                                                                        \
+        _mm512_store_ps(o, add ? _mm512_add_ps(_mm512_load_ps(o), s##i) : s##i);                                         \
+        if (nv > 1) _mm512_store_ps(o + 16, add ? _mm512_add_ps(_mm512_load_ps(o + 16), t##i) : t##i);                   \
+    }
+    ROWS(STORE)
+#undef STORE
+}
+
+#define TILE(n)                                                                                                          \
+    static TP_TARGET_AVX512 void tile_##n(int cols, int64_t words, const float *a, const float *b, float *sums, bool add) \
+    {                                                                                                                    \
+        if (cols > 16) tile_of(n, 2, words, a, b, sums, add);                                                            \
+        else tile_of(n, 1, words, a, b, sums, add);                                                                      \
+    }
+TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+
+static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+{
+    static void (*const tiles[])(int, int64_t, const float *, const float *, float *, bool) = {
+        NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6, tile_7,
+        tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
+    tiles[rows](cols, words, left, right, sums, add);
+}
+
+/* ---- result ---- */
+
+TP_INLINE_AVX512 void finish_as(tp_dtype dtype, const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                                const float *sums, int64_t ld)
+{
+    __m512 alpha = _mm512_set1_ps(out->alpha), beta = _mm512_set1_ps(out->beta);
+    for (int64_t r = 0; r < rows; r++, sums += ld) {
+        int64_t at = (row + r) * out->c.ld + col, residual_at = (row + r) * out->residual_ld + col;
+        for (int64_t j = 0; j < cols; j += 16) {
+            __mmask16 mask = (__mmask16)tp_lanes(cols - j);
+            __m512 x = _mm512_mul_ps(alpha, _mm512_maskz_loadu_ps(mask, sums + j));
+            if (out->beta != 0) x = _mm512_fmadd_ps(beta, tp_load16_rows(dtype, out->c.data, at + j, mask), x);
+            if (out->bias != NULL) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, out->bias + col + j));
+            if (out->residual != NULL) x = _mm512_add_ps(x, tp_load16_rows(dtype, out->residual, residual_at + j, mask));
+            if (dtype == TP_BF16) _mm256_mask_storeu_epi16((uint16_t *)out->c.data + at + j, mask, tp_narrow_bf16(x));
+            else _mm512_mask_storeu_ps((float *)out->c.data + at + j, mask, x);
+        }
+    }
+}
+
+TP_TARGET_AVX512 void tp_mm_avx512_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                                          const float *sums, int64_t ld)
+{
+    if (out->transposed) tp_mm_generic_finish(out, row, rows, col, cols, sums, ld);
+    else if (out->c.dtype == TP_BF16) finish_as(TP_BF16, out, row, rows, col, cols, sums, ld);
+    else finish_as(TP_F32, out, row, rows, col, cols, sums, ld);
+}
+
+const tp_mm_engine tp_mm_avx512 = {
+    .name = "avx512",
+    .mr = 14,
+    .nr = NR,
+    .per_word = 1,
+    .pack = pack,
+    .pack_transposed = pack_transposed,
+    .unpack = unpack,
+    .tile = tile,
+    .finish = tp_mm_avx512_finish,
+    .dot = tp_mm_avx512_dot,
+    .axpy = tp_mm_avx512_axpy,
+};
+
+#else
+typedef int tp_mm_avx512_is_for_x86;
+#endif

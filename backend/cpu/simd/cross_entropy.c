@@ -1,0 +1,62 @@
+/* Cross entropy with its gradient, in place. A row of logits comes from memory once and goes back once: greatest value,
+ * exponentials with their sum, and the division run over it while it lies in L2. */
+
+#define CE_LANES 4 /* vectors summed side by side: the chain of additions would be too slow with one */
+
+TP_INLINE float row_greatest(const float *x, int64_t n)
+{
+    vf m[CE_LANES];
+    for (int v = 0; v < CE_LANES; v++) m[v] = v_set(-INFINITY);
+    int64_t c = 0;
+    for (; c + CE_LANES * VL <= n; c += CE_LANES * VL) {
+        for (int v = 0; v < CE_LANES; v++) m[v] = v_max(m[v], v_load(x + c + v * VL));
+    }
+    float greatest = v_greatest(v_max(v_max(m[0], m[1]), v_max(m[2], m[3])));
+    for (; c < n; c++) greatest = x[c] > greatest ? x[c] : greatest;
+    return greatest;
+}
+
+/* Sum of exp(x - greatest); the exponentials replace x if `store`. */
+TP_INLINE float row_exp_sum(float *x, int64_t n, float greatest, bool store)
+{
+    vf sum[CE_LANES], shift = v_set(greatest);
+    for (int v = 0; v < CE_LANES; v++) sum[v] = v_set(0.0f);
+    int64_t c = 0;
+    for (; c + CE_LANES * VL <= n; c += CE_LANES * VL) {
+        for (int v = 0; v < CE_LANES; v++) {
+            vf e = v_exp(v_load(x + c + v * VL) - shift);
+            sum[v] = sum[v] + e;
+            if (store) v_store(x + c + v * VL, e);
+        }
+    }
+    for (; c < n; c += VL) {
+        vf e = v_exp(v_load_n(x + c, n - c) - shift);
+        if (n - c < VL) e = v_pick(v_lt(v_iota(), v_set((float)(n - c))), e, v_set(0.0f));
+        sum[0] = sum[0] + e;
+        if (store) v_store_n(x + c, n - c, e);
+    }
+    return v_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+static void cross_entropy_rows(const void *args, int64_t first, int64_t end, void *scratch)
+{
+    const tp_cross_entropy_args *a = args;
+    (void)scratch;
+    for (int64_t r = first; r < end; r++) {
+        float *x = a->logits + r * a->ld;
+        float greatest = row_greatest(x, a->vocab), correct = x[a->labels[r]];
+        float sum = a->want_grad ? row_exp_sum(x, a->vocab, greatest, true) : row_exp_sum(x, a->vocab, greatest, false);
+        a->loss[r] = (float)((double)greatest - (double)correct + log((double)sum));
+        if (!a->want_grad) continue;
+        vf factor = v_set(a->grad_scale / sum);
+        for (int64_t c = 0; c < a->vocab; c += VL) v_store_n(x + c, a->vocab - c, v_load_n(x + c, a->vocab - c) * factor);
+        x[a->labels[r]] -= a->grad_scale;
+    }
+}
+
+static tp_status cross_entropy(tp_ctx *ctx, const void *args)
+{
+    const tp_cross_entropy_args *a = args;
+    for_rows(ctx, a->n, a->vocab, cross_entropy_rows, args);
+    return TP_OK;
+}

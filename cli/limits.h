@@ -1,0 +1,9 @@
+/* `tapeft --limits`: every limit on input from outside, by name. */
+#ifndef TP_CLI_LIMITS_H
+#define TP_CLI_LIMITS_H
+
+#include "base/status.h"
+
+tp_status tp_cli_print_limits(tp_ctx *ctx) TP_MUST_CHECK;
+
+#endif

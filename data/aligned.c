@@ -1,0 +1,135 @@
+/* Layers of rewritten text with runs back to the layer below. */
+#include "data/aligned.h"
+
+#include "base/mem.h"
+
+void tp_layers_free(tp_layers *layers)
+{
+    for (size_t i = 0; i < layers->ready; i++) {
+        tp_buf_free(&layers->items[i].text);
+        tp_free(layers->items[i].runs);
+    }
+    tp_free(layers->items);
+    *layers = (tp_layers){0};
+}
+
+void tp_layers_start(tp_layers *layers, const char *text, size_t n, size_t base)
+{
+    layers->text = text;
+    layers->n = n;
+    layers->base = base;
+    layers->count = 0;
+}
+
+tp_span tp_layers_top(const tp_layers *layers)
+{
+    if (layers->count == 0) return (tp_span){layers->text, layers->n};
+    const tp_buf *text = &layers->items[layers->count - 1].text;
+    return (tp_span){tp_buf_cstr(text), text->len};
+}
+
+void tp_layers_cut(tp_layers *layers, size_t count) { layers->count = count; }
+
+tp_status tp_layers_open(tp_ctx *ctx, tp_layers *layers, size_t from, tp_layer **layer)
+{
+    TP_TRY(tp_grow(ctx, &layers->items, &layers->capacity, layers->count + 1, sizeof *layers->items));
+    *layer = &layers->items[layers->count];
+    if (layers->count == layers->ready) {
+        **layer = (tp_layer){0};
+        layers->ready++;
+    }
+    tp_buf_clear(&(*layer)->text);
+    (*layer)->n_runs = 0;
+    (*layer)->from_end = from;
+    (*layer)->copying = (*layer)->failed = false;
+    return TP_OK;
+}
+
+static void add_run(tp_layer *layer, size_t from)
+{
+    if (layer->failed || tp_grow(NULL, &layer->runs, &layer->capacity, layer->n_runs + 1, sizeof *layer->runs) != TP_OK) {
+        layer->failed = true;
+        return;
+    }
+    layer->runs[layer->n_runs++] = (tp_run){layer->text.len, from};
+}
+
+/* Begins a run at `from`. What was skipped below since the last run becomes an empty run of its own, so that the
+ * lengths of both neighbours stay true. */
+static void begin_run(tp_layer *layer, size_t from)
+{
+    if (layer->from_end != from) add_run(layer, layer->from_end);
+    add_run(layer, from);
+}
+
+void tp_layer_keep(tp_layer *layer, const char *bytes, size_t n, size_t from)
+{
+    if (n == 0) return;
+    if (!layer->copying || layer->from_end != from) begin_run(layer, from);
+    tp_buf_append(&layer->text, bytes, n);
+    layer->from_end = from + n;
+    layer->copying = true;
+}
+
+void tp_layer_replace(tp_layer *layer, const char *bytes, size_t n, size_t from, size_t from_n)
+{
+    if (n == from_n) {
+        tp_layer_keep(layer, bytes, n, from);
+        return;
+    }
+    begin_run(layer, from);
+    tp_buf_append(&layer->text, bytes, n);
+    layer->from_end = from + from_n;
+    layer->copying = false;
+}
+
+tp_status tp_layers_close(tp_ctx *ctx, tp_layers *layers, size_t from_end)
+{
+    tp_layer *layer = &layers->items[layers->count];
+    begin_run(layer, from_end);
+    TP_TRY(tp_buf_status(ctx, &layer->text, "normalized text"));
+    if (layer->failed) return tp_fail(ctx, TP_NOMEM, "normalized text: out of memory");
+    layers->count++;
+    return TP_OK;
+}
+
+/* The last run that begins at or before `at`; never the closing one unless at is the end. */
+static const tp_run *run_of(const tp_layer *layer, size_t at)
+{
+    size_t low = 0, high = layer->n_runs - 1;
+    while (low + 1 < high) {
+        size_t middle = low + (high - low) / 2;
+        if (layer->runs[middle].at <= at) low = middle;
+        else high = middle;
+    }
+    return &layer->runs[low];
+}
+
+static bool copies(const tp_run *run) { return run[1].at - run[0].at == run[1].from - run[0].from; }
+
+static size_t begin_below(const tp_layer *layer, size_t at)
+{
+    if (layer->n_runs < 2) return layer->from_end;
+    const tp_run *run = run_of(layer, at);
+    if (at >= run[1].at && at > run[0].at) return run[1].from; /* the very end of the layer */
+    return copies(run) ? run->from + (at - run->at) : run->from;
+}
+
+static size_t end_below(const tp_layer *layer, size_t end)
+{
+    if (layer->n_runs < 2) return layer->from_end;
+    const tp_run *run = run_of(layer, end - 1);
+    return copies(run) ? run->from + (end - run->at) : run[1].from;
+}
+
+void tp_layers_origin(const tp_layers *layers, size_t *begin, size_t *end)
+{
+    for (size_t i = layers->count; i-- > 0;) {
+        const tp_layer *layer = &layers->items[i];
+        bool empty = *begin >= *end;
+        *begin = begin_below(layer, *begin);
+        *end = empty ? *begin : end_below(layer, *end);
+    }
+    *begin += layers->base;
+    *end += layers->base;
+}

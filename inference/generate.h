@@ -1,0 +1,53 @@
+/* Decoding: prefill in chunks, then a token at a time against the KV cache. */
+#ifndef TP_INFERENCE_GENERATE_H
+#define TP_INFERENCE_GENERATE_H
+
+#include "autograd/upload.h"
+#include "data/tokenizer.h"
+#include "inference/sampler.h"
+#include "models/model.h"
+
+/* A model made ready for decoding: cache, step arena, buffers. One sequence at a time; adapters are whatever the model's slots
+ * hold at each step. */
+typedef struct tp_generator tp_generator;
+
+/* Room for `context` tokens (prompt and reply). Model borrowed. */
+TP_API tp_status tp_generator_open(tp_ctx *ctx, tp_model *model, int64_t context, tp_generator **generator) TP_MUST_CHECK;
+TP_API void tp_generator_close(tp_generator *generator);
+
+/* ---- token level ---- */
+/* Forgets the sequence. */
+TP_API void tp_generator_reset(tp_generator *generator);
+/* Runs ids [n] behind what is there; *logits (host, [vocab], valid until the next call) are those after the last one.
+ * SHAPE if the context is full. */
+TP_API tp_status tp_generator_run(tp_ctx *ctx, tp_generator *generator, const int32_t *ids, int64_t n, float **logits) TP_MUST_CHECK;
+TP_API int64_t tp_generator_used(const tp_generator *generator);
+
+/* ---- text level ---- */
+typedef enum tp_finish { TP_FINISH_STOP, TP_FINISH_LENGTH, TP_FINISH_CANCELLED } tp_finish;
+
+typedef struct tp_generate_options {
+    tp_sampling sampling;
+    int64_t max_tokens;
+    const char *const *stop; /* strings that end the text and are not part of it; NULL-terminated, may be NULL */
+    const int64_t *eos_ids;
+    int n_eos;
+    /* Called with each piece of text that is certain (complete UTF-8, not the start of a stop string); returning false ends the
+     * generation. May be NULL. */
+    bool (*emit)(void *state, const char *text, size_t n);
+    void *emit_state;
+} tp_generate_options;
+
+typedef struct tp_generated {
+    int32_t *ids; /* new tokens, the end token included; tp_free */
+    size_t n;
+    tp_buf text;  /* without special tokens; tp_buf_free */
+    tp_finish finish;
+} tp_generated;
+
+/* tokenizer may be NULL: then there is no text and no stop strings. */
+TP_API tp_status tp_generate(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const int32_t *prompt, size_t n_prompt,
+                             const tp_generate_options *options, tp_generated *out) TP_MUST_CHECK;
+TP_API void tp_generated_free(tp_generated *out);
+
+#endif

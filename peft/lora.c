@@ -1,0 +1,154 @@
+/* LoRA: from a specification to filled slots. */
+#include "peft/lora.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/rng.h"
+
+#define MAX_PATTERNS 4096
+
+double tp_lora_scaling(const tp_lora_spec *spec, double alpha, int64_t rank)
+{
+    return spec->use_rslora ? alpha / sqrt((double)rank) : alpha / (double)rank;
+}
+
+/* Bits of the list entries and patterns that matched something. */
+struct seen {
+    unsigned char entry[MAX_PATTERNS], rank[MAX_PATTERNS], alpha[MAX_PATTERNS];
+};
+
+static tp_status declare(tp_ctx *ctx, tp_lora *lora, tp_lora_module *m)
+{
+    const tp_linear_module *module = m->module;
+    tp_buf name;
+    tp_buf_init(&name, 0);
+    tp_buf_printf(&name, "base_model.model.%s.lora_A.weight", module->path);
+    tp_status status = tp_buf_status(ctx, &name, module->path);
+    if (status == TP_OK) status = tp_params_declare(ctx, &lora->params, tp_buf_cstr(&name), m->rank, module->weight.cols, &m->a);
+    tp_buf_clear(&name);
+    tp_buf_printf(&name, "base_model.model.%s.lora_B.weight", module->path);
+    if (status == TP_OK) status = tp_buf_status(ctx, &name, module->path);
+    if (status == TP_OK) status = tp_params_declare(ctx, &lora->params, tp_buf_cstr(&name), module->weight.rows, m->rank, &m->b);
+    tp_buf_free(&name);
+    return status;
+}
+
+static tp_status add_module(tp_ctx *ctx, tp_lora *lora, tp_linear_module *module, struct seen *seen)
+{
+    const tp_lora_spec *spec = &lora->spec;
+    bool matches;
+    int entry, rank_index, alpha_index;
+    double rank, alpha;
+    TP_TRY(tp_target_match(ctx, &spec->targets, module->path, module->is_head, &matches, &entry));
+    if (!matches) return TP_OK;
+    TP_TRY(tp_pattern_value(ctx, spec->rank_pattern, spec->n_rank_pattern, module->path, (double)spec->rank, &rank, &rank_index));
+    TP_TRY(tp_pattern_value(ctx, spec->alpha_pattern, spec->n_alpha_pattern, module->path, spec->alpha, &alpha, &alpha_index));
+    if (entry >= 0 && entry < MAX_PATTERNS) seen->entry[entry] = 1;
+    if (rank_index >= 0 && rank_index < MAX_PATTERNS) seen->rank[rank_index] = 1;
+    if (alpha_index >= 0 && alpha_index < MAX_PATTERNS) seen->alpha[alpha_index] = 1;
+    tp_lora_module *m = &lora->modules[lora->n_modules++];
+    *m = (tp_lora_module){.module = module, .rank = (int64_t)rank, .alpha = alpha};
+    if (m->rank < 1 || m->rank > 1024 || (double)m->rank != rank)
+        return tp_fail(ctx, TP_INVALID, "rank_pattern: %s: expected a rank from 1 to 1024, got %g", module->path, rank);
+    return declare(ctx, lora, m);
+}
+
+/* The last component of some module that resembles `name`, for the message. */
+static const char *nearest_module(const tp_model *model, const char *name)
+{
+    const char *names[64] = {NULL};
+    size_t n = 0;
+    for (size_t i = 0; i < model->n_linears && n < 63; i++) {
+        const char *dot = strrchr(model->linears[i]->path, '.');
+        const char *last = dot != NULL ? dot + 1 : model->linears[i]->path;
+        bool known = false;
+        for (size_t j = 0; j < n; j++) known = known || strcmp(names[j], last) == 0;
+        if (!known) names[n++] = last;
+    }
+    return tp_nearest_name(name, names);
+}
+
+static tp_status all_matched(tp_ctx *ctx, const tp_model *model, const tp_lora *lora, const struct seen *seen)
+{
+    const tp_lora_spec *spec = &lora->spec;
+    for (size_t i = 0; !spec->targets.all_linear && i < spec->targets.include.n; i++) {
+        if (i >= MAX_PATTERNS || seen->entry[i] || spec->allow_unmatched) continue;
+        const char *near = nearest_module(model, spec->targets.include.list[i]);
+        return tp_fail(ctx, TP_INVALID, "target_modules: \"%s\" matches no linear layer of %s%s%s%s", spec->targets.include.list[i],
+                       model->config.architecture, near != NULL ? "; did you mean \"" : "", near != NULL ? near : "", near != NULL ? "\"?" : "");
+    }
+    for (size_t i = 0; i < spec->n_rank_pattern; i++)
+        if (i < MAX_PATTERNS && !seen->rank[i] && !spec->allow_unmatched) return tp_fail(ctx, TP_INVALID, "rank_pattern: \"%s\" matches no adapted layer", spec->rank_pattern[i].key);
+    for (size_t i = 0; i < spec->n_alpha_pattern; i++)
+        if (i < MAX_PATTERNS && !seen->alpha[i] && !spec->allow_unmatched) return tp_fail(ctx, TP_INVALID, "alpha_pattern: \"%s\" matches no adapted layer", spec->alpha_pattern[i].key);
+    if (lora->n_modules == 0) return tp_fail(ctx, TP_INVALID, "target_modules: no linear layer of %s is left to adapt", model->config.architecture);
+    return TP_OK;
+}
+
+static void fill_slots(tp_lora *lora)
+{
+    for (size_t i = 0; i < lora->n_modules; i++) {
+        tp_lora_module *m = &lora->modules[i];
+        m->term = (tp_lowrank){.a = &lora->params.list[m->a].tensor, .b = &lora->params.list[m->b].tensor,
+                               .scaling = (float)tp_lora_scaling(&lora->spec, m->alpha, m->rank), .dropout = (float)lora->spec.dropout, .site = (uint32_t)i};
+        m->module->slot = (tp_slot){&m->term, 1};
+    }
+}
+
+static tp_status attach(tp_ctx *ctx, tp_model *model, tp_lora *lora, struct seen *seen)
+{
+    lora->modules = tp_alloc(ctx, model->n_linears, sizeof *lora->modules);
+    if (lora->modules == NULL) return TP_NOMEM;
+    for (size_t i = 0; i < model->n_linears; i++) TP_TRY(add_module(ctx, lora, model->linears[i], seen));
+    TP_TRY(all_matched(ctx, model, lora, seen));
+    return tp_params_allocate(ctx, &lora->params);
+}
+
+tp_status tp_lora_attach(tp_ctx *ctx, tp_model *model, const tp_lora_spec *spec, tp_lora **result)
+{
+    tp_lora *lora = tp_alloc(ctx, 1, sizeof *lora);
+    struct seen *seen = tp_alloc(ctx, 1, sizeof *seen);
+    tp_status status = lora != NULL && seen != NULL ? TP_OK : TP_NOMEM;
+    if (status == TP_OK) {
+        lora->spec = *spec;
+        status = attach(ctx, model, lora, seen);
+    }
+    tp_free(seen);
+    if (status != TP_OK) {
+        tp_lora_free(lora);
+        return status;
+    }
+    fill_slots(lora);
+    *result = lora;
+    return TP_OK;
+}
+
+tp_status tp_lora_initialise(tp_ctx *ctx, tp_lora *lora)
+{
+    for (size_t i = 0; i < lora->n_modules; i++) {
+        const tp_lora_module *m = &lora->modules[i];
+        const tp_param *a = &lora->params.list[m->a];
+        tp_rng_key key = {ctx->seed, TP_STREAM_INIT + (uint32_t)i, 0};
+        float *values = tp_alloc(ctx, (size_t)a->count, sizeof *values);
+        if (values == NULL) return TP_NOMEM;
+        float bound = 1.0f / sqrtf((float)a->tensor.cols);
+        if (lora->spec.gaussian) tp_rng_fill_normal(key, 0, a->count, 0, 1.0f / (float)m->rank, values);
+        else tp_rng_fill_uniform(key, 0, a->count, -bound, bound, values);
+        tp_status status = ctx->device->backend->copy_in(ctx, a->tensor.data, values, (size_t)a->count * sizeof *values);
+        tp_free(values);
+        if (status != TP_OK) return status;
+    }
+    return TP_OK;
+}
+
+void tp_lora_free(tp_lora *lora)
+{
+    if (lora == NULL) return;
+    for (size_t i = 0; i < lora->n_modules; i++)
+        if (lora->modules[i].module->slot.terms == &lora->modules[i].term) lora->modules[i].module->slot = (tp_slot){0};
+    tp_params_free(&lora->params);
+    tp_free(lora->modules);
+    tp_free(lora);
+}

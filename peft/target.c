@@ -1,0 +1,134 @@
+/* Matching module paths as PEFT does (its check_target_module_exists and get_pattern_key), with PCRE2 for Python's re. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "peft/target.h"
+
+#include <pcre2.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/mem.h"
+
+/* PCRE2's default heap limit is gigabytes; module paths are short. */
+#define MATCH_LIMIT 1000000u
+#define HEAP_LIMIT_KIB 4096u
+
+/* Compiles and matches once: a handful of patterns against a few hundred paths, so nothing is cached. */
+static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t options, const char *subject, bool *matches)
+{
+    int error;
+    PCRE2_SIZE offset;
+    pcre2_code *code = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, options | PCRE2_UTF, &error, &offset, NULL);
+    if (code == NULL) {
+        unsigned char text[160] = "out of memory";
+        pcre2_get_error_message(error, text, sizeof text);
+        return tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_INVALID, "regular expression \"%s\": %s at offset %zu", pattern, (const char *)text, offset);
+    }
+    pcre2_match_context *limits = pcre2_match_context_create(NULL);
+    pcre2_match_data *data = pcre2_match_data_create_from_pattern(code, NULL);
+    int result = PCRE2_ERROR_NOMEMORY;
+    if (limits != NULL && data != NULL) {
+        pcre2_set_match_limit(limits, MATCH_LIMIT);
+        pcre2_set_heap_limit(limits, HEAP_LIMIT_KIB);
+        result = pcre2_match(code, (PCRE2_SPTR)subject, PCRE2_ZERO_TERMINATED, 0, 0, data, limits);
+    }
+    pcre2_match_data_free(data);
+    pcre2_match_context_free(limits);
+    pcre2_code_free(code);
+    *matches = result >= 0;
+    if (result >= 0 || result == PCRE2_ERROR_NOMATCH) return TP_OK;
+    if (result == PCRE2_ERROR_NOMEMORY) return tp_fail(ctx, TP_NOMEM, "regular expression \"%s\": out of memory", pattern);
+    return tp_fail(ctx, TP_INVALID, "regular expression \"%s\" is too costly to match against %s", pattern, subject);
+}
+
+static bool suffix_matches(const char *path, const char *name)
+{
+    size_t n = strlen(path), m = strlen(name);
+    return n > m && path[n - m - 1] == '.' && memcmp(path + n - m, name, m) == 0;
+}
+
+static tp_status names_match(tp_ctx *ctx, const tp_names *names, const char *path, bool *matches, bool *whole, int *entry)
+{
+    *matches = *whole = false;
+    *entry = -1;
+    if (names->is_regex && names->n > 0) {
+        *entry = 0;
+        return regex_matches(ctx, names->list[0], PCRE2_ANCHORED | PCRE2_ENDANCHORED, path, matches);
+    }
+    for (size_t i = 0; i < names->n && !*matches; i++) {
+        *whole = strcmp(path, names->list[i]) == 0;
+        *matches = *whole || suffix_matches(path, names->list[i]);
+        if (*matches) *entry = (int)i;
+    }
+    return TP_OK;
+}
+
+/* The first all-digit component that has at least two components before it (or one named `after`) and one behind it. */
+static bool layer_index(const char *path, const char *after, int64_t *index)
+{
+    const char *before = NULL, *start = path;
+    for (int position = 0;; position++) {
+        const char *end = strchr(start, '.');
+        if (end == NULL) return false;
+        size_t n = (size_t)(end - start);
+        bool digits = n > 0 && n < 10 && strspn(start, "0123456789") == n;
+        bool named = after == NULL || (before != NULL && strncmp(before, after, strlen(after)) == 0 && before[strlen(after)] == '.');
+        if (digits && position >= 2 && named) {
+            *index = strtoll(start, NULL, 10);
+            return true;
+        }
+        before = start;
+        start = end + 1;
+    }
+}
+
+static bool layer_matches(const tp_targets *targets, const char *path)
+{
+    int64_t index;
+    bool found = false;
+    if (targets->n_layers == 0) return true;
+    if (targets->n_layers_pattern == 0) found = layer_index(path, NULL, &index);
+    for (size_t i = 0; i < targets->n_layers_pattern && !found; i++) found = layer_index(path, targets->layers_pattern[i], &index);
+    for (size_t i = 0; found && i < targets->n_layers; i++)
+        if (targets->layers[i] == index) return true;
+    return false;
+}
+
+tp_status tp_target_match(tp_ctx *ctx, const tp_targets *targets, const char *path, bool is_head, bool *matches, int *entry)
+{
+    bool excluded, whole;
+    int which = -1;
+    if (entry == NULL) entry = &which;
+    *matches = false;
+    TP_TRY(names_match(ctx, &targets->exclude, path, &excluded, &whole, entry));
+    *entry = -1;
+    if (excluded) return TP_OK;
+    if (targets->all_linear) {
+        *matches = !is_head && layer_matches(targets, path);
+        return TP_OK;
+    }
+    TP_TRY(names_match(ctx, &targets->include, path, matches, &whole, entry));
+    if (*matches && !whole && !targets->include.is_regex) *matches = layer_matches(targets, path);
+    return TP_OK;
+}
+
+tp_status tp_pattern_value(tp_ctx *ctx, const tp_pattern *patterns, size_t n, const char *path, double otherwise, double *value, int *index)
+{
+    *value = otherwise;
+    *index = -1;
+    for (size_t i = 0; i < n; i++) {
+        tp_buf pattern;
+        bool matches = false;
+        tp_buf_init(&pattern, 0);
+        tp_buf_printf(&pattern, "(.*\\.)?(%s)$", patterns[i].key);
+        tp_status status = tp_buf_status(ctx, &pattern, "pattern");
+        if (status == TP_OK) status = regex_matches(ctx, tp_buf_cstr(&pattern), PCRE2_ANCHORED, path, &matches);
+        tp_buf_free(&pattern);
+        if (status != TP_OK) return status;
+        if (matches) {
+            *value = patterns[i].value;
+            *index = (int)i;
+            return TP_OK;
+        }
+    }
+    return TP_OK;
+}

@@ -1,0 +1,293 @@
+/* The output folder: one writer, what is in it, where a run goes on, and what it leaves behind. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/version.h"
+#include "trainers/run.h"
+
+/* Everything a run writes, by name; checkpoints by prefix. Overwriting removes these and nothing else. */
+static const char *const our_folders[] = {"adapter", "best", NULL};
+static const char *const our_files[] = {"metrics.jsonl", "timing.jsonl", "loss.svg", "recipe.yaml", "plan.json", NULL};
+
+static const char *resume_mode(const tp_run *run) { return run->options.resume != NULL ? run->options.resume : run->config->output.resume_from_checkpoint; }
+static bool resumes(const tp_run *run) { return strcmp(resume_mode(run), "none") != 0; }
+
+/* ---- the folder ---- */
+
+static tp_status lock_folder(tp_run *run)
+{
+    char *path = tp_path_join(run->ctx, run->config->output.output_dir, ".lock");
+    if (path == NULL) return TP_NOMEM;
+    run->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    tp_status status = TP_OK;
+    if (run->lock < 0) status = tp_fail(run->ctx, TP_IO_WRITE, "%s: %s", path, strerror(errno));
+    else if (flock(run->lock, LOCK_EX | LOCK_NB) != 0) status = tp_fail(run->ctx, TP_DEVICE, "%s: another process is training into this folder", path);
+    tp_free(path);
+    return status;
+}
+
+static tp_status remove_checkpoints(tp_run *run)
+{
+    const char *folder = run->config->output.output_dir;
+    DIR *dir = opendir(folder);
+    if (dir == NULL) return tp_fail(run->ctx, TP_IO_READ, "%s: %s", folder, strerror(errno));
+    tp_status status = TP_OK;
+    for (struct dirent *entry; status == TP_OK && (entry = readdir(dir)) != NULL;) {
+        int64_t step;
+        if (!tp_starts_with(entry->d_name, "ckpt-") || !tp_parse_i64(entry->d_name + 5, &step)) continue;
+        char *path = tp_path_join(run->ctx, folder, entry->d_name);
+        status = path != NULL ? tp_folder_remove(run->ctx, path) : TP_NOMEM;
+        tp_free(path);
+    }
+    closedir(dir);
+    return status;
+}
+
+static tp_status remove_ours(tp_run *run)
+{
+    const char *folder = run->config->output.output_dir;
+    TP_TRY(remove_checkpoints(run));
+    for (const char *const *name = our_folders; *name != NULL; name++) {
+        char *path = tp_path_join(run->ctx, folder, *name);
+        tp_status status = path == NULL ? TP_NOMEM : tp_path_exists(path) ? tp_folder_remove(run->ctx, path) : TP_OK;
+        tp_free(path);
+        TP_TRY(status);
+    }
+    for (const char *const *name = our_files; *name != NULL; name++) {
+        char *path = tp_path_join(run->ctx, folder, *name);
+        if (path == NULL) return TP_NOMEM;
+        (void)unlink(path);
+        tp_free(path);
+    }
+    return TP_OK;
+}
+
+static bool adapter_is_there(tp_run *run)
+{
+    char *path = tp_path_join(run->ctx, run->config->output.output_dir, "adapter/adapter_model.safetensors");
+    bool there = path != NULL && tp_path_exists(path);
+    tp_free(path);
+    return there;
+}
+
+/* ---- fingerprints ---- */
+
+static void to_hex(const uint8_t digest[32], char hex[65])
+{
+    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+}
+
+/* Digest of what shapes the numbers: the resolved recipe without where and how often it writes. */
+static tp_status digest_recipe(tp_run *run, char hex[65])
+{
+    tp_config c = *run->config;
+    tp_buf text;
+    uint8_t digest[32];
+    c.output = (tp_output_config){.output_dir = "-", .save_minutes = 0, .save_total_limit = 1, .save_optimizer = true, .resume_from_checkpoint = "none", .eval_steps = c.output.eval_steps,
+                                  .evals_per_epoch = c.output.evals_per_epoch, .load_best_model_at_end = c.output.load_best_model_at_end,
+                                  .metric_for_best_model = c.output.metric_for_best_model, .early_stopping_patience = c.output.early_stopping_patience, .logging_steps = 1,
+                                  .report_to = c.output.report_to};
+    c.run.threads = 0;
+    c.run.memory_limit = 0;
+    c.run.device = "auto";
+    c.run.precision = run->precision == TP_BF16 ? TP_PRECISION_BF16 : TP_PRECISION_FP32;
+    tp_buf_init(&text, 0);
+    tp_schema_write(&tp_recipe_schema, &c, &text);
+    tp_status status = tp_buf_status(run->ctx, &text, "recipe");
+    if (status == TP_OK) tp_sha256(text.data, text.len, digest);
+    if (status == TP_OK) to_hex(digest, hex);
+    tp_buf_free(&text);
+    return status;
+}
+
+static tp_status fill_identity(tp_run *run, tp_run_state *state)
+{
+    char text[65 * 3 + 1];
+    uint8_t digest[32];
+    TP_TRY(digest_recipe(run, state->recipe));
+    snprintf(state->data, sizeof state->data, "%.64s", tp_dataset_fingerprint(run->data));
+    snprintf(state->base, sizeof state->base, "%.64s", run->shape_model->fingerprint);
+    snprintf(state->version, sizeof state->version, "%s", TP_VERSION);
+    snprintf(state->device, sizeof state->device, "%s", run->ctx->device->backend->name);
+    snprintf(text, sizeof text, "%s%s%s", state->recipe, state->data, state->base);
+    tp_sha256(text, strlen(text), digest);
+    to_hex(digest, state->run_id);
+    return TP_OK;
+}
+
+/* Names everything that differs and was not accepted. */
+static tp_status check_identity(tp_run *run, const char *path, const tp_run_state *then, const tp_run_state *now)
+{
+    const struct {
+        const char *what;
+        bool differs;
+        unsigned accept;
+    } parts[] = {
+        {"recipe", strcmp(then->recipe, now->recipe) != 0, TP_ACCEPT_RECIPE},      {"data", strcmp(then->data, now->data) != 0, TP_ACCEPT_DATA},
+        {"base", strcmp(then->base, now->base) != 0, TP_ACCEPT_BASE},              {"version", strcmp(then->version, now->version) != 0, TP_ACCEPT_VERSION},
+        {"devices", strcmp(then->device, now->device) != 0, TP_ACCEPT_DEVICES},
+    };
+    char list[128] = "";
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (parts[i].differs && (run->options.accept & parts[i].accept) == 0) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] != '\0' ? ", " : "", parts[i].what);
+    if (list[0] == '\0') return TP_OK;
+    return tp_fail(run->ctx, TP_CHECKPOINT, "%s was made with other settings: %s changed; --accept=%s goes on all the same", path, list, list);
+}
+
+/* ---- where to go on ---- */
+
+/* The checkpoint to resume from (tp_free), or NULL for a fresh start. */
+static tp_status find_checkpoint(tp_run *run, char **path)
+{
+    const char *mode = resume_mode(run);
+    *path = NULL;
+    if (!resumes(run)) return TP_OK;
+    if (strcmp(mode, "auto") == 0) return tp_checkpoint_newest(run->ctx, run->config->output.output_dir, path);
+    TP_TRY(tp_publish_verify(run->ctx, mode, NULL));
+    *path = tp_strdup(run->ctx, mode);
+    return *path != NULL ? TP_OK : TP_NOMEM;
+}
+
+static tp_status read_checkpoint(tp_run *run, const char *path)
+{
+    tp_run_state now = {0}, then;
+    TP_TRY(tp_checkpoint_read_state(run->ctx, path, &then));
+    TP_TRY(fill_identity(run, &now));
+    run->finished = adapter_is_there(run) && (then.step >= run->steps || strcmp(then.recipe, now.recipe) == 0) && strcmp(resume_mode(run), "auto") == 0;
+    if (!run->finished) TP_TRY(check_identity(run, path, &then, &now));
+    run->state = then;
+    memcpy(run->state.run_id, now.run_id, sizeof now.run_id);
+    memcpy(run->state.recipe, now.recipe, sizeof now.recipe);
+    memcpy(run->state.data, now.data, sizeof now.data);
+    memcpy(run->state.base, now.base, sizeof now.base);
+    memcpy(run->state.version, now.version, sizeof now.version);
+    memcpy(run->state.device, now.device, sizeof now.device);
+    return TP_OK;
+}
+
+static tp_status write_text(tp_run *run, const char *name, tp_buf *text)
+{
+    char *path = tp_path_join(run->ctx, run->config->output.output_dir, name);
+    tp_status status = path != NULL ? tp_buf_status(run->ctx, text, name) : TP_NOMEM;
+    if (status == TP_OK) status = tp_file_write(run->ctx, path, text->data, text->len);
+    tp_free(path);
+    tp_buf_free(text);
+    return status;
+}
+
+static tp_status write_settings(tp_run *run)
+{
+    tp_buf text;
+    tp_buf_init(&text, 0);
+    tp_schema_write(&tp_recipe_schema, run->config, &text);
+    TP_TRY(write_text(run, "recipe.yaml", &text));
+    tp_plan_write_json(&run->plan, &text);
+    return write_text(run, "plan.json", &text);
+}
+
+tp_status tp_run_prepare_folder(tp_run *run)
+{
+    const tp_output_config *c = &run->config->output;
+    char *path = NULL;
+    TP_TRY(tp_folder_make(run->ctx, c->output_dir));
+    TP_TRY(lock_folder(run));
+    TP_TRY(tp_checkpoint_sweep(run->ctx, c->output_dir));
+    TP_TRY(find_checkpoint(run, &path));
+    tp_status status = path != NULL ? read_checkpoint(run, path) : TP_OK;
+    if (status == TP_OK && path == NULL) {
+        if (c->overwrite && !resumes(run)) status = remove_ours(run);
+        if (status == TP_OK) status = fill_identity(run, &run->state);
+    }
+    tp_free(path);
+    if (status != TP_OK || run->finished) return status;
+    return write_settings(run);
+}
+
+tp_status tp_run_resume(tp_run *run)
+{
+    char *path;
+    if (run->finished) {
+        tp_note(run->ctx, "%s: the run had finished at step %lld; nothing to do", run->config->output.output_dir, (long long)run->state.step);
+        return TP_OK;
+    }
+    TP_TRY(tp_metrics_open(run->ctx, run->config->output.output_dir, run->state.step, run->options.progress, &run->metrics));
+    TP_TRY(find_checkpoint(run, &path));
+    if (path == NULL) return TP_OK;
+    tp_status status = tp_checkpoint_load(run->ctx, path, run->lora, run->options.fresh_optimizer ? NULL : run->optim);
+    if (status == TP_OK) {
+        run->optim->steps = run->options.fresh_optimizer ? 0 : run->state.updates;
+        tp_metrics_say(run->metrics, "resuming from %s: step %lld of %lld", path, (long long)run->state.step, (long long)run->steps);
+    }
+    tp_free(path);
+    return status;
+}
+
+/* ---- what is left behind ---- */
+
+tp_status tp_run_save(tp_run *run, const char *why)
+{
+    const tp_output_config *c = &run->config->output;
+    tp_ctx *ctx = run->ctx;
+    tp_status status = tp_checkpoint_save(ctx, c->output_dir, run->lora, run->model, c->save_optimizer ? run->optim : NULL, &run->state);
+    run->last_save = tp_now();
+    if (status == TP_OK) {
+        tp_checkpoint_rotate(ctx, c->output_dir, run->state.run_id, c->save_total_limit);
+        return TP_OK;
+    }
+    if (strcmp(why, "interval") == 0) { /* the run goes on; the older checkpoint stands */
+        char bytes[32];
+        uint64_t need = (uint64_t)run->lora->params.elements * sizeof(float) * (uint64_t)(1 + run->plan.shape.optimizer_states);
+        tp_warn(ctx, "no checkpoint at step %lld (%s): %s; the run goes on and tries again", (long long)run->state.step, tp_format_bytes(need, bytes), ctx->message);
+        tp_ctx_clear(ctx);
+    }
+    return status;
+}
+
+tp_status tp_run_publish_adapter(tp_run *run, const char *name)
+{
+    char *path = tp_path_join(run->ctx, run->config->output.output_dir, name), *text = NULL;
+    tp_span chat = run->tokenizer != NULL ? tp_tokenizer_chat_template(run->tokenizer, NULL) : (tp_span){0};
+    const char *extra[3] = {NULL};
+    if (path == NULL) return TP_NOMEM;
+    if (chat.data != NULL) {
+        text = tp_strndup(run->ctx, chat.data, chat.len);
+        extra[0] = "chat_template.jinja";
+        extra[1] = text;
+    }
+    tp_status status = chat.data != NULL && text == NULL ? TP_NOMEM : tp_adapter_save(run->ctx, run->lora, run->model, path, chat.data != NULL ? extra : NULL);
+    tp_free(text);
+    tp_free(path);
+    return status;
+}
+
+/* The best adapter's values in place of the last ones. */
+static tp_status load_best(tp_run *run)
+{
+    if (!run->config->output.load_best_model_at_end || run->held_out == NULL || run->state.best_step == run->state.step || isnan(run->state.best_metric)) return TP_OK;
+    char *path = tp_path_join(run->ctx, run->config->output.output_dir, "best/adapter_model.safetensors");
+    tp_status status = path != NULL ? tp_adapter_load_values(run->ctx, path, &run->lora->params) : TP_NOMEM;
+    tp_free(path);
+    if (status == TP_OK) tp_metrics_say(run->metrics, "the adapter is the one of step %lld: held-out loss %.4f", (long long)run->state.best_step, run->state.best_metric);
+    return status;
+}
+
+tp_status tp_run_finish(tp_run *run)
+{
+    const tp_output_config *c = &run->config->output;
+    TP_TRY(tp_run_save(run, "end"));
+    TP_TRY(load_best(run));
+    TP_TRY(tp_run_publish_adapter(run, "adapter"));
+    if (c->plot_loss && tp_plot_loss(run->ctx, c->output_dir) != TP_OK) {
+        tp_warn(run->ctx, "no loss.svg: %s", run->ctx->message);
+        tp_ctx_clear(run->ctx);
+    }
+    if (run->options.progress) tp_metrics_say(run->metrics, "adapter: %s/adapter", c->output_dir);
+    return TP_OK;
+}

@@ -1,0 +1,299 @@
+/* Opening a run, from the cheap to the costly: data, shapes, plan, then weights, slots, optimizer. */
+#include <math.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "data/source.h"
+#include "trainers/run.h"
+
+static tp_status open_device(tp_run *run)
+{
+    tp_ctx *ctx = run->ctx;
+    if (ctx->device == NULL) {
+        TP_TRY(tp_device_open(ctx, run->config->run.device, (int)run->config->run.threads, &ctx->device));
+        run->owns_device = true;
+    }
+    ctx->seed = (uint64_t)run->config->run.seed;
+    run->precision = run->config->run.precision == TP_PRECISION_BF16 ? TP_BF16 : run->config->run.precision == TP_PRECISION_FP32 ? TP_F32 : ctx->device->auto_precision;
+    tp_ctx_init(&run->dry);
+    run->dry.log = ctx->log;
+    return tp_device_open(&run->dry, "dry", 1, &run->dry.device) == TP_OK ? TP_OK : tp_fail(ctx, run->dry.status, "%s", run->dry.message);
+}
+
+/* A failure of the dry twin is the run's. */
+static tp_status from_dry(tp_run *run, tp_status status) { return status == TP_OK ? TP_OK : tp_fail(run->ctx, status, "%s", run->dry.message); }
+
+static tp_status open_shapes(tp_run *run)
+{
+    tp_model_options options = {.precision = run->precision};
+    return from_dry(run, tp_model_open(&run->dry, run->config->run.base_model, &options, &run->shape_model));
+}
+
+/* ---- data ---- */
+
+static bool needs_tokenizer(const tp_data_config *data)
+{
+    for (size_t i = 0; i < data->datasets.n; i++)
+        if (data->datasets.items[i].type != TP_DATASET_TOKENS && !tp_ends_with(data->datasets.items[i].path, ".safetensors")) return true;
+    for (size_t i = 0; i < data->test_datasets.n; i++)
+        if (data->test_datasets.items[i].type != TP_DATASET_TOKENS && !tp_ends_with(data->test_datasets.items[i].path, ".safetensors")) return true;
+    return false;
+}
+
+struct where {
+    const tp_recipe *recipe;
+    char text[512];
+};
+
+static const char *where_key(void *state, const char *key)
+{
+    struct where *w = state;
+    return tp_recipe_where(w->recipe, key, w->text, sizeof w->text);
+}
+
+static tp_status open_data(tp_run *run)
+{
+    const tp_config *config = run->config;
+    const tp_model_config *model = &run->shape_model->config;
+    if (needs_tokenizer(&config->data)) TP_TRY(tp_tokenizer_for(run->ctx, config->run.tokenizer != NULL ? config->run.tokenizer : config->run.base_model, &run->tokenizer));
+    run->max_length = config->data.max_seq_length != TP_UNSET ? config->data.max_seq_length : model->max_positions < 2048 ? model->max_positions : 2048;
+    if (run->max_length > model->max_positions) {
+        char where[512];
+        return tp_fail(run->ctx, TP_INVALID, "%s: max_seq_length: %lld is more than the model's %lld", tp_recipe_where(run->recipe, "max_seq_length", where, sizeof where), (long long)run->max_length,
+                       (long long)model->max_positions);
+    }
+    struct where where = {.recipe = run->recipe};
+    tp_dataset_options options = {.config = &config->data, .tokenizer = run->tokenizer, .max_positions = model->max_positions, .vocab_size = model->vocab_size,
+                                  .micro_batch_size = config->train.micro_batch_size, .max_length = run->max_length, .seed = (uint64_t)config->run.seed, .where = where_key,
+                                  .where_state = &where};
+    options.micro_batch_size_given = tp_recipe_given(run->recipe, "micro_batch_size");
+    TP_TRY(tp_dataset_open(run->ctx, &options, &run->data));
+    options.held_out = true;
+    TP_TRY(tp_dataset_open(run->ctx, &options, &run->held_out));
+    run->micro_batches = tp_dataset_micro_batches(run->data);
+    return run->micro_batches > 0 ? TP_OK : tp_fail(run->ctx, TP_FORMAT, "the data sets hold no row to train on");
+}
+
+static void count_steps(tp_run *run)
+{
+    const tp_train_config *c = &run->config->train;
+    int64_t group = c->gradient_accumulation_steps;
+    run->steps_per_epoch = (run->micro_batches + group - 1) / group;
+    run->steps = c->max_steps > 0 ? c->max_steps : (int64_t)ceil(c->num_epochs * (double)run->steps_per_epoch);
+    int64_t warmup = c->warmup_steps != TP_UNSET ? c->warmup_steps : (int64_t)ceil(c->warmup_ratio * (double)run->steps);
+    tp_schedule_kind kind = c->lr_scheduler == TP_LR_COSINE ? TP_SCHEDULE_COSINE : c->lr_scheduler == TP_LR_LINEAR ? TP_SCHEDULE_LINEAR : TP_SCHEDULE_CONSTANT;
+    run->schedule = (tp_schedule){kind, c->learning_rate, c->min_lr_ratio, warmup, run->steps};
+}
+
+/* ---- the adapter ---- */
+
+static tp_names names_of(const tp_patterns *patterns)
+{
+    if (patterns->kind == TP_PATTERNS_REGEX) return (tp_names){true, &patterns->text, 1};
+    return (tp_names){false, patterns->list.items, patterns->list.n};
+}
+
+static tp_status spec_from_recipe(tp_run *run, const tp_model *model, tp_lora_spec *spec)
+{
+    const tp_lora_config *c = &run->config->lora;
+    size_t n = c->rank_pattern.n + c->alpha_pattern.n;
+    if (run->patterns == NULL) run->patterns = tp_alloc(run->ctx, n, sizeof *run->patterns);
+    if (run->patterns == NULL) return TP_NOMEM;
+    for (size_t i = 0; i < c->rank_pattern.n; i++) run->patterns[i] = (tp_pattern){c->rank_pattern.items[i].name, c->rank_pattern.items[i].value};
+    for (size_t i = 0; i < c->alpha_pattern.n; i++) run->patterns[c->rank_pattern.n + i] = (tp_pattern){c->alpha_pattern.items[i].name, c->alpha_pattern.items[i].value};
+    *spec = (tp_lora_spec){.rank = c->rank, .alpha = c->alpha, .dropout = c->dropout, .use_rslora = c->use_rslora, .gaussian = c->init == TP_LORA_INIT_GAUSSIAN,
+                           .rank_pattern = run->patterns, .n_rank_pattern = c->rank_pattern.n, .alpha_pattern = run->patterns + c->rank_pattern.n, .n_alpha_pattern = c->alpha_pattern.n};
+    tp_targets *t = &spec->targets;
+    t->all_linear = c->target_modules.kind == TP_PATTERNS_WORD && strcmp(c->target_modules.text, "all-linear") == 0;
+    if (c->target_modules.kind == TP_PATTERNS_WORD && !t->all_linear) {
+        t->include.list = tp_model_default_targets(model);
+        while (t->include.list[t->include.n] != NULL) t->include.n++;
+    } else if (!t->all_linear) {
+        t->include = names_of(&c->target_modules);
+    }
+    t->exclude = names_of(&c->exclude_modules);
+    t->layers = c->layers.items;
+    t->n_layers = c->layers.n;
+    return TP_OK;
+}
+
+/* A recipe key beside adapter_path must agree with the adapter's own configuration. */
+static tp_status disagrees(tp_run *run, const char *key, double ours, double theirs)
+{
+    char where[512];
+    if (!tp_recipe_given(run->recipe, key) || ours == theirs) return TP_OK;
+    return tp_fail(run->ctx, TP_INVALID, "%s: %s: the recipe says %g, the adapter it starts from %g", tp_recipe_where(run->recipe, key, where, sizeof where), key, ours, theirs);
+}
+
+static bool same_names(const tp_names *a, const tp_names *b)
+{
+    if (a->is_regex != b->is_regex || a->n != b->n) return false;
+    for (size_t i = 0; i < a->n; i++) {
+        bool found = false;
+        for (size_t j = 0; j < b->n && !found; j++) found = strcmp(a->list[i], b->list[j]) == 0;
+        if (!found) return false;
+    }
+    return true;
+}
+
+static tp_status spec_from_adapter(tp_run *run, const tp_model *model, tp_lora_spec *spec)
+{
+    const tp_lora_config *c = &run->config->lora;
+    tp_lora_spec wanted;
+    char where[512];
+    if (run->start.base_model == NULL) TP_TRY(tp_adapter_config_read(run->ctx, run->config->run.adapter_path, &run->start));
+    TP_TRY(spec_from_recipe(run, model, &wanted));
+    *spec = run->start.spec;
+    TP_TRY(disagrees(run, "lora_r", (double)c->rank, (double)spec->rank));
+    TP_TRY(disagrees(run, "lora_alpha", c->alpha, spec->alpha));
+    TP_TRY(disagrees(run, "use_rslora", c->use_rslora, spec->use_rslora));
+    if (tp_recipe_given(run->recipe, "lora_dropout")) spec->dropout = c->dropout; /* a matter of training, not of the tensors */
+    if (tp_recipe_given(run->recipe, "lora_target_modules") && !wanted.targets.all_linear && !same_names(&wanted.targets.include, &spec->targets.include))
+        return tp_fail(run->ctx, TP_INVALID, "%s: lora_target_modules: other modules than those of the adapter it starts from", tp_recipe_where(run->recipe, "lora_target_modules", where, sizeof where));
+    return TP_OK;
+}
+
+static tp_status attach(tp_run *run, tp_ctx *ctx, tp_model *model, tp_lora **lora)
+{
+    tp_lora_spec spec;
+    bool continues = run->config->run.adapter_path != NULL;
+    TP_TRY(continues ? spec_from_adapter(run, model, &spec) : spec_from_recipe(run, model, &spec));
+    tp_status status = tp_lora_attach(ctx, model, &spec, lora);
+    if (ctx == &run->dry) status = from_dry(run, status);
+    if (status == TP_INVALID && !continues) {
+        char where[512];
+        tp_fail_in(run->ctx, "%s", tp_recipe_where(run->recipe, "lora_target_modules", where, sizeof where));
+    }
+    return status;
+}
+
+/* ---- the plan ---- */
+
+static int group_size(const tp_run *run)
+{
+    const tp_train_config *c = &run->config->train;
+    int64_t layers = run->shape_model->config.n_layers;
+    switch (c->gradient_checkpointing) {
+    case TP_CHECKPOINTING_FULL: return 1;
+    case TP_CHECKPOINTING_EVERY_K: return (int)(c->gradient_checkpointing_k < layers ? c->gradient_checkpointing_k : layers);
+    case TP_CHECKPOINTING_SQRT: return (int)ceil(sqrt((double)layers));
+    default: return 0;
+    }
+}
+
+static uint64_t memory_limit(const tp_run *run)
+{
+    uint64_t machine = run->ctx->device->memory_bytes / 10 * 9, wanted = run->config->run.memory_limit;
+    return wanted > 0 ? wanted : machine;
+}
+
+static tp_status make_plan(tp_run *run)
+{
+    tp_lora *lora;
+    int64_t rows, labels, segments, longest, eval_rows = 0, eval_labels = 0, ignored;
+    tp_dataset_counts counts;
+    TP_TRY(attach(run, &run->dry, run->shape_model, &lora));
+    tp_dataset_largest(run->data, &rows, &labels, &segments, &longest);
+    if (run->held_out != NULL) tp_dataset_largest(run->held_out, &eval_rows, &eval_labels, &ignored, &ignored);
+    tp_dataset_count(run->data, &counts);
+    bool momentum = run->config->train.optimizer == TP_OPTIMIZER_SGD;
+    tp_plan_shape shape = {.rows = rows, .labels = labels, .segments = segments, .longest_segment = longest, .eval_rows = eval_rows, .eval_labels = eval_labels,
+                           .accumulation = run->config->train.gradient_accumulation_steps, .recompute_every = group_size(run), .train = true,
+                           .optimizer_states = momentum ? run->config->train.momentum > 0 : 2, .workspace_bytes = run->ctx->device->workspace_bytes,
+                           .host_bytes = (uint64_t)counts.rows_used * 64};
+    tp_status status = from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    uint64_t limit = memory_limit(run);
+    if (status == TP_OK && run->config->train.gradient_checkpointing == TP_CHECKPOINTING_AUTO && run->plan.peak > limit) {
+        shape.recompute_every = 1;
+        status = from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    }
+    tp_lora_free(lora);
+    TP_TRY(status);
+    if (run->plan.peak <= limit) return TP_OK;
+    char need[32], have[32];
+    return tp_fail(run->ctx, TP_NOMEM, "the run needs %s, %s are there: lower micro_batch_size or max_seq_length, or set gradient_checkpointing", tp_format_bytes(run->plan.peak, need),
+                   tp_format_bytes(limit, have));
+}
+
+/* ---- weights and what is trained ---- */
+
+static tp_status open_model(tp_run *run)
+{
+    tp_model_options options = {.precision = run->precision, .check_weights = run->config->train.check_base_weights};
+    TP_TRY(tp_model_open(run->ctx, run->config->run.base_model, &options, &run->model));
+    TP_TRY(attach(run, run->ctx, run->model, &run->lora));
+    if (run->config->run.adapter_path == NULL) return tp_lora_initialise(run->ctx, run->lora);
+    char *path = tp_path_join(run->ctx, run->config->run.adapter_path, "adapter_model.safetensors");
+    tp_status status = path != NULL ? tp_adapter_load_values(run->ctx, path, &run->lora->params) : TP_NOMEM;
+    tp_free(path);
+    return status;
+}
+
+static tp_status open_trainer(tp_run *run)
+{
+    const tp_train_config *c = &run->config->train;
+    tp_ctx *ctx = run->ctx;
+    int64_t rows = run->plan.shape.rows, labels = run->plan.shape.labels;
+    if (run->plan.shape.eval_rows > rows) rows = run->plan.shape.eval_rows;
+    if (run->plan.shape.eval_labels > labels) labels = run->plan.shape.eval_labels;
+    tp_optim_options options = {c->adam_beta1, c->adam_beta2, c->adam_epsilon, c->momentum, c->weight_decay, c->max_grad_norm};
+    TP_TRY(tp_params_train(ctx, &run->lora->params));
+    TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
+    TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
+    TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
+    run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);
+    run->losses = ctx->device->backend->alloc(ctx, ctx->device, (size_t)labels * sizeof *run->losses);
+    run->host_losses = tp_alloc(ctx, (size_t)labels, sizeof *run->host_losses);
+    return run->group != NULL && run->losses != NULL && run->host_losses != NULL ? TP_OK : TP_NOMEM;
+}
+
+tp_status tp_run_setup(tp_run *run)
+{
+    TP_TRY(open_device(run));
+    TP_TRY(open_shapes(run));
+    TP_TRY(open_data(run));
+    count_steps(run);
+    TP_TRY(make_plan(run));
+    if (run->options.dry_run) return TP_OK;
+    TP_TRY(tp_run_prepare_folder(run));
+    if (run->finished) return TP_OK;
+    TP_TRY(open_model(run));
+    return open_trainer(run);
+}
+
+tp_status tp_run_close(tp_run *run, tp_status status)
+{
+    if (run == NULL) return status;
+    tp_ctx *ctx = run->ctx;
+    tp_metrics_close(run->metrics);
+    tp_optim_close(run->optim);
+    tp_tape_free(run->tape);
+    tp_batch_buffers_close(&run->buffers);
+    for (int64_t i = 0; run->group != NULL && i < run->config->train.gradient_accumulation_steps; i++) tp_host_batch_free(&run->group[i]);
+    tp_free(run->group);
+    tp_host_batch_free(&run->eval_batch);
+    if (run->losses != NULL) {
+        int64_t labels = run->plan.shape.labels > run->plan.shape.eval_labels ? run->plan.shape.labels : run->plan.shape.eval_labels;
+        ctx->device->backend->free(ctx->device, run->losses, (size_t)labels * sizeof *run->losses);
+    }
+    tp_free(run->host_losses);
+    tp_lora_free(run->lora);
+    tp_free(run->patterns);
+    tp_adapter_config_free(&run->start);
+    tp_model_free(run->model);
+    tp_dataset_close(run->data);
+    tp_dataset_close(run->held_out);
+    tp_tokenizer_free(run->tokenizer);
+    tp_model_free(run->shape_model);
+    if (run->dry.device != NULL) tp_device_close(run->dry.device);
+    if (run->owns_device) {
+        tp_device_close(ctx->device);
+        ctx->device = NULL;
+    }
+    if (run->lock >= 0) close(run->lock);
+    tp_free(run);
+    return status;
+}

@@ -1,0 +1,207 @@
+/* The training loop: the first file to read.
+ *
+ * A step is a group of micro-batches whose losses are summed over labels and divided by the labels of the whole group, so that
+ * accumulation, padding and uneven lengths cannot change what a step means. Gradients add up in the flat buffer; one norm, one
+ * clip, one update. The update kernel itself refuses a step whose loss or norm is not finite. */
+#include "trainers/train.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "trainers/run.h"
+
+static bool told_to(const volatile sig_atomic_t *flag) { return flag != NULL && *flag != 0; }
+
+/* The micro-batches of step `step` (from 0): the last group of an epoch may be short. */
+static tp_status next_group(tp_run *run, int64_t step, int64_t *n, int64_t *labels)
+{
+    int64_t epoch = step / run->steps_per_epoch, first = step % run->steps_per_epoch * run->config->train.gradient_accumulation_steps;
+    *n = run->micro_batches - first;
+    if (*n > run->config->train.gradient_accumulation_steps) *n = run->config->train.gradient_accumulation_steps;
+    *labels = 0;
+    for (int64_t i = 0; i < *n; i++) {
+        TP_TRY(tp_dataset_get(run->ctx, run->data, epoch, first + i, &run->group[i]));
+        *labels += run->group[i].n_labels;
+    }
+    return TP_OK;
+}
+
+static tp_batch host_view(const tp_host_batch *b)
+{
+    return (tp_batch){.n = b->n, .ids = b->ids, .positions = b->positions, .max_position = b->max_position, .segments = b->segments, .n_segments = b->n_segments,
+                      .label_rows = b->label_rows, .labels = b->labels, .n_labels = b->n_labels, .n_tokens = b->n_tokens};
+}
+
+/* Forward and backward of one micro-batch; its gradients are added, its loss (already divided by the step's labels) too. */
+static tp_status run_micro_batch(tp_run *run, const tp_host_batch *host, uint64_t counter, float grad_scale, double *loss)
+{
+    tp_batch view = host_view(host), batch;
+    float value = 0;
+    if (host->n_labels == 0) return TP_OK; /* no labels, no gradient: contributes nothing */
+    TP_TRY(tp_batch_upload(run->ctx, &run->buffers, &view, &batch));
+    tp_tape_set_step(run->tape, counter);
+    tp_pass pass = {.tape = run->tape, .batch = &batch, .training = true, .recompute_every = run->plan.shape.recompute_every};
+    tp_cross_entropy_spec spec = {.head = &run->model->head.weight, .rows = batch.label_rows, .labels = batch.labels, .n = batch.n_labels, .grad_scale = grad_scale};
+    tp_tensor *total = tp_linear_cross_entropy(run->tape, tp_model_forward(run->model, &pass), &spec);
+    tp_status status = tp_tape_status(run->tape);
+    if (status == TP_OK) status = run->ctx->device->backend->copy_out(run->ctx, &value, total->data, sizeof value);
+    if (status == TP_OK) status = tp_tape_backward(run->tape, total);
+    tp_tape_reset(run->tape);
+    *loss += (double)value;
+    return status;
+}
+
+static tp_status dump_gradients(tp_run *run)
+{
+    if (run->options.dump_gradients == NULL || run->state.step != 0) return TP_OK;
+    return tp_params_save(run->ctx, &run->lora->params, run->lora->params.grads, run->options.dump_gradients);
+}
+
+/* Running mean and variance of the loss; true if this one stands out (spike_zscore). Only losses that were used count. */
+static bool is_spike(tp_run *run, double loss)
+{
+    tp_run_state *s = &run->state;
+    double z = run->config->train.spike_zscore;
+    const double memory = 0.98;
+    const int64_t settle = 20;
+    if (z > 0 && s->loss_count >= settle && loss - s->loss_mean > z * sqrt(s->loss_var)) return true;
+    double d = s->loss_count > 0 ? loss - s->loss_mean : 0;
+    if (s->loss_count == 0) s->loss_mean = loss;
+    s->loss_mean += (1 - memory) * d;
+    s->loss_var = memory * (s->loss_var + (1 - memory) * d * d);
+    s->loss_count++;
+    return false;
+}
+
+/* Guards that end a run: too many steps in a row without an update, or a loss that stays above the threshold. */
+static tp_status check_guards(tp_run *run, double loss, bool updated)
+{
+    const tp_train_config *c = &run->config->train;
+    tp_run_state *s = &run->state;
+    s->skipped_in_row = updated ? 0 : s->skipped_in_row + 1;
+    if (s->skipped_in_row >= c->max_skipped_steps)
+        return tp_fail(run->ctx, TP_NUMERIC, "step %lld: %lld steps in a row had a loss or gradient that is not finite; the last good checkpoint stands", (long long)s->step + 1,
+                       (long long)s->skipped_in_row);
+    bool over = c->loss_watchdog_threshold > 0 && !(loss <= c->loss_watchdog_threshold);
+    s->over_threshold = over ? s->over_threshold + 1 : 0;
+    if (over && s->over_threshold >= c->loss_watchdog_patience)
+        return tp_fail(run->ctx, TP_NUMERIC, "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps in a row", (long long)s->step + 1, c->loss_watchdog_threshold,
+                       (long long)s->over_threshold);
+    return TP_OK;
+}
+
+/* One optimizer step: the group forward and backward, then the update. */
+static tp_status run_step(tp_run *run)
+{
+    int64_t step = run->state.step, n, labels, tokens = 0;
+    double loss = 0, began = tp_now();
+    TP_TRY(next_group(run, step, &n, &labels));
+    TP_TRY(tp_params_zero_grads(run->ctx, &run->lora->params));
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t counter = (uint64_t)(step * run->config->train.gradient_accumulation_steps + i);
+        TP_TRY(run_micro_batch(run, &run->group[i], counter, labels > 0 ? 1.0f / (float)labels : 0, &loss));
+        tokens += run->group[i].n_tokens;
+    }
+    TP_TRY(dump_gradients(run));
+    double rate = tp_schedule_rate(&run->schedule, step);
+    tp_optim_result result;
+    bool spike = isfinite(loss) && is_spike(run, loss);
+    if (spike) tp_metrics_say(run->metrics, "step %lld: loss %.4f stands out (spike_zscore); the step is skipped", (long long)step + 1, loss);
+    TP_TRY(tp_optim_step(run->ctx, run->optim, rate, spike ? NAN : loss, &result));
+    if (!result.finite && !spike) tp_metrics_say(run->metrics, "step %lld: the loss or the gradient is not finite; the step is skipped", (long long)step + 1);
+    TP_TRY(check_guards(run, loss, result.finite || spike));
+    TP_TRY(tp_model_check(run->ctx, run->model));
+    run->state.step = step + 1;
+    run->state.updates = run->optim->steps;
+
+    double seconds = tp_now() - began;
+    run->seconds_in_steps += seconds;
+    run->steps_here++;
+    tp_step_report report = {.step = step + 1, .steps = run->steps, .loss = loss, .grad_norm = result.grad_norm, .learning_rate = rate, .labels = labels, .tokens = tokens,
+                             .seconds = seconds, .seconds_left = run->seconds_in_steps / (double)run->steps_here * (double)(run->steps - step - 1),
+                             .resident_bytes = tp_resident_bytes()};
+    tp_metrics_step(run->ctx, run->metrics, &report, (step + 1) % run->config->output.logging_steps == 0 || step + 1 == run->steps);
+    return TP_OK;
+}
+
+/* True every `every` steps, or `per_epoch` times an epoch, evenly, and at the end. */
+static bool is_due(const tp_run *run, int64_t every, int64_t per_epoch)
+{
+    int64_t step = run->state.step;
+    if (every > 0 && step % every == 0) return true;
+    if (per_epoch <= 0) return false;
+    int64_t in_epoch = (step - 1) % run->steps_per_epoch + 1;
+    return in_epoch * per_epoch / run->steps_per_epoch != (in_epoch - 1) * per_epoch / run->steps_per_epoch;
+}
+
+/* Held-out loss where it is due; remembers the best and keeps its adapter. *stop: early_stopping_patience is used up. */
+static tp_status evaluate_if_due(tp_run *run, bool *stop)
+{
+    const tp_output_config *c = &run->config->output;
+    bool last = run->state.step == run->steps;
+    if (run->held_out == NULL || !(last || is_due(run, c->eval_steps, c->eval_steps > 0 ? 0 : c->evals_per_epoch))) return TP_OK;
+    tp_eval_parts parts = {.model = run->model, .tape = run->tape, .buffers = &run->buffers, .batch = &run->eval_batch, .losses = run->losses,
+                           .host_losses = run->host_losses, .stop = run->options.stop};
+    tp_evaluation result;
+    TP_TRY(tp_evaluate(run->ctx, &parts, run->held_out, &result));
+    tp_metrics_eval(run->ctx, run->metrics, run->state.step, result.loss);
+    if (!(run->state.best_metric <= result.loss) && isfinite(result.loss)) { /* also true while there is none (NaN) */
+        run->state.best_metric = result.loss;
+        run->state.best_step = run->state.step;
+        run->state.evals_without_gain = 0;
+        if (c->load_best_model_at_end) TP_TRY(tp_run_publish_adapter(run, "best"));
+        return TP_OK;
+    }
+    run->state.evals_without_gain++;
+    *stop = c->early_stopping_patience > 0 && run->state.evals_without_gain >= c->early_stopping_patience;
+    if (*stop) tp_metrics_say(run->metrics, "no better held-out loss in %lld evaluations: stopping early", (long long)run->state.evals_without_gain);
+    return TP_OK;
+}
+
+static bool save_is_due(const tp_run *run)
+{
+    const tp_output_config *c = &run->config->output;
+    if (told_to(run->options.save)) return true;
+    return is_due(run, c->save_steps, c->saves_per_epoch) || (c->save_minutes > 0 && tp_now() - run->last_save >= 60 * c->save_minutes);
+}
+
+tp_status tp_run_train(tp_run *run)
+{
+    bool stop_early = false;
+    if (run->finished || run->options.dry_run) return TP_OK;
+    while (run->state.step < run->steps && !stop_early) {
+        if (told_to(run->options.stop)) {
+            TP_TRY(tp_run_save(run, "stopped"));
+            return tp_fail(run->ctx, TP_PREEMPTED, "stopped after step %lld of %lld; --resume goes on from there", (long long)run->state.step, (long long)run->steps);
+        }
+        TP_TRY(run_step(run));
+        tp_status status = evaluate_if_due(run, &stop_early);
+        if (status == TP_PREEMPTED) { /* told to stop while evaluating: the step counts, the evaluation is repeated */
+            tp_ctx_clear(run->ctx);
+            continue;
+        }
+        TP_TRY(status);
+        if (save_is_due(run)) (void)tp_run_save(run, "interval"); /* a failed save is warned about and tried again later */
+    }
+    if (stop_early) run->steps = run->state.step;
+    return tp_run_finish(run);
+}
+
+tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options, tp_run **result)
+{
+    tp_run *run = tp_alloc(ctx, 1, sizeof *run);
+    if (run == NULL) return TP_NOMEM;
+    *run = (tp_run){.ctx = ctx, .recipe = recipe, .config = config, .options = *options, .lock = -1, .opened = tp_now(), .last_save = tp_now()};
+    run->state.best_metric = NAN;
+    tp_status status = tp_run_setup(run);
+    if (status == TP_OK && !options->dry_run) status = tp_run_resume(run);
+    if (status != TP_OK) return tp_run_close(run, status);
+    *result = run;
+    return TP_OK;
+}
+
+const tp_plan *tp_run_plan(const tp_run *run) { return &run->plan; }
+int64_t tp_run_step(const tp_run *run) { return run->state.step; }
+int64_t tp_run_steps(const tp_run *run) { return run->steps; }
