@@ -1,5 +1,6 @@
 /* Devices by name. */
 #include "backend/backend.h"
+#include "base/log.h"
 
 /* "cuda:3" -> 3, "cuda" -> 0; -1 if the number is malformed. */
 static int index_of(const char *name, size_t prefix)
@@ -9,11 +10,12 @@ static int index_of(const char *name, size_t prefix)
     return name[prefix] == ':' && tp_parse_i64(name + prefix + 1, &index) && index >= 0 && index < 1024 ? (int)index : -1;
 }
 
-/* The GPU if there is one. Which it became, and why, is seen in the device that the run reports. */
+/* The GPU if there is one, else the CPU with a note that says why. */
 static tp_status open_auto(tp_ctx *ctx, int threads, tp_device **device)
 {
-    if (ctx->status == TP_OK) {
+    if (ctx->status == TP_OK) { /* an error of the caller's must not be cleared */
         if (tp_cuda_backend.open(ctx, 0, threads, device) == TP_OK) return TP_OK;
+        tp_note(ctx, "device: auto: running on the cpu (%s)", ctx->message);
         tp_ctx_clear(ctx);
     }
     return tp_cpu_backend.open(ctx, 0, threads, device);

@@ -18,6 +18,7 @@
 #define CHUNK_MIN   1024u
 #define CHUNK_MAX   (1u << 20)
 #define SMALL_COUNT 16u        /* objects up to here are searched member by member */
+#define AHEAD       8u         /* members between a prefetch and its use */
 #define NO_PARENT   UINT32_MAX /* of the root on the stack */
 
 typedef struct chunk {
@@ -128,16 +129,19 @@ static void skip_blanks(parser *ps)
     while (ps->p < ps->end && (*ps->p == ' ' || *ps->p == '\n' || *ps->p == '\t' || *ps->p == '\r')) ps->p++;
 }
 
-static tp_status push(parser *ps, tp_json node)
+/* A new node on the stack for what begins at ps->p. It stays where it is until the next push, so values are filled in
+ * place. */
+static tp_status push(parser *ps, tp_json **out)
 {
     if (ps->max_nodes > 0 && ps->n_nodes >= ps->max_nodes) {
         char what[64];
         snprintf(what, sizeof what, "more than %zu values", ps->max_nodes);
-        return fail_at(ps, node.offset, what);
+        return fail_at(ps, (size_t)(ps->p - ps->doc->text), what);
     }
     ps->n_nodes++;
     if (ps->top == ps->capacity) TP_TRY(tp_grow(ps->ctx, &ps->stack, &ps->capacity, ps->top + 1, sizeof *ps->stack));
-    ps->stack[ps->top++] = node;
+    *out = &ps->stack[ps->top++];
+    **out = (tp_json){.offset = (uint32_t)(ps->p - ps->doc->text)};
     return TP_OK;
 }
 
@@ -347,30 +351,47 @@ static tp_status repeated_key(parser *ps, const tp_json *first, const tp_json *s
                    shown, second->at.text, first_line, first_column);
 }
 
+/* Hashes the key of member i and asks for its slot: the table is large and the order random, so this runs some members
+ * ahead of the search. */
+static void look_ahead(tp_json *members, uint32_t i, uint32_t count, const uint32_t *slots, uint32_t mask)
+{
+    if (i >= count) return;
+    tp_json *key = &members[2 * (size_t)i];
+    key->parent = (uint32_t)tp_hash(key->at.text, key->len);
+    __builtin_prefetch(&slots[key->parent & mask]);
+}
+
+/* The member before `kept` that has the key of member i, or kept. With slots the index gets an entry for a new key. */
+static uint32_t find_earlier(tp_json *members, uint32_t i, uint32_t kept, uint32_t *slots, uint32_t mask)
+{
+    tp_span key = key_of(members, i);
+    uint32_t same = 0;
+    if (slots == NULL) {
+        while (same < kept && !tp_span_equal(key_of(members, same), key)) same++;
+        return same;
+    }
+    uint32_t hash = members[2 * (size_t)i].parent;
+    size_t slot = find_slot(slots, mask, members, key, hash);
+    if (slots[slot] != 0) return (slots[slot] & mask) - 1;
+    slots[slot] = (hash & ~mask) | (kept + 1);
+    return kept;
+}
+
 /* Compacts members[0..*count) so that each key stands once, with its last value, or refuses repeated keys. With slots
  * the hash index is filled on the way; without, keys are compared pairwise. */
 static tp_status settle_members(parser *ps, tp_json *members, uint32_t *count, uint32_t *slots, uint32_t mask)
 {
-    uint32_t kept = 0, hash = 0;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < AHEAD && slots != NULL; i++) look_ahead(members, i, *count, slots, mask);
     for (uint32_t i = 0; i < *count; i++) {
-        tp_span key = key_of(members, i);
-        uint32_t same = 0;
-        size_t slot = 0;
-        if (slots != NULL) {
-            hash = (uint32_t)tp_hash(key.data, key.len);
-            slot = find_slot(slots, mask, members, key, hash);
-            same = slots[slot] != 0 ? (slots[slot] & mask) - 1 : kept;
-        } else {
-            while (same < kept && !tp_span_equal(key_of(members, same), key)) same++;
-        }
+        if (slots != NULL) look_ahead(members, i + AHEAD, *count, slots, mask);
+        uint32_t same = find_earlier(members, i, kept, slots, mask);
         if (same < kept) {
-            if (!ps->allow_duplicates) return repeated_key(ps, &members[2 * same], &members[2 * i]);
-            members[2 * same + 1] = members[2 * i + 1];
+            if (!ps->allow_duplicates) return repeated_key(ps, &members[2 * (size_t)same], &members[2 * (size_t)i]);
+            members[2 * (size_t)same + 1] = members[2 * (size_t)i + 1];
             continue;
         }
-        if (slots != NULL) slots[slot] = (hash & ~mask) | (kept + 1);
-        members[2 * kept] = members[2 * i];
-        members[2 * kept + 1] = members[2 * i + 1];
+        if (kept < i) memcpy(&members[2 * (size_t)kept], &members[2 * (size_t)i], 2 * sizeof *members);
         kept++;
     }
     *count = kept;
@@ -379,18 +400,17 @@ static tp_status settle_members(parser *ps, tp_json *members, uint32_t *count, u
 
 /* ---- containers ---- */
 
-static tp_status open_container(parser *ps, tp_json node, tp_json_type type)
+static tp_status open_container(parser *ps, tp_json *node, tp_json_type type)
 {
     if (ps->depth == ps->max_depth) {
         char what[64];
         snprintf(what, sizeof what, "nested deeper than %zu", ps->max_depth);
-        return fail_at(ps, node.offset, what);
+        return fail_at(ps, node->offset, what);
     }
     ps->depth++;
     ps->p++;
-    node.type = (uint8_t)type;
-    node.parent = ps->open;
-    TP_TRY(push(ps, node));
+    node->type = (uint8_t)type;
+    node->parent = ps->open;
     ps->open = (uint32_t)(ps->top - 1);
     return TP_OK;
 }
@@ -463,9 +483,9 @@ static tp_status parse_key(parser *ps)
 {
     skip_blanks(ps);
     if (ps->p == ps->end || *ps->p != '"') return expected(ps, "a key in quotes");
-    tp_json key = {.offset = (uint32_t)(ps->p - ps->doc->text)};
-    TP_TRY(parse_string(ps, &key));
-    TP_TRY(push(ps, key));
+    tp_json *key;
+    TP_TRY(push(ps, &key));
+    TP_TRY(parse_string(ps, key));
     skip_blanks(ps);
     if (ps->p == ps->end || *ps->p != ':') return expected(ps, "':'");
     ps->p++;
@@ -478,7 +498,8 @@ static tp_status parse_value(parser *ps, bool *opened)
     skip_blanks(ps);
     *opened = false;
     if (ps->p == ps->end) return expected(ps, "a value");
-    tp_json node = {.offset = (uint32_t)(ps->p - ps->doc->text)};
+    tp_json *node;
+    TP_TRY(push(ps, &node));
     switch (*ps->p) {
     case '{':
     case '[': {
@@ -489,15 +510,12 @@ static tp_status parse_value(parser *ps, bool *opened)
         *opened = true;
         return object ? parse_key(ps) : TP_OK;
     }
-    case '"': TP_TRY(parse_string(ps, &node)); break;
-    case 'n': TP_TRY(parse_word(ps, "null", &node, TP_JSON_NULL, false)); break;
-    case 't': TP_TRY(parse_word(ps, "true", &node, TP_JSON_BOOL, true)); break;
-    case 'f': TP_TRY(parse_word(ps, "false", &node, TP_JSON_BOOL, false)); break;
-    default:
-        if (*ps->p != '-' && !is_digit(ps)) return expected(ps, "a value");
-        TP_TRY(parse_number(ps, &node));
+    case '"': return parse_string(ps, node);
+    case 'n': return parse_word(ps, "null", node, TP_JSON_NULL, false);
+    case 't': return parse_word(ps, "true", node, TP_JSON_BOOL, true);
+    case 'f': return parse_word(ps, "false", node, TP_JSON_BOOL, false);
+    default: return *ps->p == '-' || is_digit(ps) ? parse_number(ps, node) : expected(ps, "a value");
     }
-    return push(ps, node);
 }
 
 /* Behind a complete value: closes containers until one goes on (then the next value begins at ps->p) or all are closed. */

@@ -14,7 +14,7 @@ struct tp_json {
     } at;
     uint32_t len;    /* bytes of text; elements or members; number of slots - 1 */
     uint32_t offset; /* of the first byte in the document's text, for messages */
-    uint32_t parent; /* while the container is open: where its own container lies on the stack */
+    uint32_t parent; /* open container: where its own container lies on the stack; key being indexed: its hash */
     uint8_t type;    /* tp_json_type */
     bool flag;       /* BOOL: its value.  STRING: has escapes */
     bool indexed;    /* OBJECT: children[-1] is its hash index */

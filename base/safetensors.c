@@ -214,7 +214,7 @@ static tp_status bytes_needed(tp_ctx *ctx, const tp_safetensors *st, const tp_en
 static tp_status check_entries(tp_ctx *ctx, tp_safetensors *st)
 {
     uint64_t end = 0, available = st->size - st->data_begin;
-    qsort(st->entries, st->count, sizeof *st->entries, by_offset);
+    if (st->count > 0) qsort(st->entries, st->count, sizeof *st->entries, by_offset);
     for (size_t i = 0; i < st->count; i++) {
         tp_entry *entry = &st->entries[i];
         uint64_t needed = 0;

@@ -39,7 +39,7 @@ tp_status tp_layers_open(tp_ctx *ctx, tp_layers *layers, size_t from, tp_layer *
         layers->ready++;
     }
     tp_buf_clear(&(*layer)->text);
-    (*layer)->n_runs = 0;
+    (*layer)->n_runs = (*layer)->near = 0;
     (*layer)->from_end = from;
     (*layer)->copying = (*layer)->failed = false;
     return TP_OK;
@@ -93,21 +93,27 @@ tp_status tp_layers_close(tp_ctx *ctx, tp_layers *layers, size_t from_end)
     return TP_OK;
 }
 
-/* The last run that begins at or before `at`; never the closing one unless at is the end. */
-static const tp_run *run_of(const tp_layer *layer, size_t at)
+/* The last run that begins at or before `at`; never the closing one. */
+static const tp_run *run_of(tp_layer *layer, size_t at)
 {
     size_t low = 0, high = layer->n_runs - 1;
+    if (layer->runs[layer->near].at <= at) {
+        low = layer->near;
+        for (int i = 0; i < 8 && low + 1 < high && layer->runs[low + 1].at <= at; i++) low++;
+        if (low + 1 < high && layer->runs[low + 1].at > at) high = low + 1;
+    }
     while (low + 1 < high) {
         size_t middle = low + (high - low) / 2;
         if (layer->runs[middle].at <= at) low = middle;
         else high = middle;
     }
+    layer->near = low;
     return &layer->runs[low];
 }
 
 static bool copies(const tp_run *run) { return run[1].at - run[0].at == run[1].from - run[0].from; }
 
-static size_t begin_below(const tp_layer *layer, size_t at)
+static size_t begin_below(tp_layer *layer, size_t at)
 {
     if (layer->n_runs < 2) return layer->from_end;
     const tp_run *run = run_of(layer, at);
@@ -115,17 +121,17 @@ static size_t begin_below(const tp_layer *layer, size_t at)
     return copies(run) ? run->from + (at - run->at) : run->from;
 }
 
-static size_t end_below(const tp_layer *layer, size_t end)
+static size_t end_below(tp_layer *layer, size_t end)
 {
     if (layer->n_runs < 2) return layer->from_end;
     const tp_run *run = run_of(layer, end - 1);
     return copies(run) ? run->from + (end - run->at) : run[1].from;
 }
 
-void tp_layers_origin(const tp_layers *layers, size_t *begin, size_t *end)
+void tp_layers_origin(tp_layers *layers, size_t *begin, size_t *end)
 {
     for (size_t i = layers->count; i-- > 0;) {
-        const tp_layer *layer = &layers->items[i];
+        tp_layer *layer = &layers->items[i];
         bool empty = *begin >= *end;
         *begin = begin_below(layer, *begin);
         *end = empty ? *begin : end_below(layer, *end);

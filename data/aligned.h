@@ -24,6 +24,7 @@ typedef struct tp_layer {
     tp_run *runs; /* closed by one that marks the end */
     size_t n_runs, capacity;
     size_t from_end; /* end of what has been consumed below */
+    size_t near;     /* the run that was looked up last: places are mostly asked for in order */
     bool copying;    /* the last run copies byte for byte */
     bool failed;     /* an allocation failed; reported by tp_layers_close */
 } tp_layer;
@@ -56,7 +57,7 @@ TP_API void tp_layer_replace(tp_layer *layer, const char *bytes, size_t n, size_
 TP_API tp_status tp_layers_close(tp_ctx *ctx, tp_layers *layers, size_t from_end) TP_MUST_CHECK;
 
 /* Bytes of the original that top[*begin, *end) stands for. */
-TP_API void tp_layers_origin(const tp_layers *layers, size_t *begin, size_t *end);
+TP_API void tp_layers_origin(tp_layers *layers, size_t *begin, size_t *end);
 
 #ifdef __cplusplus
 }

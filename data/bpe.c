@@ -21,6 +21,7 @@ struct tp_bpe {
     struct merge *merges; /* open addressing, a power of two of slots, at most half full */
     size_t n_slots, n_merges;
     uint32_t next_rank;
+    int32_t last_result; /* of the merge that was added last */
     uint64_t fingerprint;
     uint64_t seed;           /* secret, so that no file can make pairs collide */
     tp_map *extra;           /* characters that are no tokens but parts of some: ids from vocabulary->size upwards */
@@ -109,25 +110,29 @@ static tp_status copy_text(tp_ctx *ctx, tp_span *text)
     return text->data != NULL ? TP_OK : TP_NOMEM;
 }
 
+static tp_status copy_options(tp_ctx *ctx, const tp_bpe_options *from, tp_bpe_options *to)
+{
+    *to = *from;
+    to->prefix.data = to->suffix.data = to->missing_unk.data = NULL;
+    tp_span prefix = from->prefix, suffix = from->suffix, missing = from->missing_unk;
+    TP_TRY(copy_text(ctx, &prefix));
+    to->prefix = prefix;
+    TP_TRY(copy_text(ctx, &suffix));
+    to->suffix = suffix;
+    if (missing.data == NULL) return TP_OK;
+    TP_TRY(copy_text(ctx, &missing));
+    to->missing_unk = missing;
+    return TP_OK;
+}
+
 tp_status tp_bpe_new(tp_ctx *ctx, const tp_vocabulary *vocabulary, const tp_bpe_options *options, size_t max_merges, tp_bpe **out)
 {
     *out = NULL;
     tp_bpe *bpe = tp_alloc(ctx, 1, sizeof *bpe);
     if (bpe == NULL) return TP_NOMEM;
     bpe->vocabulary = vocabulary;
-    bpe->options = *options;
-    bpe->options.missing_unk = NULL;
-    bpe->options.prefix.data = bpe->options.suffix.data = NULL;
     bpe->seed = tp_hash("pairs", 5);
-    tp_span prefix = options->prefix, suffix = options->suffix;
-    tp_status status = copy_text(ctx, &prefix);
-    bpe->options.prefix.data = prefix.data;
-    if (status == TP_OK) status = copy_text(ctx, &suffix);
-    bpe->options.suffix.data = status == TP_OK ? suffix.data : NULL;
-    if (status == TP_OK && options->missing_unk != NULL) {
-        bpe->options.missing_unk = tp_strdup(ctx, options->missing_unk);
-        if (bpe->options.missing_unk == NULL) status = TP_NOMEM;
-    }
+    tp_status status = copy_options(ctx, options, &bpe->options);
     if (status == TP_OK) status = resize(ctx, bpe, max_merges);
     if (status != TP_OK) {
         tp_bpe_free(bpe);
@@ -150,7 +155,7 @@ void tp_bpe_free(tp_bpe *bpe)
     if (bpe == NULL) return;
     free_const(bpe->options.prefix.data);
     free_const(bpe->options.suffix.data);
-    free_const(bpe->options.missing_unk);
+    free_const(bpe->options.missing_unk.data);
     tp_map_free(bpe->extra);
     tp_free(bpe->merges);
     tp_free(bpe);
@@ -173,6 +178,14 @@ static tp_status find_part(tp_ctx *ctx, const tp_bpe *bpe, const char *where, tp
     return tp_fail(ctx, TP_FORMAT, "%s: \"%.*s\" is not in the vocabulary", where, (int)(part.len < 100 ? part.len : 100), part.data);
 }
 
+/* Merges mostly stand in the order in which their results were numbered: a look at the next id saves a search. */
+static int32_t find_result(tp_bpe *bpe, tp_span text)
+{
+    int32_t next = bpe->last_result + 1;
+    bool guessed = tp_span_equal(tp_vocabulary_text(bpe->vocabulary, next), text);
+    return bpe->last_result = guessed ? next : tp_vocabulary_find(bpe->vocabulary, text);
+}
+
 tp_status tp_bpe_add_merge(tp_ctx *ctx, tp_bpe *bpe, const char *where, tp_span left, tp_span right)
 {
     char joined[512];
@@ -189,7 +202,7 @@ tp_status tp_bpe_add_merge(tp_ctx *ctx, tp_bpe *bpe, const char *where, tp_span 
     if (text != NULL) {
         memcpy(text, left.data, left.len);
         memcpy(text + left.len, right.data + skip, right.len - skip);
-        result = tp_vocabulary_find(bpe->vocabulary, (tp_span){text, n});
+        result = find_result(bpe, (tp_span){text, n});
         if (has_inner_mark((tp_span){text, n})) bpe->crosses_words = true;
         if (text != joined) tp_free(text);
     }
@@ -316,9 +329,9 @@ static tp_status flush_unknown(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s
 static tp_status add_unknown(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, struct unknown *u, size_t begin)
 {
     if (bpe->options.unk_id < 0) {
-        if (bpe->options.missing_unk == NULL) return TP_OK; /* dropped, as the reference library does */
-        return tp_fail(ctx, TP_FORMAT, "the text has a character without token, and unk_token \"%s\" is not in the vocabulary",
-                       bpe->options.missing_unk);
+        if (bpe->options.missing_unk.data == NULL) return TP_OK; /* dropped, as the reference library does */
+        return tp_fail(ctx, TP_FORMAT, "the text has a character without token, and unk_token \"%.100s\" is not in the vocabulary",
+                       bpe->options.missing_unk.data);
     }
     if (u->pending && bpe->options.fuse_unk) return TP_OK;
     TP_TRY(flush_unknown(ctx, bpe, s, u));

@@ -26,7 +26,7 @@ typedef struct tp_bpe_options {
     bool late_fallback; /* characters fall back to bytes only after merging, as SentencePiece does */
     bool cut_words;     /* set by tp_bpe_finish: pieces may be cut in front of U+2581 without changing the result */
     int32_t unk_id;     /* -1: none */
-    const char *missing_unk; /* name of an unk_token that the vocabulary lacks, or NULL: needing it is an error */
+    tp_span missing_unk; /* an unk_token that the vocabulary lacks: needing it is an error; data is NULL for none */
     tp_span prefix, suffix;  /* continuing_subword_prefix, end_of_word_suffix; empty for most */
 } tp_bpe_options;
 

@@ -208,7 +208,7 @@ static void write_metaspace(tp_layer *layer, tp_span mark, tp_span text, tp_rang
     }
 }
 
-static bool wants_metaspace(const tp_cut_step *step, const tp_layers *layers, tp_span text, tp_range piece)
+static bool wants_metaspace(const tp_cut_step *step, tp_layers *layers, tp_span text, tp_range piece)
 {
     if (step->scheme == TP_PREPEND_NEVER) return false;
     if (begins_with(text, piece, step->pattern) || text.data[piece.begin] == ' ') return false;
@@ -218,7 +218,7 @@ static bool wants_metaspace(const tp_cut_step *step, const tp_layers *layers, tp
     return begin == 0;
 }
 
-static void write_piece(const tp_cut_step *step, const tp_layers *layers, tp_layer *layer, tp_span text, tp_range piece)
+static void write_piece(const tp_cut_step *step, tp_layers *layers, tp_layer *layer, tp_span text, tp_range piece)
 {
     switch (step->kind) {
     case TP_CUT_BYTE_LEVEL: write_bytes(layer, text, piece); break;

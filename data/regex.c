@@ -158,7 +158,7 @@ static tp_status compile(tp_ctx *ctx, tp_regex *regex, const tp_buf *pattern, tp
         if (regex->code == NULL) {
             PCRE2_UCHAR message[128] = "";
             pcre2_get_error_message(error, message, sizeof message);
-            status = tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_FORMAT, "%s: regex \"%.*s\" does not compile: %s",
+            status = tp_fail(ctx, error == PCRE2_ERROR_HEAP_FAILED ? TP_NOMEM : TP_FORMAT, "%s: regex \"%.*s\" does not compile: %s",
                              regex->where, (int)(original.len < 200 ? original.len : 200), original.data, (const char *)message);
         }
     }

@@ -363,6 +363,13 @@ static bool float_to_int(double d, tp_jint *out)
     return true;
 }
 
+static bool has_only_digits(tp_span s)
+{
+    for (size_t i = 0; i < s.len; i++)
+        if (s.data[i] < '0' || s.data[i] > '9') return false;
+    return s.len > 30;
+}
+
 static tp_status filter_int(tp_jinja *j, const tp_jvalue *self, const tp_jargs *args, tp_jvalue *out)
 {
     tp_jvalue bound[2];
@@ -380,6 +387,7 @@ static tp_status filter_int(tp_jinja *j, const tp_jvalue *self, const tp_jargs *
     } else if (tp_jis_string(self)) {
         bool legal = base == 0 || (base >= 2 && base <= 36);
         good = legal && tp_jparse_int(tp_jspan(self), (int)base, &value);
+        if (!good && legal && has_only_digits(tp_jspan(self))) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "an integer needs more than 128 bits");
         if (!good) good = tp_jparse_float(tp_jspan(self), &d) && float_to_int(d, &value);
     }
     *out = good ? tp_jinteger(value) : bound[0].type == TP_J_MISSING ? tp_jinteger(0) : bound[0];

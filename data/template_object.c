@@ -411,8 +411,7 @@ tp_status tp_jgetpath(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *pat
         tp_span part = {path->text + at, end - at};
         tp_jvalue from = *out, key = tp_jtext(part.data, part.len);
         tp_jint index;
-        bool digits = part.len > 0 && strspn(part.data, "0123456789") >= part.len;
-        if (digits && tp_jparse_int(part, 10, &index)) key = tp_jinteger(index);
+        if (part.len > 0 && part.data[0] >= '0' && part.data[0] <= '9' && tp_jparse_int(part, 10, &index)) key = tp_jinteger(index);
         TP_TRY(tp_jgetitem(j, &from, &key, out));
         at = end + 1;
     }

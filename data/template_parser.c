@@ -105,7 +105,7 @@ static tp_status statement(tp_jparser *p, tp_jnode **node);
 /* Statements until "{% end", whose name becomes the current token; without ends, until the template is over. */
 static tp_status body_until(tp_jparser *p, const char *const *ends, tp_jnode **body)
 {
-    tp_jnode **tail = body, *node;
+    tp_jnode **tail = body, *node = NULL;
     *body = NULL;
     for (;;) {
         switch (p->at->kind) {

@@ -118,7 +118,7 @@ static tp_status write_repr_string(tp_jinja *j, tp_jsink *sink, const tp_jvalue 
         if (s->type == TP_J_STRING) n = tp_utf8_decode(s->text + at, s->len - at, &c);
         if (n <= 0) n = 1;
         if (s->type == TP_J_BYTES && c >= 0x7F) {
-            char hex[8];
+            char hex[16];
             snprintf(hex, sizeof hex, "\\x%02x", c);
             TP_TRY(tp_jsink_text(j, sink, hex));
         } else {

@@ -309,14 +309,11 @@ static tp_status number_from_json(tp_jinja *j, const tp_json *json, tp_jvalue *o
 {
     tp_span text = tp_json_number_text(json);
     bool is_float = memchr(text.data, '.', text.len) || memchr(text.data, 'e', text.len) || memchr(text.data, 'E', text.len);
-    tp_jint i;
-    double d;
-    if (!is_float && tp_jparse_int(text, 10, &i)) {
-        *out = tp_jinteger(i);
-    } else {
-        if (!tp_jparse_float(text, &d)) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "a number in the variables is too large");
-        *out = tp_jfloat(d);
-    }
+    tp_jint i = 0;
+    double d = 0;
+    if (is_float ? !tp_jparse_float(text, &d) : !tp_jparse_int(text, 10, &i))
+        return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "a number in the variables is too large");
+    *out = is_float ? tp_jfloat(d) : tp_jinteger(i);
     return TP_OK;
 }
 

@@ -108,7 +108,7 @@ static tp_status bpe_options(tp_ctx *ctx, const tp_json_doc *doc, const tp_json 
     TP_TRY(tp_json_need_string(ctx, doc, model, "unk_token", false, &unk));
     if (unk.data != NULL) {
         o->unk_id = tp_vocabulary_find(&t->vocabulary, unk);
-        if (o->unk_id < 0) o->missing_unk = unk.data;
+        if (o->unk_id < 0) o->missing_unk = unk;
     }
     o->bytes = take_byte_level(t, o);
     return TP_OK;
@@ -234,40 +234,13 @@ static tp_status load(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *root, 
     return tp_tokenizer_finish(ctx, t);
 }
 
-static int hex4(const char *s)
-{
-    int value = 0;
-    for (int i = 0; i < 4; i++) {
-        char c = s[i];
-        int digit = c >= '0' && c <= '9' ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10 : -1;
-        if (digit < 0) return -1;
-        value = value * 16 + digit;
-    }
-    return value;
-}
-
-/* Half a surrogate pair would become U+FFFD, and the token another one: refused. */
-static tp_status refuse_lone_surrogates(tp_ctx *ctx, const char *name, const char *text, size_t n)
-{
-    const char *end = text + n;
-    for (const char *p = text; (p = memchr(p, '\\', (size_t)(end - p))) != NULL && end - p >= 6;) {
-        int unit = p[1] == 'u' ? hex4(p + 2) : -1;
-        bool high = unit >= 0xd800 && unit < 0xdc00;
-        bool pair = high && end - p >= 12 && p[6] == '\\' && p[7] == 'u' && hex4(p + 8) >= 0xdc00 && hex4(p + 8) < 0xe000;
-        if (unit >= 0xd800 && unit < 0xe000 && !pair)
-            return tp_fail(ctx, TP_FORMAT, "%s: byte %zu: \"%.6s\" is half a surrogate pair, no character", name, (size_t)(p - text), p);
-        p += pair ? 12 : 2;
-    }
-    return TP_OK;
-}
-
 tp_status tp_tokenizer_from_json(tp_ctx *ctx, const char *name, const char *text, size_t n, tp_tokenizer **out)
 {
     tp_json_doc *doc = NULL;
     tp_tokenizer *t = NULL;
     *out = NULL;
-    TP_TRY(refuse_lone_surrogates(ctx, name, text, n));
-    TP_TRY(tp_json_parse(ctx, text, n, &(tp_json_options){.name = name}, &doc));
+    /* strict: half a surrogate pair would become U+FFFD, and the token another one */
+    TP_TRY(tp_json_parse(ctx, text, n, &(tp_json_options){.name = name, .strict_surrogates = true}, &doc));
     tp_status status = tp_tokenizer_new(ctx, name, &t);
     if (status == TP_OK) status = load(ctx, doc, tp_json_root(doc), t);
     tp_json_free(doc);

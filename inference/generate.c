@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "models/measure.h"
 
 /* Rows of one prefill pass: enough for full speed of the products, and a few MB of arena. */
 #define CHUNK_ROWS 512
@@ -34,55 +35,13 @@ static tp_tensor *run_pass(tp_model *model, tp_tape *tape, tp_kv_cache *cache, c
     return logits;
 }
 
-/* Bytes of step arena that a full chunk needs at the end of the context, learned on the dry backend. */
-static tp_status measure_on(tp_ctx *dry, const tp_model *model, int64_t rows, int64_t context, size_t *bytes)
-{
-    tp_model *shape;
-    tp_tape *tape = NULL;
-    tp_kv_cache cache = {0};
-    tp_batch_buffers buffers = {0};
-    tp_model_options options = {.precision = model->precision};
-    TP_TRY(tp_model_from_config(dry, &model->config, &options, &shape));
-    for (size_t i = 0; i < shape->n_linears && i < model->n_linears; i++) shape->linears[i]->slot = model->linears[i]->slot;
-    tp_status status = tp_tape_new(dry, 0, model->precision, &tape);
-    if (status == TP_OK) status = tp_kv_cache_open(dry, shape, context, &cache);
-    if (status == TP_OK) status = tp_batch_buffers_open(dry, rows, 1, &buffers);
-    if (status == TP_OK) {
-        tp_segment segment = segment_of(context - rows, rows);
-        tp_batch batch = {.n = rows, .ids = buffers.memory, .positions = buffers.memory, .max_position = context, .segments = &segment, .n_segments = 1};
-        cache.used = context - rows;
-        run_pass(shape, tape, &cache, &batch, buffers.memory);
-        status = tp_tape_status(tape);
-        *bytes = tp_tape_peak(tape) + ARENA_SLACK_BYTES;
-    }
-    tp_batch_buffers_close(&buffers);
-    tp_kv_cache_close(&cache);
-    tp_tape_free(tape);
-    tp_model_free(shape);
-    return status;
-}
-
-static tp_status measure(tp_ctx *ctx, const tp_model *model, int64_t rows, int64_t context, size_t *bytes)
-{
-    tp_ctx dry;
-    tp_device *device;
-    tp_ctx_init(&dry);
-    tp_status status = tp_device_open(&dry, "dry", 1, &device);
-    if (status == TP_OK) {
-        dry.device = device;
-        status = measure_on(&dry, model, rows, context, bytes);
-        tp_device_close(device);
-    }
-    return status == TP_OK ? TP_OK : tp_fail(ctx, status, "%s", dry.message);
-}
-
 static tp_status open_parts(tp_ctx *ctx, tp_model *model, int64_t context, tp_generator *g)
 {
     size_t bytes = 0;
     int64_t rows = context < CHUNK_ROWS ? context : CHUNK_ROWS;
     g->model = model;
-    TP_TRY(measure(ctx, model, rows, context, &bytes));
-    TP_TRY(tp_tape_new(ctx, bytes, model->precision, &g->tape));
+    TP_TRY(tp_model_measure(ctx, model, &(tp_measure){.rows = rows, .logits_rows = 1, .context = context}, &bytes));
+    TP_TRY(tp_tape_new(ctx, bytes + ARENA_SLACK_BYTES, model->precision, &g->tape));
     TP_TRY(tp_kv_cache_open(ctx, model, context, &g->cache));
     TP_TRY(tp_batch_buffers_open(ctx, rows, 1, &g->buffers));
     TP_TRY(tp_sampler_new(ctx, model->config.vocab_size, &g->sampler));

@@ -13,8 +13,8 @@
 
 /* The rows for one name: `match` is the row that translates this value, `field` its key. */
 struct candidates {
-    size_t n_fields;      /* keys that know the name */
-    size_t n_plain;       /* of these, keys that take any value */
+    size_t n_fields; /* keys that know the name */
+    size_t n_plain;  /* of these, keys that take any value */
     const tp_field *field;
     const tp_alias *match;
     char wanted[200]; /* the values that have a meaning, for the message */
@@ -88,8 +88,7 @@ static tp_status note(tp_reading *r, const tp_yaml *node, const tp_field *field,
 {
     char place[512];
     tp_mark_text(node->key_at, place, sizeof place);
-    if (!translated)
-        return tp_problems_add(r->ctx, r->problems, TP_OK, "%s: read `%s` as `%s`", place, node->key, field->key);
+    if (!translated) return tp_problems_add(r->ctx, r->problems, TP_OK, "%s: read `%s` as `%s`", place, node->key, field->key);
     return tp_problems_add(r->ctx, r->problems, TP_OK, "%s: read `%s: %.60s` as `%s: %s`", place, node->key, old, field->key,
                            node->text);
 }
@@ -122,8 +121,8 @@ static tp_status rename_node(tp_reading *r, tp_yaml *root, tp_yaml *node, const 
     char place[512];
     const tp_yaml *twin = tp_yaml_walk(root, field->key);
     if (twin != NULL) {
-        tp_status st = tp_reading_problem(r, node->key_at, "%s: another name for %s, which is set at %s; keep one of them", node->key,
-                                          field->key, tp_mark_text(twin->key_at, place, sizeof place));
+        tp_status st = tp_reading_problem(r, node->key_at, "%s: another name for %s, which is set at %s; keep one of them",
+                                          node->key, field->key, tp_mark_text(twin->key_at, place, sizeof place));
         tp_yaml_unlink(node);
         return st;
     }
@@ -150,8 +149,8 @@ static tp_status name_node(tp_reading *r, tp_yaml *root, tp_yaml *node)
     if (c.match != NULL) return rename_node(r, root, node, c.field, c.match);
     char found[100], ours[128];
     snprintf(ours, sizeof ours, "%s", tp_name_of_alias(schema, node->key));
-    tp_status st = tp_reading_problem(r, node->at, "%s: another name for %s; expected one of %s, got %s", node->key, ours, c.wanted,
-                                      tp_yaml_describe(node, found, sizeof found));
+    tp_status st = tp_reading_problem(r, node->at, "%s: another name for %s; expected one of %s, got %s", node->key, ours,
+                                      c.wanted, tp_yaml_describe(node, found, sizeof found));
     tp_yaml_unlink(node);
     return st;
 }

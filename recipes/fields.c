@@ -23,7 +23,8 @@ struct scope {
 
 static tp_status problem_at(tp_reading *r, const tp_yaml *node, tp_mark at, const char *text)
 {
-    char path[512];
+    char path[512]; /* finding the number of an element takes time: not for lines that are only counted */
+    if (tp_problems_full(r->problems)) return tp_reading_problem(r, at, "%s", text);
     return tp_reading_problem(r, at, "%s: %s", tp_yaml_path(node, path, sizeof path), text);
 }
 
@@ -80,7 +81,8 @@ static void list_aliases(const tp_schema *schema, const char *names[NAMES_MAX])
     size_t n = 0;
     for (size_t s = 0; s < schema->n_sections; s++)
         for (size_t f = 0; f < schema->sections[s]->n_fields; f++)
-            for (const tp_alias *a = schema->sections[s]->fields[f].aliases; a != NULL && a->name != NULL && n + 1 < NAMES_MAX; a++)
+            for (const tp_alias *a = schema->sections[s]->fields[f].aliases; a != NULL && a->name != NULL && n + 1 < NAMES_MAX;
+                 a++)
                 names[n++] = a->name;
     names[n] = NULL;
 }
@@ -144,8 +146,10 @@ static tp_status unknown_key(tp_reading *r, const struct scope *scope, const tp_
     const tp_refused_key *refused = scope->is_root ? find_refused(r->recipe->schema, node->key) : NULL;
     char advice[256] = "", text[512];
     if (refused == NULL && !tp_problems_full(r->problems)) advise(r->recipe->schema, scope, node->key, advice, sizeof advice);
-    if (refused != NULL) snprintf(text, sizeof text, "refused, tools disagree about it: %s", refused->why);
-    else snprintf(text, sizeof text, "unknown key%s", advice);
+    if (refused != NULL)
+        snprintf(text, sizeof text, "refused, tools disagree about it: %s", refused->why);
+    else
+        snprintf(text, sizeof text, "unknown key%s", advice);
     return problem_at(r, node, node->key_at, text);
 }
 
@@ -180,8 +184,10 @@ static tp_status read_blocks(tp_reading *r, const tp_field *field, tp_yaml *node
     size_t i = 0;
     for (const tp_yaml *c = node->first; c != NULL; c = c->next, i++) {
         TP_TRY(set_defaults(r, &section, 1, items + i * section->item_bytes));
-        if (c->kind == TP_YAML_BLOCK) TP_TRY(read_item(r, section, c, items + i * section->item_bytes));
-        else TP_TRY(wrong_value(r, field, node, c));
+        if (c->kind == TP_YAML_BLOCK)
+            TP_TRY(read_item(r, section, c, items + i * section->item_bytes));
+        else
+            TP_TRY(wrong_value(r, field, node, c));
     }
     /* The config's own type has a typed pointer here: same bytes, so they are copied, not assigned. */
     tp_blocks blocks = {items, node->n};
@@ -208,8 +214,10 @@ static tp_status read_block(tp_reading *r, const struct scope *scope, const tp_y
             char prefix[KEY_BYTES + 1];
             snprintf(prefix, sizeof prefix, "%s.", node->key);
             struct scope inner = {scope->sections, scope->n_sections, prefix, false};
-            if (node->kind == TP_YAML_BLOCK) TP_TRY(read_block(r, &inner, node, config));
-            else TP_TRY(problem_at(r, node, node->at, "expected a block of key: value"));
+            if (node->kind == TP_YAML_BLOCK)
+                TP_TRY(read_block(r, &inner, node, config));
+            else
+                TP_TRY(problem_at(r, node, node->at, "expected a block of key: value"));
         } else if (!scope->is_root || !tp_name_is_ambiguous(r->recipe->schema, node->key)) {
             TP_TRY(unknown_key(r, scope, node));
         }
@@ -296,7 +304,10 @@ tp_status tp_check_problem(tp_check *check, const char *key, const char *format,
                            tp_recipe_where(check->recipe, key, place, sizeof place), key, text);
 }
 
-bool tp_check_given(const tp_check *check, const char *key) { return tp_recipe_given(check->recipe, key); }
+bool tp_check_given(const tp_check *check, const char *key)
+{
+    return tp_recipe_given(check->recipe, key);
+}
 
 /* ---- everything ---- */
 

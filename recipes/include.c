@@ -115,8 +115,10 @@ static tp_status include_one(tp_reading *r, const tp_yaml *item, const struct op
     tp_status st = read_file(r, path, item, file, &root);
     tp_free(path);
     TP_TRY(st);
-    if (root != NULL) tp_merge_blocks(merged, root);
-    else *failed = true;
+    if (root != NULL)
+        tp_merge_blocks(merged, root);
+    else
+        *failed = true;
     return TP_OK;
 }
 
@@ -187,4 +189,7 @@ static tp_status read_file(tp_reading *r, const char *path, const tp_yaml *asked
     return st;
 }
 
-tp_status tp_reading_file(tp_reading *r, const char *path, tp_yaml **root) { return read_file(r, path, NULL, NULL, root); }
+tp_status tp_reading_file(tp_reading *r, const char *path, tp_yaml **root)
+{
+    return read_file(r, path, NULL, NULL, root);
+}

@@ -52,9 +52,9 @@ typedef struct tp_run_config {
     const char *tokenizer; /* base_model, if the recipe names none */
     tp_ints adapters;      /* tp_adapter_kind, at least one, each once */
     const char *adapter_path;
-    int objective; /* tp_objective_kind */
-    const char *device; /* "auto", "cpu", "cuda" or "cuda:N" */
-    int precision;  /* tp_precision */
+    int objective;         /* tp_objective_kind */
+    const char *device;    /* "auto", "cpu", "cuda" or "cuda:N" */
+    int precision;         /* tp_precision */
     int64_t seed, threads; /* threads 0: all cores */
     uint64_t memory_limit; /* bytes; 0: auto */
     int64_t devices, zero_stage, tensor_parallel_size, context_parallel_size;
@@ -251,7 +251,12 @@ typedef struct tp_train_config {
 
 /* ---- output ---- */
 typedef enum tp_report_to { TP_REPORT_JSONL, TP_REPORT_TENSORBOARD } tp_report_to;
-typedef enum tp_merge_dtype { TP_MERGE_DTYPE_BASE, TP_MERGE_DTYPE_FP32, TP_MERGE_DTYPE_BF16, TP_MERGE_DTYPE_FP16 } tp_merge_dtype;
+typedef enum tp_merge_dtype {
+    TP_MERGE_DTYPE_BASE,
+    TP_MERGE_DTYPE_FP32,
+    TP_MERGE_DTYPE_BF16,
+    TP_MERGE_DTYPE_FP16
+} tp_merge_dtype;
 typedef enum tp_merge_format { TP_MERGE_SAFETENSORS, TP_MERGE_GGUF } tp_merge_format;
 
 typedef struct tp_merge_config {
@@ -324,8 +329,8 @@ TP_API bool tp_config_has_adapter(const tp_config *config, tp_adapter_kind kind)
 
 /* Refuses, by name, what recipes may say but this version cannot do: UNSUPPORTED, every such key as a problem.
  * The text of the recipe is right when this is called. */
-TP_API tp_status tp_config_available(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, tp_problems *problems)
-    TP_MUST_CHECK;
+TP_API tp_status tp_config_available(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config,
+                                     tp_problems *problems) TP_MUST_CHECK;
 
 /* The output folder can be used: it does not exist, or overwriting or resuming was asked for; it is no file, not the
  * model's folder, and can be written. Else INVALID. */

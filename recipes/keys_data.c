@@ -3,12 +3,12 @@
 
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, data.member)
-#define IN(member) offsetof(tp_dataset_config, member)
+#define AT(member)   offsetof(tp_config, data.member)
+#define IN(member)   offsetof(tp_dataset_config, member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-static const char *const type_words[] = {"auto",       "completion", "instruction", "chat", "preference",
-                                         "kto",        "classify",   "tokens",      NULL};
+static const char *const type_words[] = {"auto", "completion", "instruction", "chat", "preference",
+                                         "kto",  "classify",   "tokens",      NULL};
 static const char *const template_words[] = {"tokenizer_default", "chatml", "alpaca", "none", NULL};
 static const char *const turn_words[] = {"all", "last", NULL};
 static const char *const excess_words[] = {"drop", "truncate", "split", "raise", NULL};
@@ -94,7 +94,9 @@ static const tp_field fields[] = {
      .range = TP_FROM(8),
      .default_note = "2048, or the model's if less",
      .help = "tokens per row, at most what the model takes",
-     .aliases = (const tp_alias[]){{.name = "sequence_len"}, {.name = "cutoff_len"}, {.name = "max_length"}, {.name = "max_seq_len"}, {0}}},
+     .aliases =
+         (const tp_alias[]){
+             {.name = "sequence_len"}, {.name = "cutoff_len"}, {.name = "max_length"}, {.name = "max_seq_len"}, {0}}},
     {.key = "packing",
      .type = TP_FIELD_BOOL,
      .offset = AT(packing),

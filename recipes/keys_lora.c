@@ -1,7 +1,7 @@
 /* LoRA and what is built on it. */
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, lora.member)
+#define AT(member)   offsetof(tp_config, lora.member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const target_words[] = {"all-linear", "default", NULL};
@@ -13,8 +13,14 @@ static bool is_lora(const void *config)
     return tp_config_has_adapter(config, TP_ADAPTER_LORA) || tp_config_has_adapter(config, TP_ADAPTER_QLORA) ||
            tp_config_has_adapter(config, TP_ADAPTER_DORA);
 }
-static bool is_lora_or_full(const void *config) { return is_lora(config) || tp_config_has_adapter(config, TP_ADAPTER_FULL); }
-static bool is_lora_or_ia3(const void *config) { return is_lora(config) || tp_config_has_adapter(config, TP_ADAPTER_IA3); }
+static bool is_lora_or_full(const void *config)
+{
+    return is_lora(config) || tp_config_has_adapter(config, TP_ADAPTER_FULL);
+}
+static bool is_lora_or_ia3(const void *config)
+{
+    return is_lora(config) || tp_config_has_adapter(config, TP_ADAPTER_IA3);
+}
 
 static const tp_when lora = {"adapter lora, qlora or dora", "adapter", is_lora};
 static const tp_when lora_or_full = {"adapter lora, qlora, dora or full", "adapter", is_lora_or_full};
@@ -118,7 +124,12 @@ static const tp_field fields[] = {
      .words = bias_words,
      .when = &lora,
      .help = "biases of the base to train"},
-    {.key = "lora_bias", .type = TP_FIELD_BOOL, .offset = AT(lora_bias), .otherwise = "false", .when = &lora, .help = "a bias on B"},
+    {.key = "lora_bias",
+     .type = TP_FIELD_BOOL,
+     .offset = AT(lora_bias),
+     .otherwise = "false",
+     .when = &lora,
+     .help = "a bias on B"},
     {.key = "modules_to_save",
      .type = TP_FIELD_STRINGS,
      .offset = AT(modules_to_save),

@@ -1,8 +1,8 @@
 /* Preferences, classification, distillation. */
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, objective.member)
-#define IN(member) offsetof(tp_kd_feature_config, member)
+#define AT(member)   offsetof(tp_config, objective.member)
+#define IN(member)   offsetof(tp_kd_feature_config, member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const dpo_words[] = {"sigmoid", "ipo", "hinge", "robust", "simpo", NULL};
@@ -10,12 +10,30 @@ static const char *const divergence_words[] = {"forward_kl", "reverse_kl", "jsd"
 static const char *const feature_words[] = {"mse", "cosine", "relational", NULL};
 static const char *const teacher_words[] = {"base", NULL};
 
-static int objective_of(const void *config) { return ((const tp_config *)config)->run.objective; }
-static bool is_dpo(const void *c) { return objective_of(c) == TP_OBJECTIVE_DPO; }
-static bool has_reference(const void *c) { return is_dpo(c) || objective_of(c) == TP_OBJECTIVE_KTO; }
-static bool has_beta(const void *c) { return has_reference(c) || objective_of(c) == TP_OBJECTIVE_ORPO; }
-static bool is_classify(const void *c) { return objective_of(c) == TP_OBJECTIVE_CLASSIFY; }
-static bool is_distill(const void *c) { return objective_of(c) == TP_OBJECTIVE_DISTILL; }
+static int objective_of(const void *config)
+{
+    return ((const tp_config *)config)->run.objective;
+}
+static bool is_dpo(const void *c)
+{
+    return objective_of(c) == TP_OBJECTIVE_DPO;
+}
+static bool has_reference(const void *c)
+{
+    return is_dpo(c) || objective_of(c) == TP_OBJECTIVE_KTO;
+}
+static bool has_beta(const void *c)
+{
+    return has_reference(c) || objective_of(c) == TP_OBJECTIVE_ORPO;
+}
+static bool is_classify(const void *c)
+{
+    return objective_of(c) == TP_OBJECTIVE_CLASSIFY;
+}
+static bool is_distill(const void *c)
+{
+    return objective_of(c) == TP_OBJECTIVE_DISTILL;
+}
 static bool has_live_teacher(const void *c)
 {
     return is_distill(c) && ((const tp_config *)c)->objective.teacher_model != NULL;
@@ -41,7 +59,12 @@ static const tp_field feature_fields[] = {
      .range = TP_RANGE(0, 4096),
      .required = true,
      .help = "the layer it is compared with"},
-    {.key = "loss", .type = TP_FIELD_ENUM, .offset = IN(loss), .otherwise = "mse", .words = feature_words, .help = "how they are compared"},
+    {.key = "loss",
+     .type = TP_FIELD_ENUM,
+     .offset = IN(loss),
+     .otherwise = "mse",
+     .words = feature_words,
+     .help = "how they are compared"},
     {.key = "weight",
      .type = TP_FIELD_FLOAT,
      .offset = IN(weight),

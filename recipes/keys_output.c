@@ -7,8 +7,8 @@
 #include "base/mem.h"
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, output.member)
-#define IN(member) offsetof(tp_serve_adapter_config, member)
+#define AT(member)   offsetof(tp_config, output.member)
+#define IN(member)   offsetof(tp_serve_adapter_config, member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const report_words[] = {"jsonl", "tensorboard", NULL};
@@ -16,8 +16,14 @@ static const char *const resume_words[] = {"none", "auto", NULL};
 static const char *const dtype_words[] = {"base", "fp32", "bf16", "fp16", NULL};
 static const char *const format_words[] = {"safetensors", "gguf", NULL};
 
-static bool has_merge(const void *config) { return ((const tp_config *)config)->output.merge.present; }
-static bool has_serve(const void *config) { return ((const tp_config *)config)->output.serve.present; }
+static bool has_merge(const void *config)
+{
+    return ((const tp_config *)config)->output.merge.present;
+}
+static bool has_serve(const void *config)
+{
+    return ((const tp_config *)config)->output.serve.present;
+}
 static const tp_when merge = {"recipes with a merge block", NULL, has_merge};
 static const tp_when serve = {"recipes with a serve block", NULL, has_serve};
 
@@ -167,7 +173,12 @@ static const tp_field fields[] = {
      .offset = AT(merge.proof),
      .when = &merge,
      .help = "data on which merged and unmerged are compared"},
-    {.key = "serve.host", .type = TP_FIELD_STRING, .offset = AT(serve.host), .otherwise = "127.0.0.1", .when = &serve, .help = "address"},
+    {.key = "serve.host",
+     .type = TP_FIELD_STRING,
+     .offset = AT(serve.host),
+     .otherwise = "127.0.0.1",
+     .when = &serve,
+     .help = "address"},
     {.key = "serve.port",
      .type = TP_FIELD_INT,
      .offset = AT(serve.port),
@@ -221,7 +232,11 @@ static const tp_field fields[] = {
      .otherwise = "auto",
      .when = &serve,
      .help = "memory for keys and values"},
-    {.key = "serve.api_key_file", .type = TP_FIELD_INPUT, .offset = AT(serve.api_key_file), .when = &serve, .help = "key of requests"},
+    {.key = "serve.api_key_file",
+     .type = TP_FIELD_INPUT,
+     .offset = AT(serve.api_key_file),
+     .when = &serve,
+     .help = "key of requests"},
     {.key = "serve.admin_key_file",
      .type = TP_FIELD_INPUT,
      .offset = AT(serve.admin_key_file),
@@ -246,7 +261,8 @@ static tp_status check(tp_check *chk, const void *config)
     const tp_config *c = config;
     const tp_output_config *o = &c->output;
     if (strcmp(o->resume_from_checkpoint, "auto") == 0 && !o->save_optimizer)
-        TP_TRY(tp_check_problem(chk, "save_optimizer", "false leaves nothing that resume_from_checkpoint: auto could resume from"));
+        TP_TRY(tp_check_problem(chk, "save_optimizer",
+                                "false leaves nothing that resume_from_checkpoint: auto could resume from"));
     if (holds_data_out(c)) return TP_OK;
     if (o->load_best_model_at_end)
         TP_TRY(tp_check_problem(chk, "load_best_model_at_end", "needs held-out data: test_datasets or val_set_size"));
@@ -276,13 +292,18 @@ static const char *cannot_write(tp_ctx *ctx, const char *path, tp_status *st)
     if (at == NULL) return NULL;
     while (stat(at, &info) != 0) {
         char *slash = strrchr(at, '/');
-        if (slash == at) slash[1] = '\0';
-        else if (slash != NULL) *slash = '\0';
-        else at[0] = '.', at[1] = '\0'; /* any path has room for it: it is not empty */
+        if (slash == at)
+            slash[1] = '\0';
+        else if (slash != NULL)
+            *slash = '\0';
+        else
+            at[0] = '.', at[1] = '\0';           /* any path has room for it: it is not empty */
         if (slash == NULL || slash == at) break; /* "/" or ".": there is nothing above */
     }
-    if (stat(at, &info) != 0 || !S_ISDIR(info.st_mode)) why = "stands below a file, not a folder";
-    else if (faccessat(AT_FDCWD, at, W_OK | X_OK, AT_EACCESS) != 0) why = "cannot be written (read-only, or no permission)";
+    if (stat(at, &info) != 0 || !S_ISDIR(info.st_mode))
+        why = "stands below a file, not a folder";
+    else if (faccessat(AT_FDCWD, at, W_OK | X_OK, AT_EACCESS) != 0)
+        why = "cannot be written (read-only, or no permission)";
     tp_free(at);
     return why;
 }

@@ -4,13 +4,16 @@
  * The other keys of the block describe how, and mean nothing without one of these. */
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, quant.member)
+#define AT(member)   offsetof(tp_config, quant.member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const type_words[] = {"nf4", "fp4", "int4", "int8", NULL};
 static const char *const compute_words[] = {"precision", "bf16", "fp16", "fp32", NULL};
 
-static bool is_quantized(const void *config) { return ((const tp_config *)config)->quant.bits != 0; }
+static bool is_quantized(const void *config)
+{
+    return ((const tp_config *)config)->quant.bits != 0;
+}
 static const tp_when quantized = {"a base quantized by quant.type, load_in_4bit, load_in_8bit or adapter qlora", "quant.type",
                                   is_quantized};
 
@@ -34,7 +37,8 @@ static const tp_field fields[] = {
      .words = type_words,
      .when = &quantized,
      .help = "the code; given alone, it quantizes too",
-     .aliases = (const tp_alias[]){{.name = "quantization"}, {.name = "bnb_4bit_quant_type"}, {.name = "quantization_type"}, {0}}},
+     .aliases =
+         (const tp_alias[]){{.name = "quantization"}, {.name = "bnb_4bit_quant_type"}, {.name = "quantization_type"}, {0}}},
     {.key = "quant.block",
      .type = TP_FIELD_INT,
      .offset = AT(block),
@@ -48,10 +52,9 @@ static const tp_field fields[] = {
      .otherwise = "true",
      .when = &quantized,
      .help = "quantize the absmax too",
-     .aliases = (const tp_alias[]){{.name = "bnb_4bit_use_double_quant"},
-                                   {.name = "use_bnb_nested_quant"},
-                                   {.name = "double_quantization"},
-                                   {0}}},
+     .aliases =
+         (const tp_alias[]){
+             {.name = "bnb_4bit_use_double_quant"}, {.name = "use_bnb_nested_quant"}, {.name = "double_quantization"}, {0}}},
     {.key = "quant.compute",
      .type = TP_FIELD_ENUM,
      .offset = AT(compute),

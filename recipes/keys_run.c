@@ -3,7 +3,7 @@
 
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, run.member)
+#define AT(member)   offsetof(tp_config, run.member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const adapter_words[] = {"lora",   "qlora",    "dora", "ia3",  "prompt",
@@ -48,7 +48,8 @@ static const tp_field fields[] = {
      .offset = AT(adapter_path),
      .help = "adapter to continue; its settings apply, and keys given beside it must agree",
      .aliases =
-         (const tp_alias[]){{.name = "lora_model_dir"}, {.name = "adapter_name_or_path"}, {.name = "resume_adapter_file"}, {0}}},
+         (const tp_alias[]){
+             {.name = "lora_model_dir"}, {.name = "adapter_name_or_path"}, {.name = "resume_adapter_file"}, {0}}},
     {.key = "objective",
      .type = TP_FIELD_ENUM,
      .offset = AT(objective),
@@ -68,7 +69,12 @@ static const tp_field fields[] = {
      .words = precision_words,
      .help = "of base products and activations; auto: bf16 on GPUs and on CPUs where it is faster, else fp32",
      .aliases = precision_aliases},
-    {.key = "seed", .type = TP_FIELD_INT, .offset = AT(seed), .otherwise = "42", .range = TP_FROM(0), .help = "of all randomness"},
+    {.key = "seed",
+     .type = TP_FIELD_INT,
+     .offset = AT(seed),
+     .otherwise = "42",
+     .range = TP_FROM(0),
+     .help = "of all randomness"},
     {.key = "threads",
      .type = TP_FIELD_INT,
      .offset = AT(threads),
@@ -146,7 +152,8 @@ static void settle(const tp_recipe *recipe, void *config)
 
 const tp_section tp_run_section = {
     .title = "Run",
-    .note = "Adapter, gradients, loss and moments are fp32. `qlora` is `lora` with `load_in_4bit`, `dora` is `lora` with `use_dora`.",
+    .note = "Adapter, gradients, loss and moments are fp32. `qlora` is `lora` with `load_in_4bit`, `dora` is `lora` with "
+            "`use_dora`.",
     .fields = fields,
     .n_fields = COUNT(fields),
     .settle = settle,

@@ -1,20 +1,35 @@
 /* Batches, learning rate, optimizer, guards. */
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, train.member)
+#define AT(member)   offsetof(tp_config, train.member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const scheduler_words[] = {"cosine", "linear", "constant", NULL};
-static const char *const optimizer_words[] = {"adamw",     "adamw_8bit",        "paged_adamw_32bit", "paged_adamw_8bit",
-                                              "lion",      "lion_8bit",         "paged_lion_32bit",  "paged_lion_8bit",
-                                              "adafactor", "sgd",               NULL};
+static const char *const optimizer_words[] = {"adamw",     "adamw_8bit",       "paged_adamw_32bit", "paged_adamw_8bit", "lion",
+                                              "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",   "adafactor",        "sgd",
+                                              NULL};
 static const char *const checkpointing_words[] = {"auto", "none", "full", "sqrt", "every_k", "offload", NULL};
 
-static int optimizer_of(const void *config) { return ((const tp_config *)config)->train.optimizer; }
-static bool is_adam(const void *c) { return optimizer_of(c) <= TP_OPTIMIZER_PAGED_ADAMW_8BIT; }
-static bool has_betas(const void *c) { return optimizer_of(c) <= TP_OPTIMIZER_PAGED_LION_8BIT; }
-static bool is_sgd(const void *c) { return optimizer_of(c) == TP_OPTIMIZER_SGD; }
-static bool has_ratio(const void *c) { return ((const tp_config *)c)->train.warmup_steps == TP_UNSET; }
+static int optimizer_of(const void *config)
+{
+    return ((const tp_config *)config)->train.optimizer;
+}
+static bool is_adam(const void *c)
+{
+    return optimizer_of(c) <= TP_OPTIMIZER_PAGED_ADAMW_8BIT;
+}
+static bool has_betas(const void *c)
+{
+    return optimizer_of(c) <= TP_OPTIMIZER_PAGED_LION_8BIT;
+}
+static bool is_sgd(const void *c)
+{
+    return optimizer_of(c) == TP_OPTIMIZER_SGD;
+}
+static bool has_ratio(const void *c)
+{
+    return ((const tp_config *)c)->train.warmup_steps == TP_UNSET;
+}
 
 static const tp_when adam = {"optimizer adamw and its variants", "optimizer", is_adam};
 static const tp_when betas = {"optimizer adamw, lion and their variants", "optimizer", has_betas};

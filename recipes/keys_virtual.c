@@ -3,20 +3,41 @@
 
 #include "recipes/keys.h"
 
-#define AT(member) offsetof(tp_config, virtual_tokens.member)
+#define AT(member)   offsetof(tp_config, virtual_tokens.member)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const init_words[] = {"random", "text", "sample_vocab", NULL};
 static const char *const encoder_words[] = {"MLP", "LSTM", NULL};
 static const char *const position_words[] = {"front", "marker", NULL};
 
-static bool is_ia3(const void *c) { return tp_config_has_adapter(c, TP_ADAPTER_IA3); }
-static bool is_prompt(const void *c) { return tp_config_has_adapter(c, TP_ADAPTER_PROMPT); }
-static bool is_prefix(const void *c) { return tp_config_has_adapter(c, TP_ADAPTER_PREFIX); }
-static bool is_p_tuning(const void *c) { return tp_config_has_adapter(c, TP_ADAPTER_P_TUNING); }
-static bool has_encoder(const void *c) { return is_p_tuning(c) || is_prefix(c); }
-static bool has_embeddings(const void *c) { return is_prompt(c) || is_p_tuning(c); }
-static bool is_virtual(const void *c) { return has_embeddings(c) || is_prefix(c); }
+static bool is_ia3(const void *c)
+{
+    return tp_config_has_adapter(c, TP_ADAPTER_IA3);
+}
+static bool is_prompt(const void *c)
+{
+    return tp_config_has_adapter(c, TP_ADAPTER_PROMPT);
+}
+static bool is_prefix(const void *c)
+{
+    return tp_config_has_adapter(c, TP_ADAPTER_PREFIX);
+}
+static bool is_p_tuning(const void *c)
+{
+    return tp_config_has_adapter(c, TP_ADAPTER_P_TUNING);
+}
+static bool has_encoder(const void *c)
+{
+    return is_p_tuning(c) || is_prefix(c);
+}
+static bool has_embeddings(const void *c)
+{
+    return is_prompt(c) || is_p_tuning(c);
+}
+static bool is_virtual(const void *c)
+{
+    return has_embeddings(c) || is_prefix(c);
+}
 
 static const tp_when ia3 = {"adapter ia3", "adapter", is_ia3};
 static const tp_when prompt = {"adapter prompt", "adapter", is_prompt};
@@ -122,7 +143,8 @@ static tp_status check(tp_check *chk, const void *config)
     if (targets->kind != TP_PATTERNS_LIST || inner->kind != TP_PATTERNS_LIST) return TP_OK;
     for (size_t i = 0; i < inner->list.n; i++)
         if (!holds(&targets->list, inner->list.items[i]))
-            TP_TRY(tp_check_problem(chk, "ia3_feedforward_modules", "%.80s is not among ia3_target_modules", inner->list.items[i]));
+            TP_TRY(tp_check_problem(chk, "ia3_feedforward_modules", "%.80s is not among ia3_target_modules",
+                                    inner->list.items[i]));
     return TP_OK;
 }
 

@@ -120,11 +120,15 @@ static tp_status set_in_place(tp_reading *r, const struct override *o, tp_yaml *
         if (child == NULL && node->kind == TP_YAML_SCALAR)
             return tp_reading_problem(r, o->at, "%s: not a block, so it has no %.40s", tp_yaml_path(node, path, sizeof path),
                                       o->segments[i]);
-        tp_yaml *fresh = last ? value : child == NULL ? tp_yaml_new(r->ctx, &r->recipe->tree, TP_YAML_BLOCK, o->at, NULL) : NULL;
+        tp_yaml *fresh = last            ? value
+                         : child == NULL ? tp_yaml_new(r->ctx, &r->recipe->tree, TP_YAML_BLOCK, o->at, NULL)
+                                         : NULL;
         if (fresh == NULL && child == NULL) return TP_NOMEM;
         if (fresh != NULL && node->kind == TP_YAML_BLOCK) tp_yaml_set_key(fresh, o->segments[i], o->at);
-        if (fresh != NULL && child != NULL) tp_yaml_replace(child, fresh);
-        else if (fresh != NULL) tp_yaml_append(node, fresh);
+        if (fresh != NULL && child != NULL)
+            tp_yaml_replace(child, fresh);
+        else if (fresh != NULL)
+            tp_yaml_append(node, fresh);
         node = fresh != NULL ? fresh : child;
     }
     return TP_OK;

@@ -55,8 +55,8 @@ tp_status tp_reading_fields(tp_reading *r, const char *const *optional, void *co
 /* Sets the default. */
 tp_status tp_value_default(tp_reading *r, const tp_field *field, void *at) TP_MUST_CHECK;
 /* Reads a node of any type but TP_FIELD_BLOCKS; *wrong is the node that does not fit, or NULL. */
-tp_status tp_value_read(tp_reading *r, const tp_field *field, const tp_yaml *node, void *at, const tp_yaml **wrong)
-    TP_MUST_CHECK;
+tp_status tp_value_read(tp_reading *r, const tp_field *field, const tp_yaml *node, void *at,
+                        const tp_yaml **wrong) TP_MUST_CHECK;
 /* "an integer from 1 to 1024": what the field wants, or what it wants as an element of its list or map. */
 const char *tp_value_expected(const tp_field *field, bool element, char *out, size_t size);
 const char *tp_range_text(const tp_range *range, char *out, size_t size);
@@ -66,7 +66,10 @@ bool tp_value_is_set(const tp_field *field, const void *at);
 bool tp_value_same(const tp_field *field, const void *a, const void *b);
 void tp_value_write(const tp_field *field, const void *at, tp_buf *out); /* one line, flow style; not TP_FIELD_BLOCKS */
 
-static inline void *tp_field_at(const tp_field *field, void *config) { return (char *)config + field->offset; }
+static inline void *tp_field_at(const tp_field *field, void *config)
+{
+    return (char *)config + field->offset;
+}
 static inline const void *tp_field_in(const tp_field *field, const void *config)
 {
     return (const char *)config + field->offset;

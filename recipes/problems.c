@@ -14,7 +14,10 @@ void tp_problems_free(tp_problems *problems)
     *problems = (tp_problems){0};
 }
 
-bool tp_problems_full(const tp_problems *problems) { return problems->n >= TP_PROBLEMS_MAX; }
+bool tp_problems_full(const tp_problems *problems)
+{
+    return problems->n >= TP_PROBLEMS_MAX;
+}
 
 tp_status tp_problems_add(tp_ctx *ctx, tp_problems *problems, tp_status status, const char *format, ...)
 {

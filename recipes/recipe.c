@@ -37,8 +37,8 @@ static tp_status finish(tp_reading *r, const tp_recipe_options *options, void *c
 }
 
 /* From a file, or from text where that is not NULL. */
-static tp_status load(tp_ctx *ctx, const char *name, const char *text, size_t n, const tp_recipe_options *options,
-                      void *config, tp_problems *problems, tp_recipe **recipe)
+static tp_status load(tp_ctx *ctx, const char *name, const char *text, size_t n, const tp_recipe_options *options, void *config,
+                      tp_problems *problems, tp_recipe **recipe)
 {
     *recipe = NULL;
     tp_recipe *made = tp_alloc(ctx, 1, sizeof *made);
@@ -52,13 +52,15 @@ static tp_status load(tp_ctx *ctx, const char *name, const char *text, size_t n,
                                       : tp_reading_file(&r, name, &made->root);
     if (st == TP_OK) st = finish(&r, options, config);
     if (st == TP_OK) st = tp_problems_status(ctx, problems);
-    if (st == TP_OK) *recipe = made;
-    else tp_recipe_free(made);
+    if (st == TP_OK)
+        *recipe = made;
+    else
+        tp_recipe_free(made);
     return st;
 }
 
-tp_status tp_recipe_load(tp_ctx *ctx, const char *path, const tp_recipe_options *options, void *config,
-                         tp_problems *problems, tp_recipe **recipe)
+tp_status tp_recipe_load(tp_ctx *ctx, const char *path, const tp_recipe_options *options, void *config, tp_problems *problems,
+                         tp_recipe **recipe)
 {
     return load(ctx, path, NULL, 0, options, config, problems, recipe);
 }
@@ -69,17 +71,25 @@ tp_status tp_recipe_parse(tp_ctx *ctx, const char *name, const char *text, size_
     return load(ctx, name, text != NULL ? text : "", n, options, config, problems, recipe);
 }
 
-bool tp_recipe_given(const tp_recipe *recipe, const char *key) { return tp_yaml_walk(recipe->root, key) != NULL; }
+bool tp_recipe_given(const tp_recipe *recipe, const char *key)
+{
+    return tp_yaml_walk(recipe->root, key) != NULL;
+}
 
 const char *tp_recipe_where(const tp_recipe *recipe, const char *key, char *out, size_t size)
 {
     const tp_yaml *node = tp_yaml_walk(recipe->root, key);
-    if (node == NULL) snprintf(out, size, "%s", recipe->name);
-    else tp_mark_text(node->at, out, size);
+    if (node == NULL)
+        snprintf(out, size, "%s", recipe->name);
+    else
+        tp_mark_text(node->at, out, size);
     return out;
 }
 
-const char *tp_recipe_name(const tp_recipe *recipe) { return recipe->name; }
+const char *tp_recipe_name(const tp_recipe *recipe)
+{
+    return recipe->name;
+}
 
 /* ---- paths ---- */
 

@@ -20,7 +20,7 @@
 #include "recipes/schema.h"
 
 #define TP_RECIPE_INCLUDE_DEPTH 8
-#define TP_RECIPE_FILES 64 /* files that one recipe may be made of */
+#define TP_RECIPE_FILES         64 /* files that one recipe may be made of */
 
 typedef struct tp_recipe_options {
     const tp_schema *schema;

@@ -14,10 +14,14 @@ static void write_cell(tp_buf *out, const char *text)
 
 static void write_default(const tp_field *field, tp_buf *out)
 {
-    if (field->required) tp_buf_text(out, "required");
-    else if (field->default_note != NULL) write_cell(out, field->default_note);
-    else if (field->otherwise != NULL) tp_buf_printf(out, "`%s`", field->otherwise);
-    else tp_buf_text(out, "unset");
+    if (field->required)
+        tp_buf_text(out, "required");
+    else if (field->default_note != NULL)
+        write_cell(out, field->default_note);
+    else if (field->otherwise != NULL)
+        tp_buf_printf(out, "`%s`", field->otherwise);
+    else
+        tp_buf_text(out, "unset");
 }
 
 static void write_aliases(const tp_field *field, tp_buf *out)
@@ -67,13 +71,17 @@ static const char *const introduction =
     "# Recipes\n\n"
     "<!-- Written from the field tables in recipes/; change those instead. -->\n\n"
     "A recipe is one YAML file of `key: value` lines (YAML 1.2, UTF-8, no tags, anchors or aliases; at most 1 MiB, 64 levels,\n"
-    "10,000 nodes). `1e-4` is a number; `no`, `yes`, `on` and `off` are text, say `true` or `false`. Every problem is listed in\n"
-    "one pass, with file, line and column, before a model is opened: unknown and repeated keys, wrong types, values out of range,\n"
+    "10,000 nodes). `1e-4` is a number; `no`, `yes`, `on` and `off` are text, say `true` or `false`. Every problem is listed "
+    "in\n"
+    "one pass, with file, line and column, before a model is opened: unknown and repeated keys, wrong types, values out of "
+    "range,\n"
     "and keys without effect for the chosen adapter, objective or optimizer.\n\n"
-    "- `include: base.yaml`, or a list: relative to the including file, at most 8 levels deep. The file's own keys win over what it\n"
+    "- `include: base.yaml`, or a list: relative to the including file, at most 8 levels deep. The file's own keys win over "
+    "what it\n"
     "  includes, later files over earlier ones; blocks merge by key, lists are replaced.\n"
     "- `vars: {name: value}` fills `${name}` inside values; `$${` is the text `${`. Environment variables are not read.\n"
-    "- Overrides on the command line: `key=value` with dots and indices (`quant.block=128`, `datasets.0.limit=100`), and `~key`\n"
+    "- Overrides on the command line: `key=value` with dots and indices (`quant.block=128`, `datasets.0.limit=100`), and "
+    "`~key`\n"
     "  deletes. The value is YAML and is checked like the file's.\n"
     "- Names that other tools use are read, and reported once; one beside its own key is an error.\n"
     "- Paths are relative to the working directory; nothing is downloaded.\n";

@@ -84,26 +84,26 @@ typedef struct tp_blocks {
     size_t n;
 } tp_blocks;
 
-typedef enum tp_field_type { /* stored as */
-    TP_FIELD_BOOL,           /* bool */
-    TP_FIELD_INT,            /* int64_t */
-    TP_FIELD_FLOAT,          /* double */
-    TP_FIELD_SIZE,           /* uint64_t bytes; 0 for the word "auto" */
-    TP_FIELD_STRING,         /* const char * */
-    TP_FIELD_INPUT,          /* const char *: a path that must exist, or one of the words */
-    TP_FIELD_OUTPUT,         /* const char *: a path that we write */
-    TP_FIELD_ENUM,           /* int: index into words */
-    TP_FIELD_ENUMS,          /* tp_ints: one word, or a list of them */
-    TP_FIELD_STRINGS,        /* tp_strings: a list */
-    TP_FIELD_PATTERNS,       /* tp_patterns */
-    TP_FIELD_LAYERS,         /* tp_ints: a number, "8-15", or a list of both */
-    TP_FIELD_COUNT_MAP,      /* tp_number_map: pattern: integer */
-    TP_FIELD_NUMBER_MAP,     /* tp_number_map: pattern: number */
-    TP_FIELD_STRING_MAP,     /* tp_string_map */
-    TP_FIELD_TOKENS,         /* tp_token_list */
-    TP_FIELD_SHARE,          /* tp_share */
-    TP_FIELD_BLOCKS,         /* tp_blocks */
-    TP_FIELD_TYPE_COUNT
+typedef enum tp_field_type {                      /* stored as */
+                             TP_FIELD_BOOL,       /* bool */
+                             TP_FIELD_INT,        /* int64_t */
+                             TP_FIELD_FLOAT,      /* double */
+                             TP_FIELD_SIZE,       /* uint64_t bytes; 0 for the word "auto" */
+                             TP_FIELD_STRING,     /* const char * */
+                             TP_FIELD_INPUT,      /* const char *: a path that must exist, or one of the words */
+                             TP_FIELD_OUTPUT,     /* const char *: a path that we write */
+                             TP_FIELD_ENUM,       /* int: index into words */
+                             TP_FIELD_ENUMS,      /* tp_ints: one word, or a list of them */
+                             TP_FIELD_STRINGS,    /* tp_strings: a list */
+                             TP_FIELD_PATTERNS,   /* tp_patterns */
+                             TP_FIELD_LAYERS,     /* tp_ints: a number, "8-15", or a list of both */
+                             TP_FIELD_COUNT_MAP,  /* tp_number_map: pattern: integer */
+                             TP_FIELD_NUMBER_MAP, /* tp_number_map: pattern: number */
+                             TP_FIELD_STRING_MAP, /* tp_string_map */
+                             TP_FIELD_TOKENS,     /* tp_token_list */
+                             TP_FIELD_SHARE,      /* tp_share */
+                             TP_FIELD_BLOCKS,     /* tp_blocks */
+                             TP_FIELD_TYPE_COUNT
 } tp_field_type;
 
 /* ---- tables ---- */
@@ -112,11 +112,26 @@ typedef struct tp_range {
     double min, max;
     bool above, below, set;
 } tp_range;
-#define TP_RANGE(lo, hi) {.min = (lo), .max = (hi), .set = true}
-#define TP_FROM(lo) {.min = (lo), .max = INFINITY, .set = true}
-#define TP_ABOVE(lo) {.min = (lo), .max = INFINITY, .above = true, .set = true}
-#define TP_ABOVE_TO(lo, hi) {.min = (lo), .max = (hi), .above = true, .set = true}
-#define TP_FROM_BELOW(lo, hi) {.min = (lo), .max = (hi), .below = true, .set = true}
+#define TP_RANGE(lo, hi)                                                                                                       \
+    {                                                                                                                          \
+        .min = (lo), .max = (hi), .set = true                                                                                  \
+    }
+#define TP_FROM(lo)                                                                                                            \
+    {                                                                                                                          \
+        .min = (lo), .max = INFINITY, .set = true                                                                              \
+    }
+#define TP_ABOVE(lo)                                                                                                           \
+    {                                                                                                                          \
+        .min = (lo), .max = INFINITY, .above = true, .set = true                                                               \
+    }
+#define TP_ABOVE_TO(lo, hi)                                                                                                    \
+    {                                                                                                                          \
+        .min = (lo), .max = (hi), .above = true, .set = true                                                                   \
+    }
+#define TP_FROM_BELOW(lo, hi)                                                                                                  \
+    {                                                                                                                          \
+        .min = (lo), .max = (hi), .below = true, .set = true                                                                   \
+    }
 
 /* Another tool's name for a key.
  *   {"r"}                              the value is taken as it is

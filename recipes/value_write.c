@@ -6,7 +6,10 @@
 #include "base/json.h"
 #include "recipes/parts.h"
 
-static bool same_text(const char *a, const char *b) { return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0; }
+static bool same_text(const char *a, const char *b)
+{
+    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
 
 static bool same_strings(const tp_strings *a, const tp_strings *b)
 {
@@ -156,11 +159,16 @@ static void write_quoted(tp_buf *out, const char *text, bool is_key)
             c = 0xfffd;
             length = 1;
         }
-        if (c == '"' || c == '\\') tp_buf_printf(out, "\\%c", (char)c);
-        else if (c == '$' && text[i + 1] == '{' && !is_key) tp_buf_text(out, "$$");
-        else if (c == '\n') tp_buf_text(out, "\\n");
-        else if (needs_escape(c)) tp_buf_printf(out, "\\u%04x", (unsigned)c);
-        else tp_buf_codepoint(out, c);
+        if (c == '"' || c == '\\')
+            tp_buf_printf(out, "\\%c", (char)c);
+        else if (c == '$' && text[i + 1] == '{' && !is_key)
+            tp_buf_text(out, "$$");
+        else if (c == '\n')
+            tp_buf_text(out, "\\n");
+        else if (needs_escape(c))
+            tp_buf_printf(out, "\\u%04x", (unsigned)c);
+        else
+            tp_buf_codepoint(out, c);
         i += (size_t)length;
     }
     tp_buf_char(out, '"');
@@ -168,16 +176,20 @@ static void write_quoted(tp_buf *out, const char *text, bool is_key)
 
 static void write_string(tp_buf *out, const char *text)
 {
-    if (plain_is_safe(text)) tp_buf_text(out, text);
-    else write_quoted(out, text, false);
+    if (plain_is_safe(text))
+        tp_buf_text(out, text);
+    else
+        write_quoted(out, text, false);
 }
 
 /* A key of more than 1024 characters is a key only behind a question mark. */
 static void write_key(tp_buf *out, const char *key)
 {
     if (strlen(key) > 150) tp_buf_text(out, "? ");
-    if (plain_is_safe(key)) tp_buf_text(out, key);
-    else write_quoted(out, key, true);
+    if (plain_is_safe(key))
+        tp_buf_text(out, key);
+    else
+        write_quoted(out, key, true);
     tp_buf_text(out, ": ");
 }
 
@@ -214,8 +226,10 @@ static void write_ints(tp_buf *out, const tp_ints *list, const char *const *word
     tp_buf_char(out, '[');
     for (size_t i = 0; i < list->n; i++) {
         separate(out, i);
-        if (words != NULL) tp_buf_text(out, words[list->items[i]]);
-        else tp_buf_printf(out, "%" PRId64, list->items[i]);
+        if (words != NULL)
+            tp_buf_text(out, words[list->items[i]]);
+        else
+            tp_buf_printf(out, "%" PRId64, list->items[i]);
     }
     tp_buf_char(out, ']');
 }
@@ -247,8 +261,10 @@ static void write_tokens(tp_buf *out, const tp_token_list *list)
     tp_buf_char(out, '[');
     for (size_t i = 0; i < list->n; i++) {
         separate(out, i);
-        if (list->items[i].text != NULL) write_string(out, list->items[i].text);
-        else tp_buf_printf(out, "%" PRId64, list->items[i].id);
+        if (list->items[i].text != NULL)
+            write_string(out, list->items[i].text);
+        else
+            tp_buf_printf(out, "%" PRId64, list->items[i].id);
     }
     tp_buf_char(out, ']');
 }
@@ -267,8 +283,10 @@ static void write_size(tp_buf *out, uint64_t bytes)
 
 static void write_patterns(tp_buf *out, const tp_patterns *patterns)
 {
-    if (patterns->kind == TP_PATTERNS_LIST) write_strings(out, &patterns->list);
-    else write_string(out, patterns->text);
+    if (patterns->kind == TP_PATTERNS_LIST)
+        write_strings(out, &patterns->list);
+    else
+        write_string(out, patterns->text);
 }
 
 void tp_value_write(const tp_field *field, const void *at, tp_buf *out)
@@ -292,8 +310,10 @@ void tp_value_write(const tp_field *field, const void *at, tp_buf *out)
     case TP_FIELD_TOKENS: write_tokens(out, at); break;
     case TP_FIELD_SHARE: {
         const tp_share *share = at;
-        if (share->rows > 0) tp_buf_printf(out, "%" PRId64, share->rows);
-        else write_float(out, share->fraction);
+        if (share->rows > 0)
+            tp_buf_printf(out, "%" PRId64, share->rows);
+        else
+            write_float(out, share->fraction);
         break;
     }
     default: break;

@@ -73,8 +73,10 @@ static tp_status read_bool(tp_reading *r, const tp_field *field, const tp_yaml *
 {
     tp_yaml_value value;
     (void)r, (void)field;
-    if (node->kind != TP_YAML_SCALAR || tp_yaml_scalar_type(node, &value) != TP_YAML_BOOL) *wrong = node;
-    else *(bool *)at = value.boolean;
+    if (node->kind != TP_YAML_SCALAR || tp_yaml_scalar_type(node, &value) != TP_YAML_BOOL)
+        *wrong = node;
+    else
+        *(bool *)at = value.boolean;
     return TP_OK;
 }
 
@@ -98,7 +100,7 @@ static bool parse_size(const char *text, uint64_t *bytes)
     static const struct {
         const char *unit;
         double factor;
-    } units[] = {{"", 1},     {"B", 1},     {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
+    } units[] = {{"", 1},         {"B", 1},    {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
                  {"TiB", 0x1p40}, {"KB", 1e3}, {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12}};
     size_t n = strspn(text, "0123456789.");
     char number[32];
@@ -113,8 +115,10 @@ static bool parse_size(const char *text, uint64_t *bytes)
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
         if (strcmp(text, units[i].unit) != 0) continue;
         if (!(value * units[i].factor >= 1) || !(value * units[i].factor < 0x1p63)) return false;
-        if (!tp_parse_u64(number, &whole)) *bytes = (uint64_t)(value * units[i].factor);
-        else if (__builtin_mul_overflow(whole, (uint64_t)units[i].factor, bytes)) return false;
+        if (!tp_parse_u64(number, &whole))
+            *bytes = (uint64_t)(value * units[i].factor);
+        else if (__builtin_mul_overflow(whole, (uint64_t)units[i].factor, bytes))
+            return false;
         return true;
     }
     return false;
@@ -124,9 +128,12 @@ static tp_status read_size(tp_reading *r, const tp_field *field, const tp_yaml *
 {
     const char *text;
     (void)r, (void)field;
-    if (!scalar_text(node, &text)) *wrong = node;
-    else if (strcmp(text, "auto") == 0) *(uint64_t *)at = 0;
-    else if (!parse_size(text, at)) *wrong = node;
+    if (!scalar_text(node, &text))
+        *wrong = node;
+    else if (strcmp(text, "auto") == 0)
+        *(uint64_t *)at = 0;
+    else if (!parse_size(text, at))
+        *wrong = node;
     return TP_OK;
 }
 
@@ -141,8 +148,10 @@ static tp_status read_path(tp_reading *r, const tp_field *field, const tp_yaml *
 {
     const char *text;
     (void)r, (void)field;
-    if (!scalar_text(node, &text) || text[0] == '\0') *wrong = node;
-    else *(const char **)at = text;
+    if (!scalar_text(node, &text) || text[0] == '\0')
+        *wrong = node;
+    else
+        *(const char **)at = text;
     return TP_OK;
 }
 
@@ -163,9 +172,12 @@ static tp_status read_share(tp_reading *r, const tp_field *field, const tp_yaml 
         return TP_OK;
     }
     tp_yaml_type type = tp_yaml_scalar_type(node, &value);
-    if (type == TP_YAML_INT && value.fits && value.integer >= 0) *share = (tp_share){.rows = value.integer};
-    else if (type == TP_YAML_FLOAT && in_range(&field->range, value.number)) *share = (tp_share){.fraction = value.number};
-    else *wrong = node;
+    if (type == TP_YAML_INT && value.fits && value.integer >= 0)
+        *share = (tp_share){.rows = value.integer};
+    else if (type == TP_YAML_FLOAT && in_range(&field->range, value.number))
+        *share = (tp_share){.fraction = value.number};
+    else
+        *wrong = node;
     return TP_OK;
 }
 
@@ -340,14 +352,22 @@ static tp_status read_string_map(tp_reading *r, const tp_field *field, const tp_
 }
 
 static reader *const readers[TP_FIELD_TYPE_COUNT] = {
-    [TP_FIELD_BOOL] = read_bool,           [TP_FIELD_INT] = read_int,
-    [TP_FIELD_FLOAT] = read_float,         [TP_FIELD_SIZE] = read_size,
-    [TP_FIELD_STRING] = read_string,       [TP_FIELD_INPUT] = read_path,
-    [TP_FIELD_OUTPUT] = read_path,         [TP_FIELD_ENUM] = read_enum,
-    [TP_FIELD_ENUMS] = read_enums,         [TP_FIELD_STRINGS] = read_strings,
-    [TP_FIELD_PATTERNS] = read_patterns,   [TP_FIELD_LAYERS] = read_layers,
-    [TP_FIELD_COUNT_MAP] = read_numbers,   [TP_FIELD_NUMBER_MAP] = read_numbers,
-    [TP_FIELD_STRING_MAP] = read_string_map, [TP_FIELD_TOKENS] = read_tokens,
+    [TP_FIELD_BOOL] = read_bool,
+    [TP_FIELD_INT] = read_int,
+    [TP_FIELD_FLOAT] = read_float,
+    [TP_FIELD_SIZE] = read_size,
+    [TP_FIELD_STRING] = read_string,
+    [TP_FIELD_INPUT] = read_path,
+    [TP_FIELD_OUTPUT] = read_path,
+    [TP_FIELD_ENUM] = read_enum,
+    [TP_FIELD_ENUMS] = read_enums,
+    [TP_FIELD_STRINGS] = read_strings,
+    [TP_FIELD_PATTERNS] = read_patterns,
+    [TP_FIELD_LAYERS] = read_layers,
+    [TP_FIELD_COUNT_MAP] = read_numbers,
+    [TP_FIELD_NUMBER_MAP] = read_numbers,
+    [TP_FIELD_STRING_MAP] = read_string_map,
+    [TP_FIELD_TOKENS] = read_tokens,
     [TP_FIELD_SHARE] = read_share,
 };
 
@@ -357,23 +377,24 @@ tp_status tp_value_read(tp_reading *r, const tp_field *field, const tp_yaml *nod
     return readers[field->type](r, field, node, at, wrong);
 }
 
-/* A default that is a list is parsed as YAML; the others are a scalar as it stands in the table. */
+/* Defaults in the tables are a scalar, "[]", "{}", or a list of one scalar: no need for a parser. */
 tp_status tp_value_default(tp_reading *r, const tp_field *field, void *at)
 {
-    if (field->otherwise == NULL) {
-        if (field->type == TP_FIELD_INT) *(int64_t *)at = TP_UNSET;
-        return TP_OK;
+    const char *text = field->otherwise;
+    if (text == NULL && field->type == TP_FIELD_INT) *(int64_t *)at = TP_UNSET;
+    if (text == NULL || field->type == TP_FIELD_BLOCKS) return TP_OK; /* no blocks are all zero */
+    tp_yaml node = {.kind = TP_YAML_SCALAR, .plain = true, .text = text};
+    tp_yaml only = node;
+    if (text[0] == '{') node.kind = TP_YAML_BLOCK;
+    if (text[0] == '[') node.kind = TP_YAML_LIST;
+    if (text[0] == '[' && text[1] != ']') {
+        only.text = tp_arena_strndup(r->ctx, &r->recipe->tree.arena, text + 1, strlen(text) - 2);
+        if (only.text == NULL) return TP_NOMEM;
+        tp_yaml_append(&node, &only);
     }
-    if (field->type == TP_FIELD_BLOCKS) return TP_OK; /* an empty list is all zero */
-    tp_yaml scalar = {.kind = TP_YAML_SCALAR, .plain = true, .text = field->otherwise};
-    tp_yaml *node = &scalar;
-    if (field->otherwise[0] == '[' || field->otherwise[0] == '{')
-        TP_TRY(tp_yaml_parse(r->ctx, &r->recipe->tree, r->problems, field->key, true, field->otherwise,
-                             strlen(field->otherwise), &node));
-    const tp_yaml *wrong = node;
-    if (node != NULL) TP_TRY(tp_value_read(r, field, node, at, &wrong));
-    if (wrong != NULL) return tp_fail(r->ctx, TP_INTERNAL, "%s: the default \"%s\" is not valid", field->key, field->otherwise);
-    return TP_OK;
+    const tp_yaml *wrong = NULL;
+    TP_TRY(tp_value_read(r, field, &node, at, &wrong));
+    return wrong == NULL ? TP_OK : tp_fail(r->ctx, TP_INTERNAL, "%s: the default \"%s\" is not valid", field->key, text);
 }
 
 /* ---- for messages ---- */
@@ -383,10 +404,14 @@ const char *tp_range_text(const tp_range *range, char *out, size_t size)
     char from[40], to[40];
     snprintf(from, sizeof from, "%.10g", range->min);
     snprintf(to, sizeof to, "%.10g", range->max);
-    if (!range->set) out[0] = '\0';
-    else if (isinf(range->max)) snprintf(out, size, " %s %s", range->above ? ">" : ">=", from);
-    else if (range->above || range->below) snprintf(out, size, " %s %s and %s %s", range->above ? ">" : ">=", from, range->below ? "<" : "<=", to);
-    else snprintf(out, size, " from %s to %s", from, to);
+    if (!range->set)
+        out[0] = '\0';
+    else if (isinf(range->max))
+        snprintf(out, size, " %s %s", range->above ? ">" : ">=", from);
+    else if (range->above || range->below)
+        snprintf(out, size, " %s %s and %s %s", range->above ? ">" : ">=", from, range->below ? "<" : "<=", to);
+    else
+        snprintf(out, size, " from %s to %s", from, to);
     return out;
 }
 
@@ -426,14 +451,10 @@ static const char *const expected[TP_FIELD_TYPE_COUNT] = {
 };
 
 static const char *const expected_element[TP_FIELD_TYPE_COUNT] = {
-    [TP_FIELD_ENUMS] = "one of ",
-    [TP_FIELD_STRINGS] = "a string",
-    [TP_FIELD_PATTERNS] = "a string",
-    [TP_FIELD_LAYERS] = "a layer number below 4096 or a range such as \"8-15\"",
-    [TP_FIELD_COUNT_MAP] = "an integer",
-    [TP_FIELD_NUMBER_MAP] = "a number",
-    [TP_FIELD_STRING_MAP] = "a string",
-    [TP_FIELD_TOKENS] = "a token id or a token string",
+    [TP_FIELD_ENUMS] = "one of ",        [TP_FIELD_STRINGS] = "a string",
+    [TP_FIELD_PATTERNS] = "a string",    [TP_FIELD_LAYERS] = "a layer number below 4096 or a range such as \"8-15\"",
+    [TP_FIELD_COUNT_MAP] = "an integer", [TP_FIELD_NUMBER_MAP] = "a number",
+    [TP_FIELD_STRING_MAP] = "a string",  [TP_FIELD_TOKENS] = "a token id or a token string",
     [TP_FIELD_BLOCKS] = "a block",
 };
 

@@ -32,7 +32,10 @@ static tp_mark mark_at(const struct builder *b, size_t line, size_t column)
     return (tp_mark){b->source, (uint32_t)line + 1, (uint32_t)column + 1};
 }
 
-static tp_mark mark_of(const struct builder *b, yaml_mark_t m) { return mark_at(b, m.line, m.column); }
+static tp_mark mark_of(const struct builder *b, yaml_mark_t m)
+{
+    return mark_at(b, m.line, m.column);
+}
 
 /* Reports a problem that ends the reading of this text. */
 static tp_status stop(struct builder *b, tp_mark at, const char *what)
@@ -64,7 +67,10 @@ void tp_yaml_tree_init(tp_yaml_tree *tree)
     tree->n_nodes = 0;
 }
 
-void tp_yaml_tree_free(tp_yaml_tree *tree) { tp_arena_free(&tree->arena); }
+void tp_yaml_tree_free(tp_yaml_tree *tree)
+{
+    tp_arena_free(&tree->arena);
+}
 
 tp_yaml *tp_yaml_new(tp_ctx *ctx, tp_yaml_tree *tree, tp_yaml_kind kind, tp_mark at, const char *text)
 {
@@ -85,8 +91,10 @@ void tp_yaml_append(tp_yaml *parent, tp_yaml *node)
 {
     node->parent = parent;
     node->next = NULL;
-    if (parent->last != NULL) parent->last->next = node;
-    else parent->first = node;
+    if (parent->last != NULL)
+        parent->last->next = node;
+    else
+        parent->first = node;
     parent->last = node;
     parent->n++;
 }
@@ -168,7 +176,10 @@ static tp_status place(struct builder *b, tp_yaml *node)
     return TP_OK;
 }
 
-static bool wants_key(const struct builder *b) { return b->open != NULL && b->open->kind == TP_YAML_BLOCK && b->key == NULL; }
+static bool wants_key(const struct builder *b)
+{
+    return b->open != NULL && b->open->kind == TP_YAML_BLOCK && b->key == NULL;
+}
 
 /* A repeated key is reported and read on, so that one pass finds all of them. */
 static tp_status take_key(struct builder *b, const char *key, bool plain, tp_mark at)
@@ -202,7 +213,8 @@ static tp_status take_scalar(struct builder *b, const yaml_event_t *event)
 
 static tp_status take_start(struct builder *b, tp_yaml_kind kind, tp_mark at)
 {
-    if (wants_key(b)) return stop(b, at, kind == TP_YAML_LIST ? "a key must be a name, got a list" : "a key must be a name, got a block");
+    if (wants_key(b))
+        return stop(b, at, kind == TP_YAML_LIST ? "a key must be a name, got a list" : "a key must be a name, got a block");
     if (b->depth >= TP_YAML_DEPTH) {
         char what[64];
         snprintf(what, sizeof what, "nested deeper than %d levels", TP_YAML_DEPTH);
@@ -233,8 +245,8 @@ static tp_status refuse_extras(struct builder *b, const yaml_event_t *event)
     const yaml_char_t *anchor = NULL, *tag = NULL;
     switch (event->type) {
     case YAML_ALIAS_EVENT:
-        return stop_name(b, mark_of(b, event->start_mark), "alias *",
-                         (const char *)event->data.alias.anchor, ": refused, write the value out");
+        return stop_name(b, mark_of(b, event->start_mark), "alias *", (const char *)event->data.alias.anchor,
+                         ": refused, write the value out");
     case YAML_SCALAR_EVENT:
         anchor = event->data.scalar.anchor;
         tag = event->data.scalar.tag;
@@ -251,7 +263,8 @@ static tp_status refuse_extras(struct builder *b, const yaml_event_t *event)
     }
     if (anchor != NULL)
         return stop_name(b, mark_of(b, event->start_mark), "anchor &", (const char *)anchor, ": refused, write the value out");
-    if (tag != NULL) return stop_name(b, mark_of(b, event->start_mark), "tag ", (const char *)tag, ": refused, recipes have no tags");
+    if (tag != NULL)
+        return stop_name(b, mark_of(b, event->start_mark), "tag ", (const char *)tag, ": refused, recipes have no tags");
     return count_node(b, mark_of(b, event->start_mark));
 }
 

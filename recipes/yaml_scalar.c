@@ -19,7 +19,10 @@ static bool is_one_of(const char *text, const char *a, const char *b, const char
     return strcmp(text, a) == 0 || strcmp(text, b) == 0 || strcmp(text, c) == 0;
 }
 
-static size_t digits(const char *text) { return strspn(text, "0123456789"); }
+static size_t digits(const char *text)
+{
+    return strspn(text, "0123456789");
+}
 
 /* [-+]?[0-9]+ | 0o[0-7]+ | 0x[0-9a-fA-F]+; sets *base. */
 static bool is_int(const char *text, int *base)
@@ -106,8 +109,10 @@ tp_yaml_type tp_yaml_scalar_type(const tp_yaml *scalar, tp_yaml_value *value)
 
 const char *tp_mark_text(tp_mark mark, char *out, size_t size)
 {
-    if (mark.line == 0) snprintf(out, size, "%s", mark.source);
-    else snprintf(out, size, "%s:%" PRIu32 ":%" PRIu32, mark.source, mark.line, mark.column);
+    if (mark.line == 0)
+        snprintf(out, size, "%s", mark.source);
+    else
+        snprintf(out, size, "%s:%" PRIu32 ":%" PRIu32, mark.source, mark.line, mark.column);
     return out;
 }
 
@@ -135,11 +140,17 @@ const char *tp_yaml_path(const tp_yaml *node, char *out, size_t size)
 
 const char *tp_yaml_describe(const tp_yaml *node, char *out, size_t size)
 {
-    if (node->kind == TP_YAML_LIST) snprintf(out, size, "a list");
-    else if (node->kind == TP_YAML_BLOCK) snprintf(out, size, "a block");
-    else if (!node->plain) snprintf(out, size, "the string \"%.60s\"", node->text);
-    else if (tp_yaml_scalar_type(node, NULL) == TP_YAML_NULL) snprintf(out, size, "no value (null)");
-    else if (tp_yaml_scalar_type(node, NULL) == TP_YAML_TEXT) snprintf(out, size, "\"%.60s\"", node->text);
-    else snprintf(out, size, "%.60s", node->text);
+    if (node->kind == TP_YAML_LIST)
+        snprintf(out, size, "a list");
+    else if (node->kind == TP_YAML_BLOCK)
+        snprintf(out, size, "a block");
+    else if (!node->plain)
+        snprintf(out, size, "the string \"%.60s\"", node->text);
+    else if (tp_yaml_scalar_type(node, NULL) == TP_YAML_NULL)
+        snprintf(out, size, "no value (null)");
+    else if (tp_yaml_scalar_type(node, NULL) == TP_YAML_TEXT)
+        snprintf(out, size, "\"%.60s\"", node->text);
+    else
+        snprintf(out, size, "%.60s", node->text);
     return out;
 }

@@ -163,7 +163,10 @@ static tp_status evaluate_if_due(tp_run *run, bool *stop)
 static bool save_is_due(const tp_run *run)
 {
     const tp_output_config *c = &run->config->output;
-    if (told_to(run->options.save)) return true;
+    if (told_to(run->options.save)) {
+        *run->options.save = 0;
+        return true;
+    }
     return is_due(run, c->save_steps, c->saves_per_epoch) || (c->save_minutes > 0 && tp_now() - run->last_save >= 60 * c->save_minutes);
 }
 

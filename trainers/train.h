@@ -28,7 +28,8 @@ typedef struct tp_train_options {
     bool dry_run;                   /* stop after the plan: nothing is written */
     const char *dump_gradients;     /* safetensors of step 1's gradients before clipping, or NULL */
     /* Set by signal handlers; NULL: never. stop: finish the step, save, PREEMPTED. save: save and go on. */
-    const volatile sig_atomic_t *stop, *save;
+    const volatile sig_atomic_t *stop;
+    volatile sig_atomic_t *save; /* set back to 0 when done */
     bool progress;                  /* a progress line on stderr */
     double process_start;           /* CLOCK_MONOTONIC seconds at the start of the process, for "time to first step" */
 } tp_train_options;

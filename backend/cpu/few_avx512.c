@@ -4,16 +4,13 @@
 #include "backend/cpu/avx512.h"
 #include "backend/cpu/matmul_avx512.h"
 
-/* Bytes that a stored row is prefetched ahead: the hardware stops at page ends. */
-#define AHEAD 1024
-
 /* `nw` stored rows against n rows of x. Each of the n * nw sums is one register, 16 partial sums by k mod 16, added up in
  * a fixed tree at the end. */
-TP_INLINE_AVX512 void dot_rows(tp_format_id format, bool round, int nw, int n, const unsigned char *const *rows, int64_t k,
+TP_INLINE_AVX512 void dot_values(tp_format_id format, bool round, int nw, int n, const unsigned char *const *rows, int64_t k,
                                const float *x, int64_t ld, float *sums, int64_t ld_sums)
 {
-    __m512 s[28];
-#pragma GCC unroll 28
+    __m512 s[16];
+#pragma GCC unroll 16
     for (int i = 0; i < nw * n; i++) s[i] = _mm512_setzero_ps();
     int64_t whole = k / 32 * 32;
     for (int64_t j = 0; j < whole; j += 32) {
@@ -44,47 +41,97 @@ TP_INLINE_AVX512 void dot_rows(tp_format_id format, bool round, int nw, int n, c
     }
 }
 
-/* All columns of an item, `nw` stored rows at a time, then one at a time. */
-TP_INLINE_AVX512 void dot_of(tp_format_id format, bool round, int nw, int n, const tp_mm_right *b, int64_t col, int64_t cols,
+/* The same for formats in blocks. A block's scale leaves the sum: d * sum(q x), and m * sum(x) for Q4_1; so a value costs a
+ * conversion and an FMA. 4-bit codes are looked up in a register: the instruction itself ignores the upper bits. */
+TP_INLINE_AVX512 void dot_blocks(tp_format_id format, int nw, int n, const unsigned char *const *rows, int64_t k, const float *x,
+                                 int64_t ld, float *sums, int64_t ld_sums)
+{
+    const int64_t bytes = format == TP_FORMAT_Q8_0 ? 34 : format == TP_FORMAT_Q4_0 ? 18 : 20;
+    const float zero = format == TP_FORMAT_Q4_0 ? -8.0f : 0.0f;
+    const __m512 codes = _mm512_add_ps(_mm512_set1_ps(zero), _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    __m512 s[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < nw * n; i++) s[i] = _mm512_setzero_ps();
+    int64_t at = 0;
+    for (int64_t j = 0; j < k; j += 32, at += bytes) {
+#pragma GCC unroll 8
+        for (int w = 0; w < nw; w++) {
+            const unsigned char *block = rows[w] + at;
+            __m512 lo, hi, d = _mm512_set1_ps(tp_f16_at(block));
+            if (format == TP_FORMAT_Q8_0) {
+                lo = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(block + 2))));
+                hi = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(block + 18))));
+            } else {
+                const unsigned char *q = block + (format == TP_FORMAT_Q4_0 ? 2 : 4);
+                __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)q));
+                lo = _mm512_permutexvar_ps(pairs, codes);
+                hi = _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), codes);
+            }
+            __m512 m = format == TP_FORMAT_Q4_1 ? _mm512_set1_ps(tp_f16_at(block + 2)) : d;
+#pragma GCC unroll 4
+            for (int i = 0; i < n; i++) {
+                __m512 x0 = _mm512_loadu_ps(x + i * ld + j), x1 = _mm512_loadu_ps(x + i * ld + j + 16);
+                __m512 products = _mm512_fmadd_ps(hi, x1, _mm512_mul_ps(lo, x0));
+                s[w * n + i] = _mm512_fmadd_ps(d, products, s[w * n + i]);
+                if (format == TP_FORMAT_Q4_1) s[w * n + i] = _mm512_fmadd_ps(m, _mm512_add_ps(x0, x1), s[w * n + i]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int w = 0; w < nw; w++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) sums[i * ld_sums + w] = _mm512_reduce_add_ps(s[w * n + i]);
+    }
+}
+
+TP_INLINE_AVX512 void dot_rows(tp_format_id format, bool round, int nw, int n, const unsigned char *const *rows, int64_t k,
+                               const float *x, int64_t ld, float *sums, int64_t ld_sums)
+{
+    bool blocks = format == TP_FORMAT_Q8_0 || format == TP_FORMAT_Q4_0 || format == TP_FORMAT_Q4_1;
+    if (blocks && !round) dot_blocks(format, nw, n, rows, k, x, ld, sums, ld_sums);
+    else dot_values(format, round, nw, n, rows, k, x, ld, sums, ld_sums);
+}
+
+/* All columns of an item: 8 stored rows at a time against one row of x; 4 against up to four rows of x, and once more,
+ * from cache, against the rest; what is left over one at a time. */
+TP_INLINE_AVX512 void dot_of(tp_format_id format, bool round, const tp_mm_right *b, int64_t col, int64_t cols, int n,
                              const float *x, int64_t ld, float *sums, int64_t ld_sums)
 {
     tp_row_walk walk = tp_walk_from(b, col);
     const unsigned char *rows[8];
-    int64_t c = 0;
+    int64_t c = 0, nw = n == 1 ? 8 : 4;
     for (; c + nw <= cols; c += nw) {
         for (int w = 0; w < nw; w++) rows[w] = tp_walk_next(&walk);
-        dot_rows(format, round, nw, n, rows, b->k, x, ld, sums + c, ld_sums);
+        for (int i = 0; i < n; i += 4) {
+            const float *from = x + i * ld;
+            float *to = sums + i * ld_sums + c;
+            if (n == 1) dot_rows(format, round, 8, 1, rows, b->k, from, ld, to, ld_sums);
+            else if (n - i == 1) dot_rows(format, round, 4, 1, rows, b->k, from, ld, to, ld_sums);
+            else if (n - i == 2) dot_rows(format, round, 4, 2, rows, b->k, from, ld, to, ld_sums);
+            else if (n - i == 3) dot_rows(format, round, 4, 3, rows, b->k, from, ld, to, ld_sums);
+            else dot_rows(format, round, 4, 4, rows, b->k, from, ld, to, ld_sums);
+        }
     }
     for (; c < cols; c++) {
         rows[0] = tp_walk_next(&walk);
-        dot_rows(format, round, 1, n, rows, b->k, x, ld, sums + c, ld_sums);
+        for (int i = 0; i < n; i++) dot_rows(format, round, 1, 1, rows, b->k, x + i * ld, ld, sums + i * ld_sums + c, ld_sums);
     }
 }
 
-/* More stored rows at a time where there are registers for their sums. */
-#define DOT(format, round)                                                                          \
-    switch (n) {                                                                                    \
-    case 1: dot_of(format, round, 8, 1, b, col, cols, x, ld, sums, ld_sums); break;                 \
-    case 2: dot_of(format, round, 8, 2, b, col, cols, x, ld, sums, ld_sums); break;                 \
-    case 3: dot_of(format, round, 4, 3, b, col, cols, x, ld, sums, ld_sums); break;                 \
-    case 4: dot_of(format, round, 4, 4, b, col, cols, x, ld, sums, ld_sums); break;                 \
-    case 5: dot_of(format, round, 4, 5, b, col, cols, x, ld, sums, ld_sums); break;                 \
-    case 6: dot_of(format, round, 4, 6, b, col, cols, x, ld, sums, ld_sums); break;                 \
-    default: dot_of(format, round, 4, 7, b, col, cols, x, ld, sums, ld_sums); break;                \
-    }                                                                                               \
-    break
+#define DOT(format, round) dot_of(format, round, b, col, cols, n, x, ld, sums, ld_sums); break
 
 TP_TARGET_AVX512 void tp_mm_avx512_dot(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld,
                                        float *sums, int64_t ld_sums)
 {
-    switch (b->format) {
+    /* Rounding is rare: one copy of the code that looks at the format again and again will do. */
+    switch (b->round_bf16 ? TP_FORMAT_COUNT : b->format) {
     case TP_FORMAT_BF16: DOT(TP_FORMAT_BF16, false);
-    case TP_FORMAT_F32: DOT(TP_FORMAT_F32, b->round_bf16);
-    case TP_FORMAT_F16: DOT(TP_FORMAT_F16, b->round_bf16);
-    case TP_FORMAT_Q8_0: DOT(TP_FORMAT_Q8_0, b->round_bf16);
-    case TP_FORMAT_Q4_0: DOT(TP_FORMAT_Q4_0, b->round_bf16);
-    case TP_FORMAT_Q4_1: DOT(TP_FORMAT_Q4_1, b->round_bf16);
-    default: break;
+    case TP_FORMAT_F32: DOT(TP_FORMAT_F32, false);
+    case TP_FORMAT_F16: DOT(TP_FORMAT_F16, false);
+    case TP_FORMAT_Q8_0: DOT(TP_FORMAT_Q8_0, false);
+    case TP_FORMAT_Q4_0: DOT(TP_FORMAT_Q4_0, false);
+    case TP_FORMAT_Q4_1: DOT(TP_FORMAT_Q4_1, false);
+    default: DOT(b->format, true);
     }
 }
 
@@ -130,14 +177,15 @@ TP_INLINE_AVX512 void axpy_of(tp_format_id format, bool round, const tp_mm_right
 TP_TARGET_AVX512 void tp_mm_avx512_axpy(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld,
                                         float *sums, int64_t ld_sums)
 {
-    switch (b->format) {
+    /* Rounding is rare: one copy of the code that looks at the format again and again will do. */
+    switch (b->round_bf16 ? TP_FORMAT_COUNT : b->format) {
     case TP_FORMAT_BF16: AXPY(TP_FORMAT_BF16, false);
-    case TP_FORMAT_F32: AXPY(TP_FORMAT_F32, b->round_bf16);
-    case TP_FORMAT_F16: AXPY(TP_FORMAT_F16, b->round_bf16);
-    case TP_FORMAT_Q8_0: AXPY(TP_FORMAT_Q8_0, b->round_bf16);
-    case TP_FORMAT_Q4_0: AXPY(TP_FORMAT_Q4_0, b->round_bf16);
-    case TP_FORMAT_Q4_1: AXPY(TP_FORMAT_Q4_1, b->round_bf16);
-    default: break;
+    case TP_FORMAT_F32: AXPY(TP_FORMAT_F32, false);
+    case TP_FORMAT_F16: AXPY(TP_FORMAT_F16, false);
+    case TP_FORMAT_Q8_0: AXPY(TP_FORMAT_Q8_0, false);
+    case TP_FORMAT_Q4_0: AXPY(TP_FORMAT_Q4_0, false);
+    case TP_FORMAT_Q4_1: AXPY(TP_FORMAT_Q4_1, false);
+    default: AXPY(b->format, true);
     }
 }
 

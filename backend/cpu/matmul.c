@@ -162,10 +162,90 @@ static void run_rows(pass *s)
     }
 }
 
+/* ---- thin products ---- */
+
+/* With few columns, or few k, packing the left side costs as much as multiplying it. Then the right side, which is small,
+ * is unpacked as a whole, and items are rows: each packs some of its rows into L1 and multiplies them at once. */
+#define THIN_COLS 64
+#define THIN_RIGHT_BYTES ((int64_t)512 << 10)
+
+typedef struct thin {
+    tp_cpu *cpu;
+    const tp_mm_engine *e;
+    const tp_mm_product *p;
+    int64_t kc, blocks, columns; /* blocks of k, panels of columns */
+    int64_t panel_rows, n_panels, item_panels;
+    float *right;                /* [block][column panel][words][nr] */
+} thin;
+
+static int64_t thin_words(const thin *s, int64_t block)
+{
+    return tp_mm_ceil(tp_mm_min(s->kc, s->p->k - block * s->kc), s->e->per_word);
+}
+
+static float *thin_right(const thin *s, int64_t block, int64_t column)
+{
+    return s->right + (block * s->columns * (s->kc / s->e->per_word) + column * thin_words(s, block)) * s->e->nr;
+}
+
+static void thin_unpack_item(void *arg, int64_t item, int thread)
+{
+    (void)thread;
+    const thin *s = arg;
+    int64_t block = item / s->columns, column = item % s->columns, k = block * s->kc, col = column * s->e->nr;
+    s->e->unpack(&s->p->right, k, tp_mm_min(s->kc, s->p->k - k), col, (int)tp_mm_min(s->e->nr, s->p->m - col),
+                 thin_right(s, block, column));
+}
+
+static void thin_item(void *arg, int64_t item, int thread)
+{
+    const thin *s = arg;
+    const tp_mm_engine *e = s->e;
+    const tp_mm_product *p = s->p;
+    int64_t tile = (int64_t)e->mr * e->nr, first = item * s->item_panels;
+    int64_t end = tp_mm_min(first + s->item_panels, s->n_panels), step = s->blocks == 1 ? 0 : tile;
+    float *left = tp_cpu_scratch(s->cpu, thread), *sums = left + TP_MM_KC_WORDS * e->mr;
+    for (int64_t block = 0; block < s->blocks; block++) {
+        int64_t k = block * s->kc, kc = tp_mm_min(s->kc, p->k - k);
+        for (int64_t panel = first; panel < end; panel++) {
+            int64_t row = panel * s->panel_rows, rows = tp_mm_min(s->panel_rows, p->n - row);
+            e->pack(&p->left, row, (int)rows, k, kc, left);
+            for (int64_t column = 0; column < s->columns; column++) {
+                int64_t col = column * e->nr, cols = tp_mm_min(e->nr, p->m - col);
+                float *t = sums + ((panel - first) * s->columns + column) * step;
+                e->tile((int)rows, (int)cols, thin_words(s, block), left, thin_right(s, block, column), t, block > 0);
+                if (block + 1 == s->blocks) e->finish(&p->out, row, rows, col, cols, t, e->nr);
+            }
+        }
+    }
+}
+
+/* False if the product is not thin. */
+static bool run_thin(tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p, int64_t kc)
+{
+    thin s = {.cpu = cpu, .e = e, .p = p, .kc = kc, .blocks = tp_mm_ceil(p->k, kc), .columns = tp_mm_ceil(p->m, e->nr)};
+    int64_t right_bytes = s.blocks * (kc / e->per_word) * s.columns * e->nr * 4;
+    bool narrow = p->m <= THIN_COLS && right_bytes <= (int64_t)TP_CPU_WORKSPACE_BYTES;
+    bool shallow = s.blocks == 1 && p->k <= THIN_COLS && right_bytes <= THIN_RIGHT_BYTES;
+    if (p->left_transposed || !(narrow || shallow)) return false;
+    s.right = (float *)(void *)cpu->workspace;
+    s.n_panels = tp_mm_ceil(p->n, e->mr);
+    s.panel_rows = tp_mm_ceil(p->n, s.n_panels);
+    s.n_panels = tp_mm_ceil(p->n, s.panel_rows);
+    int64_t share = s.n_panels / (4 * cpu->device.threads);
+    s.item_panels = share < 1 ? 1 : tp_mm_min(share, PACK_PANELS);
+    tp_cpu_for(cpu, s.blocks * s.columns, thin_unpack_item, &s);
+    tp_cpu_for(cpu, tp_mm_ceil(s.n_panels, s.item_panels), thin_item, &s);
+    return true;
+}
+
+/* ---- entry points ---- */
+
 void tp_mm_blocked(tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p)
 {
     int64_t limit = (int64_t)TP_MM_KC_WORDS * e->per_word, blocks = tp_mm_ceil(p->k, limit);
     int64_t kc = tp_mm_ceil(tp_mm_ceil(p->k, blocks), 32) * 32; /* <= limit, for limit is a multiple of 32 */
+    if (run_thin(cpu, e, p, kc)) return;
     int64_t passes = tp_mm_ceil(p->n, ROWS_MAX);
     pass s = {.cpu = cpu, .e = e, .p = p, .kc = kc, .left = (float *)(void *)cpu->workspace};
     for (int64_t i = 0; i < passes; i++) {

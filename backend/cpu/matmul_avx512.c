@@ -179,10 +179,33 @@ TP_INLINE_AVX512 void finish_as(tp_dtype dtype, const tp_mm_out *out, int64_t ro
     }
 }
 
+/* 16 columns of up to 14 rows become 16 stored rows. */
+static TP_TARGET_AVX512 void finish_transposed(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                                               const float *sums, int64_t ld)
+{
+    __m512 alpha = _mm512_set1_ps(out->alpha), beta = _mm512_set1_ps(out->beta);
+    __mmask16 mask = (__mmask16)tp_lanes(rows);
+    for (int64_t j = 0; j < cols; j += 16) {
+        __m512i t[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++) t[r] = r < rows ? _mm512_loadu_si512(sums + r * ld + j) : _mm512_setzero_si512();
+        tp_transpose16(t);
+        float *c = (float *)out->c.data + (col + j) * out->c.ld + row;
+        int64_t n = cols - j;
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            if (i >= n) continue;
+            __m512 x = _mm512_mul_ps(alpha, _mm512_castsi512_ps(t[i]));
+            if (out->beta != 0) x = _mm512_fmadd_ps(beta, _mm512_maskz_loadu_ps(mask, c + i * out->c.ld), x);
+            _mm512_mask_storeu_ps(c + i * out->c.ld, mask, x);
+        }
+    }
+}
+
 TP_TARGET_AVX512 void tp_mm_avx512_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols,
                                           const float *sums, int64_t ld)
 {
-    if (out->transposed) tp_mm_generic_finish(out, row, rows, col, cols, sums, ld);
+    if (out->transposed) finish_transposed(out, row, rows, col, cols, sums, ld);
     else if (out->c.dtype == TP_BF16) finish_as(TP_BF16, out, row, rows, col, cols, sums, ld);
     else finish_as(TP_F32, out, row, rows, col, cols, sums, ld);
 }

@@ -115,7 +115,8 @@ static void limits_hold_on_both_sides(void **state)
     }
     for (int rank = 7; rank <= 9; rank++) {
         char shape[64] = "1";
-        for (int i = 1; i < rank; i++) strcat(shape, ",1");
+        size_t used = 1;
+        for (int i = 1; i < rank; i++) used += (size_t)snprintf(shape + used, sizeof shape - used, ",1");
         snprintf(header, sizeof header, "{\"a\":{\"dtype\":\"U8\",\"shape\":[%s],\"data_offsets\":[0,1]}}", shape);
         assert_status(&ctx, rank <= TP_MAX_RANK ? TP_OK : TP_FORMAT, parse_header(&ctx, header, 1));
     }

@@ -49,8 +49,7 @@ static void check_file(tp_ctx *ctx, const tp_gguf *file, const uint8_t *data, si
         if (bytes != data + t->offset) abort();
         for (uint64_t k = 0; k < t->bytes; k++) sum += bytes[k];
     }
-    static volatile uint64_t sink; /* the reads above must not be optimised away */
-    sink = sum;
+    __asm__ volatile("" : : "r"(sum)); /* the reads above must not be optimised away */
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)

@@ -139,8 +139,10 @@ static tp_status load_chain(struct place *p, int depth)
     put("r.yaml", "include: 1.yaml\nbase_model: m\n" TAIL);
     for (int i = 1; i <= depth; i++) {
         snprintf(path, sizeof path, "%d.yaml", i);
-        if (i < depth) snprintf(text, sizeof text, "include: %d.yaml\n", i + 1);
-        else snprintf(text, sizeof text, "seed: 5\n");
+        if (i < depth)
+            snprintf(text, sizeof text, "include: %d.yaml\n", i + 1);
+        else
+            snprintf(text, sizeof text, "seed: 5\n");
         put(path, text);
     }
     return load(p);
@@ -282,8 +284,10 @@ static void test_unavailable_features(void **state)
     struct place *p = *state;
     refuse_feature(p, "adapter: dora", "r.yaml:4:10: adapter: dora is not available in this version; available: lora, none");
     refuse_feature(p, "use_dora: true", "r.yaml:4:11: use_dora is not available in this version");
-    refuse_feature(p, "objective: classify", "r.yaml:4:12: objective: classify is not available in this version; available: sft");
-    refuse_feature(p, "optimizer: lion", "r.yaml:4:12: optimizer: lion is not available in this version; available: adamw, sgd");
+    refuse_feature(p, "objective: classify",
+                   "r.yaml:4:12: objective: classify is not available in this version; available: sft");
+    refuse_feature(p, "optimizer: lion",
+                   "r.yaml:4:12: optimizer: lion is not available in this version; available: adamw, sgd");
     refuse_feature(p, "report_to: [jsonl, tensorboard]",
                    "r.yaml:4:12: report_to: tensorboard is not available in this version; available: jsonl");
     refuse_feature(p, "serve: {port: 1}", "r.yaml:4:8: serve is not available in this version");
@@ -295,9 +299,10 @@ static void test_unavailable_features(void **state)
 static void test_available_features(void **state)
 {
     struct place *p = *state;
-    put("r.yaml", "base_model: m\n" TAIL "adapter: lora\nuse_dora: false\ndevice: cuda\nrank_pattern: {a: 3}\nuse_rslora: true\n"
-                  "modules_to_save: []\ngradient_checkpointing: every_k\noptimizer: sgd\nmomentum: 0.9\nprecision: bf16\n"
-                  "init_lora_weights: gaussian\ndevices: 1\npacking: true\nexcess_length_strategy: split\n");
+    put("r.yaml",
+        "base_model: m\n" TAIL "adapter: lora\nuse_dora: false\ndevice: cuda\nrank_pattern: {a: 3}\nuse_rslora: true\n"
+        "modules_to_save: []\ngradient_checkpointing: every_k\noptimizer: sgd\nmomentum: 0.9\nprecision: bf16\n"
+        "init_lora_weights: gaussian\ndevices: 1\npacking: true\nexcess_length_strategy: split\n");
     assert_ok(&p->ctx, load(p));
     assert_ok(&p->ctx, tp_config_available(&p->ctx, p->recipe, &p->config, &p->problems));
     assert_int_equal(p->problems.n, 0);
@@ -308,18 +313,12 @@ static void test_available_features(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        IN_PLACE(test_include_order),
-        IN_PLACE(test_include_refusals),
-        IN_PLACE(test_include_cycle_of_two),
-        IN_PLACE(test_include_of_nothing),
-        IN_PLACE(test_include_depth),
-        IN_PLACE(test_include_count),
-        IN_PLACE(test_unreadable_recipes),
-        IN_PLACE(test_inputs),
-        IN_PLACE(test_R11_output),
-        IN_PLACE(test_R11_read_only),
-        IN_PLACE(test_unavailable_features),
-        IN_PLACE(test_available_features),
+        IN_PLACE(test_include_order),        IN_PLACE(test_include_refusals),
+        IN_PLACE(test_include_cycle_of_two), IN_PLACE(test_include_of_nothing),
+        IN_PLACE(test_include_depth),        IN_PLACE(test_include_count),
+        IN_PLACE(test_unreadable_recipes),   IN_PLACE(test_inputs),
+        IN_PLACE(test_R11_output),           IN_PLACE(test_R11_read_only),
+        IN_PLACE(test_unavailable_features), IN_PLACE(test_available_features),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,9 +70,7 @@ static void check_value(const char *path, const tp_json *record, const tp_config
     case TP_FIELD_BOOL: good = *(const bool *)at == tp_json_bool(value, !*(const bool *)at); break;
     case TP_FIELD_INT: good = tp_json_f64(value, &number) && (double)*(const int64_t *)at == number; break;
     case TP_FIELD_FLOAT: good = tp_json_f64(value, &number) && *(const double *)at == number; break;
-    default:
-        string_of(record, "value", text, sizeof text);
-        good = strcmp(*(const char *const *)at, text) == 0;
+    default: string_of(record, "value", text, sizeof text); good = strcmp(*(const char *const *)at, text) == 0;
     }
     if (!good) fail_msg("%s: %s has another value", path, key);
 }

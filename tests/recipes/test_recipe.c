@@ -150,8 +150,7 @@ static void test_wrong_values(void **state)
     refuse(HEAD TAIL "device: tpu\n", "r.yaml:4:9: device: expected auto, cpu, cuda or cuda:N, got \"tpu\"");
     refuse(HEAD TAIL "precision: half\n", "r.yaml:4:12: precision: expected one of auto, bf16, fp16, fp32, tf32, got \"half\"");
     refuse(HEAD TAIL "lora_target_modules: [a, [b]]\n", "r.yaml:4:26: lora_target_modules.1: expected a string, got a list");
-    refuse(HEAD TAIL "rank_pattern: {a: 1.5}\n",
-           "r.yaml:4:19: rank_pattern.a: expected an integer from 1 to 1024, got 1.5");
+    refuse(HEAD TAIL "rank_pattern: {a: 1.5}\n", "r.yaml:4:19: rank_pattern.a: expected an integer from 1 to 1024, got 1.5");
     refuse(HEAD TAIL "layers_to_transform: 9-3\n",
            "r.yaml:4:22: layers_to_transform: expected layer numbers below 4096 or a range such as \"8-15\", got \"9-3\"");
     refuse(HEAD TAIL "layers_to_transform: [4096]\n",
@@ -159,9 +158,10 @@ static void test_wrong_values(void **state)
     refuse(HEAD TAIL "val_set_size: 0.6\n",
            "r.yaml:4:15: val_set_size: expected a number of rows, or a fraction from 0 to 0.5, got 0.6");
     refuse(HEAD TAIL "tokenizer: ~\n", "r.yaml:4:12: tokenizer: expected a path, got no value (null)");
-    refuse(HEAD "datasets: [{path: a, type: what}]\noutput_dir: o\n",
-           "r.yaml:2:28: datasets.0.type: expected one of auto, completion, instruction, chat, preference, kto, classify, tokens, "
-           "got \"what\"");
+    refuse(
+        HEAD "datasets: [{path: a, type: what}]\noutput_dir: o\n",
+        "r.yaml:2:28: datasets.0.type: expected one of auto, completion, instruction, chat, preference, kto, classify, tokens, "
+        "got \"what\"");
     refuse(HEAD "datasets: [{type: chat}]\noutput_dir: o\n", "r.yaml:2:12: datasets.0.path: missing; expected a path");
     refuse(HEAD "datasets: []\noutput_dir: o\n", "r.yaml:2:11: datasets: expected at least one block, got an empty list");
     refuse(HEAD TAIL "quant: nf4\n", "r.yaml:4:8: quant: expected a block of key: value");
@@ -174,14 +174,34 @@ static void test_R8_ranges(void **state)
         const char *line;
         bool good;
     } cases[] = {
-        {"lora_r: 0", false},          {"lora_r: 1", true},        {"lora_r: 1024", true},     {"lora_r: 1025", false},
-        {"learning_rate: 0", false},   {"learning_rate: 1", true}, {"learning_rate: 1.1", false}, {"learning_rate: 1e-30", true},
-        {"lora_dropout: 1", false},    {"lora_dropout: 0.999", true}, {"lora_dropout: 0", true},  {"lora_dropout: -0.1", false},
-        {"max_steps: 0", true},        {"max_steps: -1", false},   {"num_epochs: 0", false},   {"num_epochs: 0.5", true},
-        {"max_dropped: 1", true},      {"max_dropped: 1.01", false}, {"seed: 9223372036854775807", true},
-        {"seed: 9223372036854775808", false}, {"learning_rate: .nan", false}, {"max_grad_norm: .inf", false},
-        {"max_seq_length: 7", false},  {"max_seq_length: 8", true}, {"lora_alpha: 0", false},  {"val_set_size: 0.5", true},
-        {"warmup_steps: 9\nmax_steps: 10", true}, {"warmup_steps: 10\nmax_steps: 10", false},
+        {"lora_r: 0", false},
+        {"lora_r: 1", true},
+        {"lora_r: 1024", true},
+        {"lora_r: 1025", false},
+        {"learning_rate: 0", false},
+        {"learning_rate: 1", true},
+        {"learning_rate: 1.1", false},
+        {"learning_rate: 1e-30", true},
+        {"lora_dropout: 1", false},
+        {"lora_dropout: 0.999", true},
+        {"lora_dropout: 0", true},
+        {"lora_dropout: -0.1", false},
+        {"max_steps: 0", true},
+        {"max_steps: -1", false},
+        {"num_epochs: 0", false},
+        {"num_epochs: 0.5", true},
+        {"max_dropped: 1", true},
+        {"max_dropped: 1.01", false},
+        {"seed: 9223372036854775807", true},
+        {"seed: 9223372036854775808", false},
+        {"learning_rate: .nan", false},
+        {"max_grad_norm: .inf", false},
+        {"max_seq_length: 7", false},
+        {"max_seq_length: 8", true},
+        {"lora_alpha: 0", false},
+        {"val_set_size: 0.5", true},
+        {"warmup_steps: 9\nmax_steps: 10", true},
+        {"warmup_steps: 10\nmax_steps: 10", false},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -221,7 +241,8 @@ static void test_R2_unknown_keys(void **state)
     refuse(HEAD TAIL "num-epochs: 3\n", "r.yaml:4:1: num-epochs: unknown key; did you mean num_epochs?");
     refuse(HEAD TAIL "Lora_R: 3\n", "r.yaml:4:1: Lora_R: unknown key; did you mean lora_r?");
     refuse(HEAD TAIL "block: 64\n", "r.yaml:4:1: block: unknown key; did you mean quant.block?");
-    refuse(HEAD TAIL "cutof_len: 64\n", "r.yaml:4:1: cutof_len: unknown key; did you mean cutoff_len, here called max_seq_length?");
+    refuse(HEAD TAIL "cutof_len: 64\n",
+           "r.yaml:4:1: cutof_len: unknown key; did you mean cutoff_len, here called max_seq_length?");
     refuse(HEAD TAIL "xyzzy: 64\n", "r.yaml:4:1: xyzzy: unknown key");
     refuse(HEAD TAIL "\"a\\x1b[31m\": 1\n", "r.yaml:4:1: a\\x1b[31m: unknown key");
     refuse(HEAD TAIL "quant.block: 64\n", "r.yaml:4:1: quant.block: unknown key; in a file it is a block, quant: {block: ...}");
@@ -265,7 +286,8 @@ static void test_R3_aliases(void **state)
     assert_int_equal(r.config.lora.target_modules.kind, TP_PATTERNS_WORD);
     assert_int_equal(r.config.train.max_steps, 7);
     close_run(&r);
-    refuse(HEAD TAIL "lora_rank: 4\nr: 4\n", "r.yaml:5:1: r: another name for lora_r, which is set at r.yaml:4:1; keep one of them");
+    refuse(HEAD TAIL "lora_rank: 4\nr: 4\n",
+           "r.yaml:5:1: r: another name for lora_r, which is set at r.yaml:4:1; keep one of them");
     refuse(HEAD TAIL "bf16: 5\n", "r.yaml:4:7: bf16: another name for precision; expected one of true, auto, got 5");
     refuse(HEAD TAIL "quantization_bit: 3\n",
            "r.yaml:4:19: quantization_bit: another name for load_in_4bit; expected one of 4, 8, got 3");
@@ -418,11 +440,13 @@ static void test_R13_bad_overrides(void **state)
     refuse_override(HEAD TAIL, "=8", "override 1: expected a key such as quant.block or datasets.0.limit before the =");
     refuse_override(HEAD TAIL, "a..b=8", "override 1: expected a key such as quant.block or datasets.0.limit before the =");
     refuse_override(HEAD TAIL, "~lora_r", "override 1: lora_r: nothing to delete, the recipe does not set it");
-    refuse_override(HEAD TAIL, "datasets.1.limit=5", "override 1: datasets: the list has 1 entries, counted from 0; there is no 1");
+    refuse_override(HEAD TAIL, "datasets.1.limit=5",
+                    "override 1: datasets: the list has 1 entries, counted from 0; there is no 1");
     refuse_override(HEAD TAIL, "datasets.0.path.x=5", "override 1: datasets.0.path: not a block, so it has no x");
     refuse_override(HEAD TAIL, "include=x.yaml", "override 1: include: only a file can include others");
     refuse_override(HEAD TAIL, "lora_r=&a 8", "override 1: anchor &a: refused, write the value out");
-    refuse_override(HEAD TAIL, "datasets.0.limit=[", "override 1: while parsing a flow node: did not find expected node content");
+    refuse_override(HEAD TAIL, "datasets.0.limit=[",
+                    "override 1: while parsing a flow node: did not find expected node content");
     refuse_override(HEAD TAIL "r: 4\n", "lora_r.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0=8",
                     "override 1: expected a key such as quant.block or datasets.0.limit before the =");
 }
@@ -433,7 +457,8 @@ static void test_keys_without_effect(void **state)
 {
     (void)state;
     refuse(HEAD TAIL "momentum: 0.9\n", "r.yaml:4:1: momentum: has no effect here; it is for optimizer sgd");
-    refuse(HEAD TAIL "adapter: ia3\nlora_r: 4\n", "r.yaml:5:1: lora_r: has no effect here; it is for adapter lora, qlora or dora");
+    refuse(HEAD TAIL "adapter: ia3\nlora_r: 4\n",
+           "r.yaml:5:1: lora_r: has no effect here; it is for adapter lora, qlora or dora");
     refuse(HEAD TAIL "beta: 0.2\n", "r.yaml:4:1: beta: has no effect here; it is for objective dpo, orpo or kto");
     refuse(HEAD TAIL "num_virtual_tokens: 4\n",
            "r.yaml:4:1: num_virtual_tokens: has no effect here; it is for adapter prompt, prefix or p_tuning");
@@ -454,7 +479,8 @@ static void test_rules(void **state)
     refuse(HEAD TAIL "adapter: [lora, none]\n", "r.yaml:4:10: adapter: none stands alone");
     refuse(HEAD TAIL "adapter: dora\nuse_dora: false\n", "r.yaml:5:11: use_dora: false contradicts adapter dora");
     refuse(HEAD TAIL "adapter: qlora\nload_in_4bit: false\n", "r.yaml:5:15: load_in_4bit: adapter qlora loads in 4 bits");
-    refuse(HEAD TAIL "load_in_4bit: true\nload_in_8bit: true\n", "r.yaml:5:15: load_in_8bit: load_in_4bit is set too; choose one");
+    refuse(HEAD TAIL "load_in_4bit: true\nload_in_8bit: true\n",
+           "r.yaml:5:15: load_in_8bit: load_in_4bit is set too; choose one");
     refuse(HEAD TAIL "quant: {type: nf4, block: 96}\n", "r.yaml:4:27: quant.block: 96 is no power of two");
     refuse(HEAD TAIL "objective: distill\n", "r.yaml:4:12: objective: distill needs teacher.model or teacher.logits");
     refuse(HEAD TAIL "objective: distill\nteacher: {logits: l, model: m}\n",
@@ -510,15 +536,31 @@ static void test_round_trips(void **state)
     check_round_trip(HEAD TAIL "adapter: dora\nlora_target_modules: '.*\"\\ q: [x]'\nlayers_to_transform: 3-9\n"
                                "rank_pattern: {'a b.\"c': 3, '${x}': 4}\nalpha_pattern: {x: 1e-30}\n"
                                "trainable_token_indices: [1, '1', 'true', 'null', <s>, \"\\u2028\\x7f\\ufeff\"]\n");
-    check_round_trip(HEAD "datasets: [{path: no, system: \"a\\n\\tb: $${x} # c\", columns: {\"k: y\": 'on'}, limit: 3, weight: 0.1},"
-                          " {path: ' lead', type: chat}]\noutput_dir: '~'\ntest_datasets: [{path: x}]\nval_set_size: 0.02\n"
-                          "early_stopping_patience: 2\nsample_prompts: ['a,b', '- x', '...', 1.5]\n");
+    check_round_trip(HEAD
+                     "datasets: [{path: no, system: \"a\\n\\tb: $${x} # c\", columns: {\"k: y\": 'on'}, limit: 3, weight: 0.1},"
+                     " {path: ' lead', type: chat}]\noutput_dir: '~'\ntest_datasets: [{path: x}]\nval_set_size: 0.02\n"
+                     "early_stopping_patience: 2\nsample_prompts: ['a,b', '- x', '...', 1.5]\n");
     check_round_trip(HEAD TAIL "adapter: [prompt, p_tuning]\nprompt_tuning_init: text\nprompt_tuning_init_text: 'a b'\n"
                                "encoder_reparameterization_type: LSTM\nencoder_hidden_size: 12\n");
     check_round_trip(HEAD TAIL "adapter: ia3\nia3_feedforward_modules: []\noptimizer: sgd\nmomentum: 0.9\n");
     check_round_trip(HEAD TAIL "objective: distill\nteacher: {model: base, top_k: 0}\nkd_on_policy: 0.5\n"
                                "kd_features: [{student_layer: 1, teacher_layer: 2, loss: cosine}]\n");
     check_round_trip(HEAD TAIL "merge: {out: x, proof: y}\nserve: {adapters: [{name: a, path: b}], kv_memory: 1GB, port: 0}\n");
+}
+
+/* Defaults of list elements are no nodes of the file: as many blocks as the limit on nodes allows are read. */
+static void test_many_blocks(void **state)
+{
+    struct run r;
+    char *text = malloc(100000);
+    size_t n = (size_t)sprintf(text, HEAD "output_dir: o\ndatasets:\n");
+    (void)state;
+    for (int i = 0; i < 3000; i++) n += (size_t)sprintf(text + n, "- {path: a}\n");
+    accept(&r, text);
+    assert_int_equal(r.config.data.datasets.n, 3000);
+    assert_string_equal(r.config.data.datasets.items[2999].path, "a");
+    close_run(&r);
+    free(text);
 }
 
 static void test_difference(void **state)
@@ -592,6 +634,7 @@ int main(void)
         cmocka_unit_test(test_rules),
         cmocka_unit_test(test_R12_resume_needs_optimizer),
         cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_many_blocks),
         cmocka_unit_test(test_difference),
         cmocka_unit_test(test_where),
         cmocka_unit_test(test_reference),

@@ -37,7 +37,10 @@ static tp_yaml *parse_bytes(struct fixture *f, const char *text, size_t n)
     return f->root;
 }
 
-static tp_yaml *parse(struct fixture *f, const char *text) { return parse_bytes(f, text, strlen(text)); }
+static tp_yaml *parse(struct fixture *f, const char *text)
+{
+    return parse_bytes(f, text, strlen(text));
+}
 
 /* The text is refused, and the first problem begins and ends so. */
 static void refused(const char *text, const char *begins, const char *contains)
@@ -248,19 +251,45 @@ static void test_R7_core_schema(void **state)
         tp_yaml_type type;
         double number;
     } cases[] = {
-        {"1e-4", TP_YAML_FLOAT, 1e-4},   {"5e-5", TP_YAML_FLOAT, 5e-5}, {"1E4", TP_YAML_FLOAT, 1e4},
-        {".5", TP_YAML_FLOAT, 0.5},      {"5.", TP_YAML_FLOAT, 5},      {"-1.5e+3", TP_YAML_FLOAT, -1500},
-        {".inf", TP_YAML_FLOAT, INFINITY}, {"-.INF", TP_YAML_FLOAT, -INFINITY}, {"1e309", TP_YAML_FLOAT, INFINITY},
-        {"010", TP_YAML_INT, 10},        {"0x1F", TP_YAML_INT, 31},     {"0o17", TP_YAML_INT, 15},
-        {"+7", TP_YAML_INT, 7},          {"-7", TP_YAML_INT, -7},       {"0", TP_YAML_INT, 0},
-        {"1:30", TP_YAML_TEXT, 0},       {"1_000", TP_YAML_TEXT, 0},    {"1,5", TP_YAML_TEXT, 0},
-        {"0x", TP_YAML_TEXT, 0},         {"0o8", TP_YAML_TEXT, 0},      {".", TP_YAML_TEXT, 0},
-        {"e5", TP_YAML_TEXT, 0},         {"1e", TP_YAML_TEXT, 0},       {"--1", TP_YAML_TEXT, 0},
-        {"no", TP_YAML_TEXT, 0},         {"yes", TP_YAML_TEXT, 0},      {"on", TP_YAML_TEXT, 0},
-        {"off", TP_YAML_TEXT, 0},        {"tRUE", TP_YAML_TEXT, 0},     {"inf", TP_YAML_TEXT, 0},
-        {"nan", TP_YAML_TEXT, 0},        {"0X1F", TP_YAML_TEXT, 0},     {"-0x1F", TP_YAML_TEXT, 0},
-        {"true", TP_YAML_BOOL, 0},       {"False", TP_YAML_BOOL, 0},    {"TRUE", TP_YAML_BOOL, 0},
-        {"null", TP_YAML_NULL, 0},       {"~", TP_YAML_NULL, 0},        {"", TP_YAML_NULL, 0},
+        {"1e-4", TP_YAML_FLOAT, 1e-4},
+        {"5e-5", TP_YAML_FLOAT, 5e-5},
+        {"1E4", TP_YAML_FLOAT, 1e4},
+        {".5", TP_YAML_FLOAT, 0.5},
+        {"5.", TP_YAML_FLOAT, 5},
+        {"-1.5e+3", TP_YAML_FLOAT, -1500},
+        {".inf", TP_YAML_FLOAT, INFINITY},
+        {"-.INF", TP_YAML_FLOAT, -INFINITY},
+        {"1e309", TP_YAML_FLOAT, INFINITY},
+        {"010", TP_YAML_INT, 10},
+        {"0x1F", TP_YAML_INT, 31},
+        {"0o17", TP_YAML_INT, 15},
+        {"+7", TP_YAML_INT, 7},
+        {"-7", TP_YAML_INT, -7},
+        {"0", TP_YAML_INT, 0},
+        {"1:30", TP_YAML_TEXT, 0},
+        {"1_000", TP_YAML_TEXT, 0},
+        {"1,5", TP_YAML_TEXT, 0},
+        {"0x", TP_YAML_TEXT, 0},
+        {"0o8", TP_YAML_TEXT, 0},
+        {".", TP_YAML_TEXT, 0},
+        {"e5", TP_YAML_TEXT, 0},
+        {"1e", TP_YAML_TEXT, 0},
+        {"--1", TP_YAML_TEXT, 0},
+        {"no", TP_YAML_TEXT, 0},
+        {"yes", TP_YAML_TEXT, 0},
+        {"on", TP_YAML_TEXT, 0},
+        {"off", TP_YAML_TEXT, 0},
+        {"tRUE", TP_YAML_TEXT, 0},
+        {"inf", TP_YAML_TEXT, 0},
+        {"nan", TP_YAML_TEXT, 0},
+        {"0X1F", TP_YAML_TEXT, 0},
+        {"-0x1F", TP_YAML_TEXT, 0},
+        {"true", TP_YAML_BOOL, 0},
+        {"False", TP_YAML_BOOL, 0},
+        {"TRUE", TP_YAML_BOOL, 0},
+        {"null", TP_YAML_NULL, 0},
+        {"~", TP_YAML_NULL, 0},
+        {"", TP_YAML_NULL, 0},
         {"Null", TP_YAML_NULL, 0},
     };
     (void)state;

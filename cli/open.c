@@ -1,0 +1,70 @@
+/* Opening what commands work on. */
+#include "cli/open.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+
+static void print_problems(const tp_problems *problems)
+{
+    for (size_t i = 0; i < problems->n; i++) fprintf(stderr, "%s%s\n", problems->items[i].status == TP_OK ? "note: " : "", problems->items[i].text);
+    if (problems->n_left_out > 0) fprintf(stderr, "... and %zu more problems\n", problems->n_left_out);
+}
+
+static tp_status check(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes, tp_cli_recipe *r, tp_problems *problems)
+{
+    tp_recipe_options options = {.schema = &tp_recipe_schema, .overrides = args->positional + 1, .n_overrides = args->n_positional - 1, .optional = optional};
+    TP_TRY(tp_recipe_load(ctx, args->positional[0], &options, &r->config, problems, &r->recipe));
+    TP_TRY(tp_config_available(ctx, r->recipe, &r->config, problems));
+    TP_TRY(tp_recipe_check_inputs(ctx, r->recipe, problems));
+    if (!check_output) return TP_OK;
+    if (resumes) r->config.output.resume_from_checkpoint = "auto"; /* the flag stands for the key */
+    return tp_config_check_output(ctx, r->recipe, &r->config, problems);
+}
+
+tp_status tp_cli_recipe_open(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes, tp_cli_recipe *r)
+{
+    tp_problems problems = {0};
+    *r = (tp_cli_recipe){0};
+    tp_status status = check(ctx, args, optional, check_output, resumes, r, &problems);
+    print_problems(&problems);
+    tp_problems_free(&problems);
+    if (status != TP_OK) tp_cli_recipe_close(r);
+    return status;
+}
+
+void tp_cli_recipe_close(tp_cli_recipe *r)
+{
+    tp_recipe_free(r->recipe);
+    *r = (tp_cli_recipe){0};
+}
+
+tp_status tp_cli_model_open(tp_ctx *ctx, const tp_args *args, const char *path, tp_cli_model *opened)
+{
+    tp_model_options options = {.check_weights = true};
+    const char *adapter = tp_args_value(args, "adapter");
+    *opened = (tp_cli_model){0};
+    TP_TRY(tp_cli_open_device(ctx, args));
+    TP_TRY(tp_cli_precision(ctx, args, &options.precision));
+    TP_TRY(tp_model_open(ctx, path, &options, &opened->model));
+    if (adapter == NULL) return TP_OK;
+    tp_status status = tp_adapter_open(ctx, opened->model, adapter, tp_args_has(args, "force"), &opened->adapter);
+    if (status != TP_OK) tp_cli_model_close(opened);
+    return status;
+}
+
+void tp_cli_model_close(tp_cli_model *opened)
+{
+    tp_adapter_close(opened->adapter);
+    tp_model_free(opened->model);
+    *opened = (tp_cli_model){0};
+}
+
+char *tp_cli_model_file(tp_ctx *ctx, const char *model, const char *file)
+{
+    if (!tp_path_is_folder(model)) return NULL;
+    char *path = tp_path_join(ctx, model, file);
+    if (path == NULL || tp_path_exists(path)) return path;
+    tp_free(path);
+    return NULL;
+}
