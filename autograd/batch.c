@@ -15,31 +15,35 @@ static tp_status find_run(tp_ctx *ctx, const int64_t *mask, int64_t row, int64_t
     if (mask == NULL) return TP_OK;
     for (int64_t c = 0; c < n; c++) {
         if (mask[c] != 0 && mask[c] != 1)
-            return tp_fail(ctx, TP_INVALID, "attention_mask[%lld, %lld]: expected 0 or 1, got %lld", (long long)row, (long long)c, (long long)mask[c]);
+            return tp_fail(ctx, TP_INVALID, "attention_mask[%lld, %lld]: expected 0 or 1, got %lld", (long long)row,
+                           (long long)c, (long long)mask[c]);
         if (mask[c] == 0) continue;
-        if (run->end == 0) run->begin = c;
+        if (run->end == 0)
+            run->begin = c;
         else if (run->end != c)
-            return tp_fail(ctx, TP_INVALID, "attention_mask[%lld, %lld]: a second run of ones; a row is one run", (long long)row, (long long)c);
+            return tp_fail(ctx, TP_INVALID, "attention_mask[%lld, %lld]: a second run of ones; a row is one run",
+                           (long long)row, (long long)c);
         run->end = c + 1;
     }
     return TP_OK;
 }
 
 /* Rows without a token keep id and position 0. */
-static tp_status fill_row(tp_ctx *ctx, const int64_t *ids, int64_t row, struct run run, int64_t vocab_size, int32_t *out_ids, int32_t *out_positions)
+static tp_status fill_row(tp_ctx *ctx, const int64_t *ids, int64_t row, struct run run, int64_t vocab_size, int32_t *out_ids,
+                          int32_t *out_positions)
 {
     for (int64_t c = run.begin; c < run.end; c++) {
         if (ids[c] < 0 || ids[c] >= vocab_size)
-            return tp_fail(ctx, TP_INVALID, "input_ids[%lld, %lld]: token %lld, the vocabulary has %lld", (long long)row, (long long)c, (long long)ids[c],
-                           (long long)vocab_size);
+            return tp_fail(ctx, TP_INVALID, "input_ids[%lld, %lld]: token %lld, the vocabulary has %lld", (long long)row,
+                           (long long)c, (long long)ids[c], (long long)vocab_size);
         out_ids[c] = (int32_t)ids[c];
         out_positions[c] = (int32_t)(c - run.begin);
     }
     return TP_OK;
 }
 
-static tp_status fill(tp_ctx *ctx, const int64_t *ids, const int64_t *mask, int64_t n_rows, int64_t n_columns, int64_t vocab_size,
-                      tp_owned_batch *owned, int32_t *host)
+static tp_status fill(tp_ctx *ctx, const int64_t *ids, const int64_t *mask, int64_t n_rows, int64_t n_columns,
+                      int64_t vocab_size, tp_owned_batch *owned, int32_t *host)
 {
     tp_batch *batch = &owned->batch;
     for (int64_t r = 0; r < n_rows; r++) {
@@ -68,8 +72,8 @@ static tp_status upload(tp_ctx *ctx, tp_owned_batch *owned, const int32_t *host)
     return backend->copy_in(ctx, owned->memory, host, owned->bytes);
 }
 
-tp_status tp_batch_from_rows(tp_ctx *ctx, const int64_t *ids, const int64_t *mask, int64_t n_rows, int64_t n_columns, int64_t vocab_size,
-                             tp_owned_batch *owned)
+tp_status tp_batch_from_rows(tp_ctx *ctx, const int64_t *ids, const int64_t *mask, int64_t n_rows, int64_t n_columns,
+                             int64_t vocab_size, tp_owned_batch *owned)
 {
     int64_t n;
     *owned = (tp_owned_batch){0};

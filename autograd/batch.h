@@ -29,14 +29,16 @@ typedef struct tp_owned_batch {
     tp_segment *segments;
 } tp_owned_batch;
 
-/* A batch of all rows of a padded table, row r * n_columns + c for column c of sequence r, so that results have the table's shape.
- *   ids   [n_rows, n_columns]; mask the same, 1 where a token stands, or NULL: everywhere
- * The ones of a sequence are one run, at any side; positions count from the first. Columns outside the runs hold no token:
- * their id is not looked at, and what is computed there means nothing. max_position covers the padding behind a run, as the
- * reference's does. No labels.
+/* A batch of all rows of a padded table, row r * n_columns + c for column c of sequence r, so that results have the
+ * table's shape.
+ *   ids   [n_rows, n_columns]
+ *   mask  the same, 1 where a token stands; NULL: everywhere
+ * The ones of a sequence are one run, at any side; positions count from its first. Columns outside the runs hold no token:
+ * their id is not looked at, and what is computed there means nothing. max_position covers the padding behind a run, as
+ * the reference's does. No labels.
  * INVALID: a hole in a run, a mask value other than 0 and 1, an id outside 0..vocab_size-1, naming row and column. */
-TP_API tp_status tp_batch_from_rows(tp_ctx *ctx, const int64_t *ids, const int64_t *mask, int64_t n_rows, int64_t n_columns, int64_t vocab_size,
-                                    tp_owned_batch *owned) TP_MUST_CHECK;
+TP_API tp_status tp_batch_from_rows(tp_ctx *ctx, const int64_t *ids, const int64_t *mask, int64_t n_rows, int64_t n_columns,
+                                    int64_t vocab_size, tp_owned_batch *owned) TP_MUST_CHECK;
 TP_API void tp_owned_batch_free(tp_owned_batch *owned); /* what it owns, not the struct */
 
 #endif

@@ -5,7 +5,8 @@ static tp_status absent_open(tp_ctx *ctx, int index, int threads, tp_device **de
 {
     (void)threads;
     *device = NULL;
-    return tp_fail(ctx, TP_DEVICE, "cuda:%d: this build has no CUDA support; rebuild with nvcc in PATH, or use device cpu", index);
+    return tp_fail(ctx, TP_DEVICE, "cuda:%d: this build has no CUDA support; rebuild with nvcc in PATH, or use device cpu",
+                   index);
 }
 
 static tp_status absent_kernel(tp_ctx *ctx, const void *args)

@@ -11,8 +11,8 @@ tp_status tp_added_set_add(tp_ctx *ctx, tp_added_set *set, const tp_added_token 
 {
     if (token->content.len == 0) return TP_OK;
     if (token->content.len > TP_ADDED_TOKEN_MAX)
-        return tp_fail(ctx, TP_UNSUPPORTED, "added token %d has %zu bytes, at most %d are supported", token->id, token->content.len,
-                       TP_ADDED_TOKEN_MAX);
+        return tp_fail(ctx, TP_UNSUPPORTED, "added token %d has %zu bytes, at most %d are supported", token->id,
+                       token->content.len, TP_ADDED_TOKEN_MAX);
     TP_TRY(tp_grow(ctx, &set->tokens, &set->capacity, set->count + 1, sizeof *set->tokens));
     char *content = tp_strndup(ctx, token->content.data, token->content.len);
     if (content == NULL) return TP_NOMEM;
@@ -50,7 +50,8 @@ static void merge_sort(tp_added_token *tokens, tp_added_token *copy, size_t n)
             size_t middle = low + width < n ? low + width : n, high = low + 2 * width < n ? low + 2 * width : n;
             size_t a = low, b = middle;
             for (size_t i = low; i < high; i++)
-                copy[i] = a < middle && (b == high || compare(tokens[a].content, tokens[b].content) <= 0) ? tokens[a++] : tokens[b++];
+                copy[i] =
+                    a < middle && (b == high || compare(tokens[a].content, tokens[b].content) <= 0) ? tokens[a++] : tokens[b++];
         }
         memcpy(tokens, copy, n * sizeof *tokens);
     }
@@ -60,8 +61,10 @@ static void drop_repeated(tp_added_set *set)
 {
     size_t n = 0;
     for (size_t i = 0; i < set->count; i++) {
-        if (n > 0 && tp_span_equal(set->tokens[n - 1].content, set->tokens[i].content)) free_token(&set->tokens[i]);
-        else set->tokens[n++] = set->tokens[i];
+        if (n > 0 && tp_span_equal(set->tokens[n - 1].content, set->tokens[i].content))
+            free_token(&set->tokens[i]);
+        else
+            set->tokens[n++] = set->tokens[i];
     }
     set->count = n;
 }
@@ -93,13 +96,17 @@ static const tp_added_token *longest_at(const tp_added_set *set, const char *tex
         size_t end = high;
         while (low < end) { /* first candidate whose byte is not smaller */
             size_t middle = low + (end - low) / 2;
-            if ((unsigned char)set->tokens[middle].content.data[depth] < next) low = middle + 1;
-            else end = middle;
+            if ((unsigned char)set->tokens[middle].content.data[depth] < next)
+                low = middle + 1;
+            else
+                end = middle;
         }
         for (size_t a = low; a < high;) { /* first one whose byte is larger */
             size_t middle = a + (high - a) / 2;
-            if ((unsigned char)set->tokens[middle].content.data[depth] > next) high = middle;
-            else a = middle + 1;
+            if ((unsigned char)set->tokens[middle].content.data[depth] > next)
+                high = middle;
+            else
+                a = middle + 1;
         }
     }
     return best;

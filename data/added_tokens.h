@@ -49,8 +49,8 @@ typedef struct tp_segments {
 /* Appends the segments of text[begin, end), which must be valid UTF-8: tokens and what lies between, none empty.
  * skip_special leaves special tokens in the text. A token that takes whitespace may overlap the one behind it, as in the
  * reference library. */
-TP_API tp_status tp_added_split(tp_ctx *ctx, const tp_added_set *set, bool skip_special, const char *text, size_t begin, size_t end,
-                                tp_segments *out) TP_MUST_CHECK;
+TP_API tp_status tp_added_split(tp_ctx *ctx, const tp_added_set *set, bool skip_special, const char *text, size_t begin,
+                                size_t end, tp_segments *out) TP_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -28,7 +28,10 @@ tp_span tp_layers_top(const tp_layers *layers)
     return (tp_span){tp_buf_cstr(text), text->len};
 }
 
-void tp_layers_cut(tp_layers *layers, size_t count) { layers->count = count; }
+void tp_layers_cut(tp_layers *layers, size_t count)
+{
+    layers->count = count;
+}
 
 tp_status tp_layers_open(tp_ctx *ctx, tp_layers *layers, size_t from, tp_layer **layer)
 {
@@ -104,14 +107,19 @@ static const tp_run *run_of(tp_layer *layer, size_t at)
     }
     while (low + 1 < high) {
         size_t middle = low + (high - low) / 2;
-        if (layer->runs[middle].at <= at) low = middle;
-        else high = middle;
+        if (layer->runs[middle].at <= at)
+            low = middle;
+        else
+            high = middle;
     }
     layer->near = low;
     return &layer->runs[low];
 }
 
-static bool copies(const tp_run *run) { return run[1].at - run[0].at == run[1].from - run[0].from; }
+static bool copies(const tp_run *run)
+{
+    return run[1].at - run[0].at == run[1].from - run[0].from;
+}
 
 static size_t begin_below(tp_layer *layer, size_t at)
 {

@@ -23,11 +23,11 @@ struct tp_bpe {
     uint32_t next_rank;
     int32_t last_result; /* of the merge that was added last */
     uint64_t fingerprint;
-    uint64_t seed;           /* secret, so that no file can make pairs collide */
-    tp_map *extra;           /* characters that are no tokens but parts of some: ids from vocabulary->size upwards */
-    bool crosses_words;      /* some merge gives a token with U+2581 behind another character */
-    int32_t byte_ids[256];   /* tokens of the byte alphabet's characters */
-    int32_t ascii_ids[128];  /* tokens of ASCII characters */
+    uint64_t seed;            /* secret, so that no file can make pairs collide */
+    tp_map *extra;            /* characters that are no tokens but parts of some: ids from vocabulary->size upwards */
+    bool crosses_words;       /* some merge gives a token with U+2581 behind another character */
+    int32_t byte_ids[256];    /* tokens of the byte alphabet's characters */
+    int32_t ascii_ids[128];   /* tokens of ASCII characters */
     int32_t byte_tokens[256]; /* <0x00> to <0xFF> */
 };
 
@@ -125,7 +125,8 @@ static tp_status copy_options(tp_ctx *ctx, const tp_bpe_options *from, tp_bpe_op
     return TP_OK;
 }
 
-tp_status tp_bpe_new(tp_ctx *ctx, const tp_vocabulary *vocabulary, const tp_bpe_options *options, size_t max_merges, tp_bpe **out)
+tp_status tp_bpe_new(tp_ctx *ctx, const tp_vocabulary *vocabulary, const tp_bpe_options *options, size_t max_merges,
+                     tp_bpe **out)
 {
     *out = NULL;
     tp_bpe *bpe = tp_alloc(ctx, 1, sizeof *bpe);
@@ -175,14 +176,16 @@ static tp_status find_part(tp_ctx *ctx, const tp_bpe *bpe, const char *where, tp
 {
     *id = tp_vocabulary_find(bpe->vocabulary, part);
     if (*id >= 0) return TP_OK;
-    return tp_fail(ctx, TP_FORMAT, "%s: \"%.*s\" is not in the vocabulary", where, (int)(part.len < 100 ? part.len : 100), part.data);
+    return tp_fail(ctx, TP_FORMAT, "%s: \"%.*s\" is not in the vocabulary", where, (int)(part.len < 100 ? part.len : 100),
+                   part.data);
 }
 
 /* Merges mostly stand in the order in which their results were numbered: a look at the next id saves a search. */
 static int32_t find_result(tp_bpe *bpe, tp_span text)
 {
     int32_t next = bpe->last_result + 1;
-    bool guessed = tp_span_equal(tp_vocabulary_text(bpe->vocabulary, next), text);
+    tp_span guess = tp_vocabulary_text(bpe->vocabulary, next);
+    bool guessed = guess.data != NULL && tp_span_equal(guess, text);
     return bpe->last_result = guessed ? next : tp_vocabulary_find(bpe->vocabulary, text);
 }
 
@@ -241,7 +244,8 @@ tp_status tp_bpe_add_token_merges(tp_ctx *ctx, tp_bpe *bpe, int32_t id, uint32_t
 {
     tp_span text = tp_vocabulary_text(bpe->vocabulary, id);
     if (text.len > LONGEST_SCORED)
-        return tp_fail(ctx, TP_UNSUPPORTED, "token %d has %zu bytes, at most %d are supported with scores", id, text.len, LONGEST_SCORED);
+        return tp_fail(ctx, TP_UNSUPPORTED, "token %d has %zu bytes, at most %d are supported with scores", id, text.len,
+                       LONGEST_SCORED);
     if (has_inner_mark(text)) bpe->crosses_words = true;
     uint32_t c;
     for (size_t i = 0, n; i < text.len; i += n) {
@@ -260,15 +264,18 @@ tp_status tp_bpe_add_token_merges(tp_ctx *ctx, tp_bpe *bpe, int32_t id, uint32_t
 void tp_bpe_finish(tp_bpe *bpe)
 {
     const tp_bpe_options *o = &bpe->options;
-    bpe->options.cut_words = !bpe->crosses_words && !o->bytes && !o->ignore_merges && o->prefix.len == 0 && o->suffix.len == 0 &&
-                             tp_vocabulary_find(bpe->vocabulary, tp_span_of(MARK)) >= 0;
+    bpe->options.cut_words = !bpe->crosses_words && !o->bytes && !o->ignore_merges && o->prefix.len == 0 &&
+                             o->suffix.len == 0 && tp_vocabulary_find(bpe->vocabulary, tp_span_of(MARK)) >= 0;
     bpe->fingerprint ^= tp_hash(bpe->vocabulary->bytes, bpe->vocabulary->n_bytes);
     bpe->fingerprint ^= tp_hash(bpe->byte_ids, sizeof bpe->byte_ids) ^ tp_hash(bpe->byte_tokens, sizeof bpe->byte_tokens) << 1;
     bpe->fingerprint ^= (uint64_t)o->bytes << 1 | (uint64_t)o->byte_fallback << 2 | (uint64_t)o->fuse_unk << 3 |
                         (uint64_t)o->ignore_merges << 4 | (uint64_t)o->late_fallback << 5;
 }
 
-uint64_t tp_bpe_fingerprint(const tp_bpe *bpe) { return bpe->fingerprint; }
+uint64_t tp_bpe_fingerprint(const tp_bpe *bpe)
+{
+    return bpe->fingerprint;
+}
 
 /* ---- scratch ---- */
 
@@ -330,7 +337,8 @@ static tp_status add_unknown(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, 
 {
     if (bpe->options.unk_id < 0) {
         if (bpe->options.missing_unk.data == NULL) return TP_OK; /* dropped, as the reference library does */
-        return tp_fail(ctx, TP_FORMAT, "the text has a character without token, and unk_token \"%.100s\" is not in the vocabulary",
+        return tp_fail(ctx, TP_FORMAT,
+                       "the text has a character without token, and unk_token \"%.100s\" is not in the vocabulary",
                        bpe->options.missing_unk.data);
     }
     if (u->pending && bpe->options.fuse_unk) return TP_OK;
@@ -357,8 +365,10 @@ static tp_status symbols_of_bytes(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch
     struct unknown u = {0};
     for (size_t i = 0; i < n; i++) {
         int32_t id = bpe->byte_ids[(unsigned char)word[i]];
-        if (id >= 0) TP_TRY(add_known(ctx, bpe, s, &u, id, i));
-        else TP_TRY(add_unknown(ctx, bpe, s, &u, i));
+        if (id >= 0)
+            TP_TRY(add_known(ctx, bpe, s, &u, id, i));
+        else
+            TP_TRY(add_unknown(ctx, bpe, s, &u, i));
     }
     return flush_unknown(ctx, bpe, s, &u);
 }
@@ -380,7 +390,7 @@ static tp_status add_char(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, str
 {
     int64_t extra = NO_TOKEN;
     int32_t id = text.len == 1 && (unsigned char)text.data[0] < 0x80 ? bpe->ascii_ids[(unsigned char)text.data[0]]
-                                                                      : tp_vocabulary_find(bpe->vocabulary, text);
+                                                                     : tp_vocabulary_find(bpe->vocabulary, text);
     if (id >= 0) return add_known(ctx, bpe, s, u, id, at);
     if (bpe->options.late_fallback) {
         if (bpe->extra != NULL) tp_map_get(bpe->extra, text, &extra);
@@ -531,7 +541,8 @@ static tp_status push_token(tp_ctx *ctx, tp_tokens *out, int64_t id, size_t begi
 }
 
 /* What is left of characters without token: bytes, or the unknown token. */
-static tp_status push_fallback(tp_ctx *ctx, const tp_bpe *bpe, const char *word, size_t base, size_t begin, size_t end, tp_tokens *out)
+static tp_status push_fallback(tp_ctx *ctx, const tp_bpe *bpe, const char *word, size_t base, size_t begin, size_t end,
+                               tp_tokens *out)
 {
     if (!has_byte_tokens(bpe, (tp_span){word + begin, end - begin}))
         return bpe->options.unk_id >= 0 ? push_token(ctx, out, bpe->options.unk_id, base + begin, base + end) : TP_OK;
@@ -547,8 +558,10 @@ static tp_status push_symbols(tp_ctx *ctx, const tp_bpe *bpe, const tp_bpe_scrat
         const struct tp_bpe_symbol *symbol = &s->symbols[i];
         size_t end = i + 1 < s->n_symbols ? symbol[1].begin : n;
         if (end < symbol->begin) end = symbol->begin; /* a held-back unknown token that bytes have overtaken */
-        if (symbol->id < bpe->vocabulary->size) TP_TRY(push_token(ctx, out, symbol->id, base + symbol->begin, base + end));
-        else TP_TRY(push_fallback(ctx, bpe, word, base, symbol->begin, end, out));
+        if (symbol->id < bpe->vocabulary->size)
+            TP_TRY(push_token(ctx, out, symbol->id, base + symbol->begin, base + end));
+        else
+            TP_TRY(push_fallback(ctx, bpe, word, base, symbol->begin, end, out));
     }
     return TP_OK;
 }
@@ -569,17 +582,23 @@ static tp_status whole_word(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, c
     return TP_OK;
 }
 
-static tp_status encode_new(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, const char *word, size_t base, size_t n, tp_tokens *out)
+static tp_status encode_new(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, const char *word, size_t base, size_t n,
+                            tp_tokens *out)
 {
     int32_t id = -1;
     if (bpe->options.ignore_merges) TP_TRY(whole_word(ctx, bpe, s, word, n, &id));
     if (id >= 0) return push_token(ctx, out, id, base, base + n);
-    if (n >= UINT32_MAX) return tp_fail(ctx, TP_UNSUPPORTED, "a piece of %zu bytes without a place to cut, at most 4 GiB are supported", n);
+    if (n >= UINT32_MAX)
+        return tp_fail(ctx, TP_UNSUPPORTED, "a piece of %zu bytes without a place to cut, at most 4 GiB are supported", n);
     s->n_symbols = 0;
-    if (bpe->options.bytes) TP_TRY(symbols_of_bytes(ctx, bpe, s, word, n));
-    else TP_TRY(symbols_of_chars(ctx, bpe, s, word, n));
-    if (s->n_symbols <= SHORT_WORD) merge_short(bpe, s);
-    else TP_TRY(merge_long(ctx, bpe, s));
+    if (bpe->options.bytes)
+        TP_TRY(symbols_of_bytes(ctx, bpe, s, word, n));
+    else
+        TP_TRY(symbols_of_chars(ctx, bpe, s, word, n));
+    if (s->n_symbols <= SHORT_WORD)
+        merge_short(bpe, s);
+    else
+        TP_TRY(merge_long(ctx, bpe, s));
     return push_symbols(ctx, bpe, s, word, base, n, out);
 }
 
@@ -621,7 +640,8 @@ static void remember(struct tp_bpe_word *slot, const char *word, size_t base, si
     }
 }
 
-static tp_status encode_word(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, const char *text, size_t begin, size_t end, tp_tokens *out)
+static tp_status encode_word(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, const char *text, size_t begin, size_t end,
+                             tp_tokens *out)
 {
     const char *word = text + begin;
     size_t n = end - begin, first = out->count;
@@ -641,7 +661,8 @@ static size_t word_end(const char *text, size_t at, size_t end)
     return mark != NULL && mark > text + at ? (size_t)(mark - text) : end;
 }
 
-tp_status tp_bpe_encode(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, const char *text, size_t begin, size_t end, tp_tokens *out)
+tp_status tp_bpe_encode(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *s, const char *text, size_t begin, size_t end,
+                        tp_tokens *out)
 {
     if (s->cache == NULL) s->cache = tp_alloc(ctx, CACHE_SLOTS, sizeof *s->cache);
     if (s->cache == NULL) return TP_NOMEM;

@@ -19,15 +19,15 @@ extern "C" {
 #endif
 
 typedef struct tp_bpe_options {
-    bool bytes;         /* pieces are raw bytes; token texts are written in the byte alphabet (data/byte_level.h) */
-    bool byte_fallback; /* unknown characters become <0x00> to <0xFF> where those exist */
-    bool fuse_unk;      /* neighbouring unknown characters become one unknown token */
-    bool ignore_merges; /* a piece that is a token is that token, whether or not merges lead to it */
-    bool late_fallback; /* characters fall back to bytes only after merging, as SentencePiece does */
-    bool cut_words;     /* set by tp_bpe_finish: pieces may be cut in front of U+2581 without changing the result */
-    int32_t unk_id;     /* -1: none */
-    tp_span missing_unk; /* an unk_token that the vocabulary lacks: needing it is an error; data is NULL for none */
-    tp_span prefix, suffix;  /* continuing_subword_prefix, end_of_word_suffix; empty for most */
+    bool bytes;             /* pieces are raw bytes; token texts are written in the byte alphabet (data/byte_level.h) */
+    bool byte_fallback;     /* unknown characters become <0x00> to <0xFF> where those exist */
+    bool fuse_unk;          /* neighbouring unknown characters become one unknown token */
+    bool ignore_merges;     /* a piece that is a token is that token, whether or not merges lead to it */
+    bool late_fallback;     /* characters fall back to bytes only after merging, as SentencePiece does */
+    bool cut_words;         /* set by tp_bpe_finish: pieces may be cut in front of U+2581 without changing the result */
+    int32_t unk_id;         /* -1: none */
+    tp_span missing_unk;    /* an unk_token that the vocabulary lacks: needing it is an error; data is NULL for none */
+    tp_span prefix, suffix; /* continuing_subword_prefix, end_of_word_suffix; empty for most */
 } tp_bpe_options;
 
 typedef struct tp_bpe tp_bpe; /* immutable once finished; borrows the vocabulary */
@@ -60,8 +60,8 @@ TP_API void tp_bpe_scratch_free(tp_bpe_scratch *scratch);
 TP_API void tp_bpe_scratch_clear(tp_bpe_scratch *scratch);
 
 /* Appends the tokens of the piece text[begin, end); their places are bytes of `text`. */
-TP_API tp_status tp_bpe_encode(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *scratch, const char *text, size_t begin, size_t end,
-                               tp_tokens *out) TP_MUST_CHECK;
+TP_API tp_status tp_bpe_encode(tp_ctx *ctx, const tp_bpe *bpe, tp_bpe_scratch *scratch, const char *text, size_t begin,
+                               size_t end, tp_tokens *out) TP_MUST_CHECK;
 
 #ifdef __cplusplus
 }

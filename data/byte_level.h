@@ -8,7 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-static inline bool tp_byte_is_plain(uint32_t c) { return (c >= 33 && c <= 126) || (c >= 161 && c <= 255 && c != 173); }
+static inline bool tp_byte_is_plain(uint32_t c)
+{
+    return (c >= 33 && c <= 126) || (c >= 161 && c <= 255 && c != 173);
+}
 
 static inline uint32_t tp_byte_to_char(unsigned char byte)
 {

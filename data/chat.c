@@ -225,7 +225,7 @@ static tp_status set_objects(tp_jinja *j, const char *name, const tp_json *json,
         if (tp_json_type_of(tp_json_at(json, i)) != TP_JSON_OBJECT)
             return tp_jinja_fail(j, error, "%s[%zu]: expected an object", name, i);
     TP_TRY(tp_jvalue_from_json(j, json, 0, &value));
-    tp_jinja_set(j, name, &value);
+    tp_jinja_set(j, tp_span_of(name), &value);
     return TP_OK;
 }
 
@@ -234,17 +234,15 @@ static tp_status set_variables(tp_jinja *j, const tp_chat_input *input, const tp
     tp_jvalue value = tp_jbool(input->add_generation_prompt);
     for (size_t i = 0; i < input->n_tokens; i++) {
         tp_jvalue token = tp_jliteral(input->tokens[i].text);
-        tp_jinja_set(j, input->tokens[i].name, &token);
+        tp_jinja_set(j, tp_span_of(input->tokens[i].name), &token);
     }
-    tp_jinja_set(j, "add_generation_prompt", &value);
+    tp_jinja_set(j, tp_span_of("add_generation_prompt"), &value);
     TP_TRY(set_objects(j, "tools", input->tools, TP_TEMPLATE_VALUE));
     TP_TRY(set_objects(j, "documents", input->documents, TP_TEMPLATE_TYPE));
-    tp_jinja_set(j, "messages", messages);
+    tp_jinja_set(j, tp_span_of("messages"), messages);
     for (size_t i = 0; i < tp_json_count(input->kwargs); i++) {
-        tp_span name = tp_json_key_at(input->kwargs, i);
         TP_TRY(tp_jvalue_from_json(j, tp_json_at(input->kwargs, i), 0, &value));
-        for (size_t k = 0; k < j->tmpl->n_names; k++)
-            if (tp_span_equal(j->tmpl->names[k], name)) j->globals[k] = value;
+        tp_jinja_set(j, tp_json_key_at(input->kwargs, i), &value);
     }
     return TP_OK;
 }

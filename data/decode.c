@@ -17,7 +17,10 @@ struct flow {
 
 static tp_status enter(struct flow *f, size_t stage, tp_span text, bool fragment);
 
-static tp_span span_of(const tp_buf *buf) { return (tp_span){tp_buf_cstr(buf), buf->len}; }
+static tp_span span_of(const tp_buf *buf)
+{
+    return (tp_span){tp_buf_cstr(buf), buf->len};
+}
 
 static bool at_text(tp_span text, size_t at, tp_span pattern)
 {
@@ -50,7 +53,12 @@ static size_t cut_char(const char *text, size_t n, bool *may_continue)
     size_t need = s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
     *may_continue = false;
     if (need == 0) return 1;
-    unsigned char low = s[0] == 0xe0 ? 0xa0 : s[0] == 0xf0 ? 0x90 : 0x80, high = s[0] == 0xed ? 0x9f : s[0] == 0xf4 ? 0x8f : 0xbf;
+    unsigned char low = s[0] == 0xe0   ? 0xa0
+                        : s[0] == 0xf0 ? 0x90
+                                       : 0x80,
+                  high = s[0] == 0xed   ? 0x9f
+                         : s[0] == 0xf4 ? 0x8f
+                                        : 0xbf;
     size_t i = 1;
     while (i < need && i < n && s[i] >= (i == 1 ? low : 0x80) && s[i] <= (i == 1 ? high : 0xbf)) i++;
     *may_continue = i == n && i < need;
@@ -170,8 +178,10 @@ static tp_status pass_replaced(struct flow *f, size_t stage, tp_span text, tp_sp
 {
     const tp_decode_stage *s = &f->walk->decoder->stages[stage];
     tp_buf *work = &f->walk->states[stage].work;
-    if (s->regex != NULL) TP_TRY(replace_matches(f->ctx, work, text, s->regex, content));
-    else replace_text(work, text, s->pattern, content);
+    if (s->regex != NULL)
+        TP_TRY(replace_matches(f->ctx, work, text, s->regex, content));
+    else
+        replace_text(work, text, s->pattern, content);
     TP_TRY(tp_buf_status(f->ctx, work, "decoded text"));
     return enter(f, stage + 1, span_of(work), false);
 }
@@ -179,7 +189,8 @@ static tp_status pass_replaced(struct flow *f, size_t stage, tp_span text, tp_sp
 static tp_status metaspace(struct flow *f, size_t stage, tp_span token)
 {
     bool first = f->walk->states[stage].n_tokens == 0;
-    return pass_replaced(f, stage, token, first && f->walk->decoder->stages[stage].strip_first ? tp_span_of("") : tp_span_of(" "));
+    return pass_replaced(f, stage, token,
+                         first && f->walk->decoder->stages[stage].strip_first ? tp_span_of("") : tp_span_of(" "));
 }
 
 /* The last token is treated differently, so each one waits for the next. */
@@ -236,7 +247,8 @@ static tp_status strip_fragment(struct flow *f, size_t stage, tp_span text)
     tp_buf_append(&state->held, text.data, text.len);
     TP_TRY(tp_buf_status(f->ctx, &state->held, "decoded text"));
     size_t sure = state->held.len;
-    for (size_t i = 0; i < s->stop && sure >= s->pattern.len && at_text(span_of(&state->held), sure - s->pattern.len, s->pattern); i++)
+    for (size_t i = 0;
+         i < s->stop && sure >= s->pattern.len && at_text(span_of(&state->held), sure - s->pattern.len, s->pattern); i++)
         sure -= s->pattern.len;
     if (sure == 0) return TP_OK;
     TP_TRY(enter(f, stage + 1, (tp_span){state->held.data, sure}, true));
@@ -282,7 +294,8 @@ static tp_status finish_stage(struct flow *f, size_t stage)
     if (s->kind == TP_DECODE_BYTE_LEVEL) return pass_utf8(f, stage, true);
     if (s->kind == TP_DECODE_BYTE_FALLBACK) return pass_run(f, stage);
     if (s->kind == TP_DECODE_SUFFIX && state->any) return pass_replaced(f, stage, span_of(&state->held), tp_span_of(""));
-    if ((s->kind == TP_DECODE_FUSE || s->kind == TP_DECODE_JOIN) && s->whole) return enter(f, stage + 1, span_of(&state->held), false);
+    if ((s->kind == TP_DECODE_FUSE || s->kind == TP_DECODE_JOIN) && s->whole)
+        return enter(f, stage + 1, span_of(&state->held), false);
     return TP_OK; /* what a strip holds at the end is what it takes off */
 }
 
@@ -324,7 +337,8 @@ void tp_decode_walk_free(tp_decode_walk *walk)
 
 tp_status tp_decoder_add(tp_ctx *ctx, tp_decoder *decoder, const char *where, const tp_decode_stage *stage)
 {
-    if (decoder->count >= TP_DECODE_STAGES) return tp_fail(ctx, TP_UNSUPPORTED, "%s: more than %d stages", where, TP_DECODE_STAGES);
+    if (decoder->count >= TP_DECODE_STAGES)
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: more than %d stages", where, TP_DECODE_STAGES);
     tp_decode_stage *own = &decoder->stages[decoder->count++];
     *own = *stage;
     own->regex = NULL;
@@ -337,7 +351,10 @@ tp_status tp_decoder_add(tp_ctx *ctx, tp_decoder *decoder, const char *where, co
     return TP_OK;
 }
 
-static bool joins(tp_decode_kind kind) { return kind == TP_DECODE_BYTE_LEVEL || kind == TP_DECODE_FUSE || kind == TP_DECODE_JOIN; }
+static bool joins(tp_decode_kind kind)
+{
+    return kind == TP_DECODE_BYTE_LEVEL || kind == TP_DECODE_FUSE || kind == TP_DECODE_JOIN;
+}
 
 void tp_decoder_finish(tp_decoder *decoder)
 {

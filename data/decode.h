@@ -44,19 +44,20 @@ typedef struct tp_decoder {
 } tp_decoder;
 
 /* Appends a stage; copies the spans and makes the regex. */
-TP_API tp_status tp_decoder_add(tp_ctx *ctx, tp_decoder *decoder, const char *where, const tp_decode_stage *stage) TP_MUST_CHECK;
+TP_API tp_status tp_decoder_add(tp_ctx *ctx, tp_decoder *decoder, const char *where,
+                                const tp_decode_stage *stage) TP_MUST_CHECK;
 /* Call once after the last stage. */
 TP_API void tp_decoder_finish(tp_decoder *decoder);
 TP_API void tp_decoder_free(tp_decoder *decoder);
 
 /* One decoding. Zero-initialised except for the decoder, which is borrowed. */
 typedef struct tp_decode_state {
-    size_t n_tokens;  /* that came in */
-    tp_buf held;      /* text that waits */
-    tp_buf work;      /* text being rewritten */
-    bool any;         /* something came in */
-    size_t stripped;  /* characters taken off the beginning of the joined token */
-    bool begun;       /* text that is not stripped has come */
+    size_t n_tokens; /* that came in */
+    tp_buf held;     /* text that waits */
+    tp_buf work;     /* text being rewritten */
+    bool any;        /* something came in */
+    size_t stripped; /* characters taken off the beginning of the joined token */
+    bool begun;      /* text that is not stripped has come */
 } tp_decode_state;
 
 typedef struct tp_decode_walk {

@@ -243,7 +243,8 @@ static void free_span(tp_span *span)
 
 tp_status tp_normalizer_add(tp_ctx *ctx, tp_normalizer *normalizer, const char *where, const tp_normal_step *step)
 {
-    if (normalizer->count >= TP_NORMAL_STEPS) return tp_fail(ctx, TP_UNSUPPORTED, "%s: more than %d steps", where, TP_NORMAL_STEPS);
+    if (normalizer->count >= TP_NORMAL_STEPS)
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: more than %d steps", where, TP_NORMAL_STEPS);
     if (step->kind == TP_NORMAL_REPLACE && step->pattern.len == 0)
         return tp_fail(ctx, TP_UNSUPPORTED, "%s: an empty pattern", where);
     TP_TRY(tp_grow(ctx, &normalizer->steps, &normalizer->capacity, normalizer->count + 1, sizeof *normalizer->steps));

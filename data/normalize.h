@@ -43,7 +43,8 @@ typedef struct tp_normalizer {
 #define TP_NORMAL_STEPS 32 /* steps a normalizer may have */
 
 /* Appends a step; copies the spans, makes the regex. `where` goes in front of messages. */
-TP_API tp_status tp_normalizer_add(tp_ctx *ctx, tp_normalizer *normalizer, const char *where, const tp_normal_step *step) TP_MUST_CHECK;
+TP_API tp_status tp_normalizer_add(tp_ctx *ctx, tp_normalizer *normalizer, const char *where,
+                                   const tp_normal_step *step) TP_MUST_CHECK;
 TP_API void tp_normalizer_free(tp_normalizer *normalizer);
 
 /* Scratch of one thread; zero-initialised is empty. */

@@ -28,7 +28,8 @@ typedef struct tp_postprocessor {
     tp_template single, pair; /* without items: the text alone; both texts, with type ids 0 and 1 */
 } tp_postprocessor;
 
-TP_API tp_status tp_template_add(tp_ctx *ctx, tp_template *template_, tp_template_kind kind, int32_t id, int32_t type_id) TP_MUST_CHECK;
+TP_API tp_status tp_template_add(tp_ctx *ctx, tp_template *template_, tp_template_kind kind, int32_t id,
+                                 int32_t type_id) TP_MUST_CHECK;
 TP_API void tp_postprocessor_free(tp_postprocessor *post);
 
 #ifdef __cplusplus

@@ -12,9 +12,9 @@ struct splitter {
     tp_ranges *out;
     tp_split_behavior behavior;
     bool invert;
-    size_t first;         /* pieces in `out` that belong to earlier input */
-    bool previous;        /* the last range was a match */
-    tp_range held;        /* a match that waits for its successor (merged with next) */
+    size_t first;  /* pieces in `out` that belong to earlier input */
+    bool previous; /* the last range was a match */
+    tp_range held; /* a match that waits for its successor (merged with next) */
     bool holding;
 };
 
@@ -169,8 +169,8 @@ static tp_status cut(tp_ctx *ctx, const tp_cut_step *step, tp_span text, tp_piec
 {
     pieces->next.count = 0;
     for (size_t i = 0; i < pieces->now.count; i++) {
-        struct splitter s = {.ctx = ctx, .out = &pieces->next, .behavior = step->behavior, .invert = step->invert,
-                             .first = pieces->next.count};
+        struct splitter s = {
+            .ctx = ctx, .out = &pieces->next, .behavior = step->behavior, .invert = step->invert, .first = pieces->next.count};
         TP_TRY(cut_piece(&s, step, text, pieces->now.items[i]));
         TP_TRY(release_held(&s));
     }
@@ -192,8 +192,10 @@ static void write_bytes(tp_layer *layer, tp_span text, tp_range piece)
     for (size_t i = piece.begin; i < piece.end; i++) {
         char bytes[4];
         uint32_t c = tp_byte_to_char((unsigned char)text.data[i]);
-        if (c < 0x80) tp_layer_keep(layer, text.data + i, 1, i);
-        else tp_layer_replace(layer, bytes, (size_t)tp_utf8_encode(c, bytes), i, 1);
+        if (c < 0x80)
+            tp_layer_keep(layer, text.data + i, 1, i);
+        else
+            tp_layer_replace(layer, bytes, (size_t)tp_utf8_encode(c, bytes), i, 1);
     }
 }
 
@@ -259,9 +261,13 @@ static tp_status rewrite(tp_ctx *ctx, const tp_cut_step *step, tp_layers *layers
 
 /* ---- */
 
-static bool rewrites(tp_cut_kind kind) { return kind >= TP_CUT_PREFIX_SPACE; }
+static bool rewrites(tp_cut_kind kind)
+{
+    return kind >= TP_CUT_PREFIX_SPACE;
+}
 
-tp_status tp_pretokenize(tp_ctx *ctx, const tp_pretokenizer *pre, tp_layers *layers, size_t begin, size_t end, tp_pieces *pieces)
+tp_status tp_pretokenize(tp_ctx *ctx, const tp_pretokenizer *pre, tp_layers *layers, size_t begin, size_t end,
+                         tp_pieces *pieces)
 {
     pieces->now.count = 0;
     if (begin == end) return TP_OK;
@@ -270,8 +276,10 @@ tp_status tp_pretokenize(tp_ctx *ctx, const tp_pretokenizer *pre, tp_layers *lay
     pieces->now.count = 1;
     for (size_t i = 0; i < pre->count; i++) {
         const tp_cut_step *step = &pre->steps[i];
-        if (rewrites(step->kind)) TP_TRY(rewrite(ctx, step, layers, pieces));
-        else TP_TRY(cut(ctx, step, tp_layers_top(layers), pieces));
+        if (rewrites(step->kind))
+            TP_TRY(rewrite(ctx, step, layers, pieces));
+        else
+            TP_TRY(cut(ctx, step, tp_layers_top(layers), pieces));
     }
     return TP_OK;
 }

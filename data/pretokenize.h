@@ -60,7 +60,8 @@ typedef struct tp_pretokenizer {
 
 /* Appends a step; copies the pattern, finds its scanner or makes the regex (kind TP_CUT_REGEX becomes
  * TP_CUT_SCANNER where one exists). `where` goes in front of messages. */
-TP_API tp_status tp_pretokenizer_add(tp_ctx *ctx, tp_pretokenizer *pre, const char *where, const tp_cut_step *step) TP_MUST_CHECK;
+TP_API tp_status tp_pretokenizer_add(tp_ctx *ctx, tp_pretokenizer *pre, const char *where,
+                                     const tp_cut_step *step) TP_MUST_CHECK;
 TP_API void tp_pretokenizer_drop_last(tp_pretokenizer *pre);
 TP_API void tp_pretokenizer_free(tp_pretokenizer *pre);
 

@@ -16,7 +16,7 @@ struct tp_regex {
 /* White_Space; PCRE2's own \s also takes U+180E. */
 #define SPACES "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 /* Alphabetic, marks, decimal digits, connectors; PCRE2's \w has no marks. */
-#define WORDS \
+#define WORDS                                                                                                                  \
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 #define HEX "0-9a-fA-F"
 
@@ -153,13 +153,15 @@ static tp_status compile(tp_ctx *ctx, tp_regex *regex, const tp_buf *pattern, tp
     } else {
         pcre2_set_newline(options, PCRE2_NEWLINE_LF);
         pcre2_set_max_pattern_length(options, 1u << 20);
-        regex->code = pcre2_compile((PCRE2_SPTR)tp_buf_cstr(pattern), pattern->len,
-                                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, options);
+        regex->code =
+            pcre2_compile((PCRE2_SPTR)tp_buf_cstr(pattern), pattern->len,
+                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, options);
         if (regex->code == NULL) {
             PCRE2_UCHAR message[128] = "";
             pcre2_get_error_message(error, message, sizeof message);
-            status = tp_fail(ctx, error == PCRE2_ERROR_HEAP_FAILED ? TP_NOMEM : TP_FORMAT, "%s: regex \"%.*s\" does not compile: %s",
-                             regex->where, (int)(original.len < 200 ? original.len : 200), original.data, (const char *)message);
+            status =
+                tp_fail(ctx, error == PCRE2_ERROR_HEAP_FAILED ? TP_NOMEM : TP_FORMAT, "%s: regex \"%.*s\" does not compile: %s",
+                        regex->where, (int)(original.len < 200 ? original.len : 200), original.data, (const char *)message);
         }
     }
     pcre2_compile_context_free(options);
@@ -178,8 +180,10 @@ tp_status tp_regex_new(tp_ctx *ctx, const char *where, tp_span pattern, tp_regex
     tp_status status = regex->where != NULL ? translate(ctx, &t) : TP_NOMEM;
     if (status == TP_OK) status = compile(ctx, regex, &t.out, pattern);
     tp_buf_free(&t.out);
-    if (status == TP_OK) *out = regex;
-    else tp_regex_free(regex);
+    if (status == TP_OK)
+        *out = regex;
+    else
+        tp_regex_free(regex);
     return status;
 }
 

@@ -34,7 +34,8 @@ typedef struct tp_regex_walk {
 } tp_regex_walk;
 
 /* text[0..n) must be valid UTF-8 and stay alive; tp_regex_end releases the walk in every case. */
-TP_API tp_status tp_regex_begin(tp_ctx *ctx, const tp_regex *regex, const char *text, size_t n, tp_regex_walk *walk) TP_MUST_CHECK;
+TP_API tp_status tp_regex_begin(tp_ctx *ctx, const tp_regex *regex, const char *text, size_t n,
+                                tp_regex_walk *walk) TP_MUST_CHECK;
 /* *found is false behind the last match. UNSUPPORTED when the pattern takes too many steps on this text. */
 TP_API tp_status tp_regex_next(tp_ctx *ctx, tp_regex_walk *walk, bool *found, size_t *begin, size_t *end) TP_MUST_CHECK;
 TP_API void tp_regex_end(tp_regex_walk *walk);

@@ -131,8 +131,14 @@ static const tp_scanner scanners[] = {
      next_llama3, 3, true},
 };
 
-const tp_scanner *tp_scanner_at(size_t i) { return i < sizeof scanners / sizeof *scanners ? &scanners[i] : NULL; }
-const tp_scanner *tp_scanner_gpt2(void) { return &scanners[0]; }
+const tp_scanner *tp_scanner_at(size_t i)
+{
+    return i < sizeof scanners / sizeof *scanners ? &scanners[i] : NULL;
+}
+const tp_scanner *tp_scanner_gpt2(void)
+{
+    return &scanners[0];
+}
 
 const tp_scanner *tp_scanner_find(tp_span pattern)
 {

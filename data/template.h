@@ -33,6 +33,7 @@ typedef enum tp_template_error {
     TP_TEMPLATE_ZERO_DIVISION,
     TP_TEMPLATE_OVERFLOW,
     TP_TEMPLATE_LOOKUP,    /* KeyError, IndexError */
+    TP_TEMPLATE_ATTRIBUTE,
     TP_TEMPLATE_SECURITY,  /* reached for something that the sandbox hides */
     TP_TEMPLATE_RECURSION, /* nested too deep */
     TP_TEMPLATE_RUNTIME,   /* what only the template engine knows */

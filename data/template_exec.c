@@ -254,6 +254,14 @@ static tp_status make_macro(tp_jinja *j, const tp_jnode *node, tp_span name, tp_
     return TP_OK;
 }
 
+tp_status tp_jwrite_macro(tp_jinja *j, tp_jsink *sink, const tp_jmacro *macro)
+{
+    if (macro->node->kind != TP_N_MACRO) return tp_jsink_text(j, sink, "<Macro anonymous>");
+    TP_TRY(tp_jsink_text(j, sink, "<Macro '"));
+    TP_TRY(tp_jsink_bytes(j, sink, macro->name.data, macro->name.len));
+    return tp_jsink_text(j, sink, "'>");
+}
+
 tp_status tp_jmacro_getattr(tp_jinja *j, const tp_jmacro *macro, tp_span name, tp_jvalue *out, bool *found)
 {
     const tp_jparams *params = macro->node->params;
@@ -517,17 +525,17 @@ tp_status tp_jinja_begin(tp_ctx *ctx, const tp_template *tmpl, const tp_template
     if (j->globals == NULL) return j->status;
     for (size_t i = 0; i < tmpl->n_names; i++) {
         const tp_jbuiltin *function = tp_jfind_global(tmpl->names[i]);
-        if (function == NULL) continue;
+        if (function == NULL || tmpl->is_own[i]) continue;
         j->globals[i] = tp_jvalue_of(TP_J_FUNCTION);
         j->globals[i].function = function;
     }
     return TP_OK;
 }
 
-void tp_jinja_set(tp_jinja *j, const char *name, const tp_jvalue *value)
+void tp_jinja_set(tp_jinja *j, tp_span name, const tp_jvalue *value)
 {
     for (size_t i = 0; i < j->tmpl->n_names; i++)
-        if (tp_span_is(j->tmpl->names[i], name)) j->globals[i] = *value;
+        if (tp_span_equal(j->tmpl->names[i], name) && !j->tmpl->is_own[i]) j->globals[i] = *value;
 }
 
 /* The marks of one kind as an array of their own. */
@@ -592,7 +600,7 @@ static tp_status set_variables(tp_jinja *j, const tp_template_variable *variable
             TP_TRY(tp_jmessages_from_json(j, v->json, &value));
         else
             TP_TRY(tp_jvalue_from_json(j, v->json, 0, &value));
-        tp_jinja_set(j, v->name, &value);
+        tp_jinja_set(j, tp_span_of(v->name), &value);
     }
     return TP_OK;
 }
@@ -616,7 +624,7 @@ const char *tp_template_error_name(tp_template_error error)
     static const char *const names[TP_TEMPLATE_ERROR_COUNT] = {
         [TP_TEMPLATE_NO_ERROR] = "no error", [TP_TEMPLATE_RAISED] = "TemplateError", [TP_TEMPLATE_UNDEFINED] = "UndefinedError",
         [TP_TEMPLATE_TYPE] = "TypeError", [TP_TEMPLATE_VALUE] = "ValueError", [TP_TEMPLATE_ZERO_DIVISION] = "ZeroDivisionError",
-        [TP_TEMPLATE_OVERFLOW] = "OverflowError", [TP_TEMPLATE_LOOKUP] = "LookupError", [TP_TEMPLATE_SECURITY] = "SecurityError",
+        [TP_TEMPLATE_OVERFLOW] = "OverflowError", [TP_TEMPLATE_LOOKUP] = "LookupError", [TP_TEMPLATE_ATTRIBUTE] = "AttributeError", [TP_TEMPLATE_SECURITY] = "SecurityError",
         [TP_TEMPLATE_RECURSION] = "RecursionError", [TP_TEMPLATE_RUNTIME] = "TemplateRuntimeError",
         [TP_TEMPLATE_ARGUMENT] = "FilterArgumentError", [TP_TEMPLATE_LIMIT] = "limit reached"};
     return error < TP_TEMPLATE_ERROR_COUNT ? names[error] : "unknown error";

@@ -184,6 +184,7 @@ static tp_status name_or_word(tp_jparser *p, tp_jnode **node)
     if (tp_span_is(text, "none") || tp_span_is(text, "None")) return constant(p, tp_jnone(), node);
     TP_TRY(tp_jparse_node(p, TP_N_NAME, node));
     TP_TRY(tp_jparse_name(p, text, &(*node)->name));
+    tp_jparse_read(p, (*node)->name);
     if (tp_span_is(text, "caller")) p->uses |= TP_N_USES_CALLER;
     if (tp_span_is(text, "kwargs")) p->uses |= TP_N_USES_KWARGS;
     if (tp_span_is(text, "varargs")) p->uses |= TP_N_USES_VARARGS;

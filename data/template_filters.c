@@ -97,6 +97,7 @@ static tp_status filter_indent(tp_jinja *j, const tp_jvalue *self, const tp_jarg
     tp_jvalue bound[3], blanks = tp_jliteral(" "), width, indention, text, newline = tp_jliteral("\n"), lines;
     tp_jsink sink = {0};
     TP_TRY(tp_jbind(j, "indent", args, "width first blank", 0, bound));
+    if (self->type == TP_J_LIST) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "indent: a string is needed, not list");
     width = bound[0].type == TP_J_MISSING ? tp_jinteger(4) : bound[0];
     if (tp_jis_string(&width))
         indention = width;
@@ -121,15 +122,17 @@ static tp_status filter_truncate(tp_jinja *j, const tp_jvalue *self, const tp_ja
     tp_jvalue bound[4], end = tp_jliteral("..."), cut, parts;
     tp_jint length, leeway;
     TP_TRY(tp_jbind(j, "truncate", args, "length killwords end leeway", 0, bound));
-    TP_TRY(tp_jarg_string(j, "truncate", self));
+    size_t size;
+    TP_TRY(tp_jlength(j, self, &size));
     TP_TRY(tp_jarg_int(j, &bound[0], 255, &length));
     TP_TRY(tp_jarg_int(j, bound[3].type == TP_J_NONE ? &(tp_jvalue){0} : &bound[3], 5, &leeway));
     if (bound[2].type != TP_J_MISSING) end = bound[2];
     TP_TRY(tp_jarg_string(j, "truncate", &end));
-    tp_jint n = (tp_jint)tp_jchars(self->text, self->len), room = length - (tp_jint)tp_jchars(end.text, end.len);
+    tp_jint n = (tp_jint)size, room = length - (tp_jint)tp_jchars(end.text, end.len);
     if (room < 0 || leeway < 0) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "truncate: the length must reach for the end text, and the leeway must not be negative");
     *out = *self;
     if (n <= length || n - length <= leeway) return TP_OK;
+    TP_TRY(tp_jarg_string(j, "truncate", self));
     cut = tp_jslice(self, 0, tp_jchars_bytes(self->text, self->len, (size_t)room));
     if (!tp_jtruth(&bound[1])) {
         const tp_jvalue by[2] = {tp_jliteral(" "), tp_jinteger(1)};
@@ -189,7 +192,7 @@ static tp_status filter_wordwrap(tp_jinja *j, const tp_jvalue *self, const tp_ja
     tp_jint width;
     tp_jsink sink = {0};
     TP_TRY(tp_jbind(j, "wordwrap", args, "width break_long_words wrapstring break_on_hyphens", 0, bound));
-    TP_TRY(tp_jarg_string(j, "wordwrap", self));
+    if (!tp_jis_string(self)) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "wordwrap: a string is needed, not %s", tp_jtype_name(self));
     TP_TRY(tp_jarg_int(j, &bound[0], 79, &width));
     if (width < 1 || width > 1000000) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "wordwrap: the width must lie between 1 and 1000000");
     if (tp_jgiven(&bound[2])) newline = bound[2];
@@ -246,7 +249,29 @@ static tp_status filter_forceescape(tp_jinja *j, const tp_jvalue *self, const tp
     return tp_jescape(j, &text, out);
 }
 
-/* Comments and tags removed, runs of whitespace made one blank. */
+/* The character that an entity at s stands for, numeric or one of the five of XML; returns its length, 0 if it is none. */
+static size_t read_entity(const char *s, size_t n, uint32_t *c)
+{
+    static const struct {
+        const char *text;
+        char c;
+    } named[] = {{"&amp;", '&'}, {"&lt;", '<'}, {"&gt;", '>'}, {"&quot;", '"'}, {"&apos;", '\''}};
+    for (size_t i = 0; i < sizeof named / sizeof named[0]; i++) {
+        size_t len = strlen(named[i].text);
+        *c = (unsigned char)named[i].c;
+        if (n >= len && memcmp(s, named[i].text, len) == 0) return len;
+    }
+    const char *end = n > 3 && s[1] == '#' ? memchr(s, ';', n < 12 ? n : 12) : NULL;
+    tp_jint code;
+    if (end == NULL) return 0;
+    bool hex = (s[2] | 32) == 'x';
+    tp_span digits = {s + 2 + hex, (size_t)(end - s) - 2 - hex};
+    if (!tp_jparse_int(digits, hex ? 16 : 10, &code) || code <= 0 || code > 0x10FFFF) return 0;
+    *c = (uint32_t)code;
+    return (size_t)(end - s) + 1;
+}
+
+/* Comments and tags removed, runs of whitespace made one blank, entities resolved. */
 static tp_status filter_striptags(tp_jinja *j, const tp_jvalue *self, const tp_jargs *args, tp_jvalue *out)
 {
     tp_jvalue text, part;
@@ -266,12 +291,17 @@ static tp_status filter_striptags(tp_jinja *j, const tp_jvalue *self, const tp_j
             blank = true;
             at += (size_t)space;
         } else {
+            char resolved[4];
+            uint32_t c;
+            size_t n = *(text.text + at) == '&' ? read_entity(text.text + at, rest, &c) : 0;
             if (blank && sink.len > 0) TP_TRY(tp_jsink_bytes(j, &sink, " ", 1));
             blank = false;
-            size_t n = tp_jchars_bytes(text.text + at, rest, 1);
-            part = tp_jslice(&text, at, n);
-            TP_TRY(tp_jsink_string(j, &sink, &part));
-            at += n;
+            part = tp_jslice(&text, at, n > 0 ? n : tp_jchars_bytes(text.text + at, rest, 1));
+            if (n > 0)
+                TP_TRY(tp_jsink_for(j, &sink, resolved, (size_t)tp_utf8_encode(c, resolved), &text, at));
+            else
+                TP_TRY(tp_jsink_string(j, &sink, &part));
+            at += part.len;
         }
     }
     return tp_jsink_value(j, &sink, out);
@@ -325,7 +355,7 @@ static tp_status filter_xmlattr(tp_jinja *j, const tp_jvalue *self, const tp_jar
     tp_jvalue autospace, text;
     tp_jsink sink = {0};
     TP_TRY(tp_jbind(j, "xmlattr", args, "autospace", 0, &autospace));
-    if (self->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "xmlattr: a mapping is needed, not %s", tp_jtype_name(self));
+    if (self->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "xmlattr: a mapping is needed, not %s", tp_jtype_name(self));
     for (size_t i = 0; i < self->dict->n; i++) {
         const tp_jpair *pair = &self->dict->pairs[i];
         if (pair->value.type == TP_J_NONE || pair->value.type == TP_J_UNDEFINED) continue;
@@ -438,7 +468,9 @@ static tp_status filter_filesizeformat(tp_jinja *j, const tp_jvalue *self, const
     TP_TRY(tp_jbind(j, "filesizeformat", args, "binary", 0, &binary));
     if (tp_jis_number(self))
         bytes = tp_jdouble_of(self);
-    else if (!tp_jis_string(self) || !tp_jparse_float(tp_jspan(self), &bytes))
+    else if (!tp_jis_string(self))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "filesizeformat: a number is needed, not %s", tp_jtype_name(self));
+    else if (!tp_jparse_float(tp_jspan(self), &bytes))
         return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "filesizeformat: a number is needed");
     double base = tp_jtruth(&binary) ? 1024 : 1000, unit = base;
     if (bytes < base) {

@@ -343,7 +343,10 @@ static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const t
         tp_jvalue object = value;
         TP_TRY(repr_of(j, &object, &value));
     }
-    if (at < field.len && field.data[at] == ':') TP_TRY(read_spec(j, (tp_span){field.data + at + 1, field.len - at - 1}, &spec));
+    tp_span rest = {field.data + at + (at < field.len), field.len - at - (at < field.len)};
+    if (rest.len > 0 && !tp_jis_string(&value) && !tp_jis_number(&value))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "unsupported format string passed to %s.__format__", tp_jtype_name(&value));
+    TP_TRY(read_spec(j, rest, &spec));
     return write_formatted(j, sink, &value, &spec);
 }
 

@@ -237,6 +237,7 @@ static tp_status repeat(tp_jinja *j, const tp_jvalue *sequence, tp_jint times, t
 {
     size_t n = tp_jis_list(sequence) ? sequence->list->n : sequence->len;
     if (times < 0 || n == 0) times = 0;
+    if (times > INT64_MAX) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "cannot fit 'int' into an index-sized integer");
     if (times > (tp_jint)j->max_output) return tp_jinja_fail(j, TP_TEMPLATE_LIMIT, "a sequence repeated too often");
     if (!tp_jis_list(sequence)) {
         tp_jsink sink = {0};
@@ -327,7 +328,6 @@ static tp_status round_int(tp_jinja *j, tp_jint value, tp_jint digits, tp_jvalue
 
 tp_status tp_jround(tp_jinja *j, const tp_jvalue *number, const tp_jint *digits, tp_jvalue *out)
 {
-    if (number->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, number);
     if (!tp_jis_number(number)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "type %s doesn't define __round__ method", tp_jtype_name(number));
     if (tp_jis_int(number)) return round_int(j, tp_jint_of(number), digits == NULL ? 0 : *digits, out);
     double d = number->real;

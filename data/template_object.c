@@ -373,18 +373,11 @@ tp_status tp_jgetslice(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *st
                        tp_jvalue *out)
 {
     size_t length;
-    tp_jint by = 1, first, last;
+    tp_jint by, first, last;
     if (object->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, object);
-    if (!is_indexable(object) || (step->type != TP_J_NONE && !tp_jis_int(step))) { /* Jinja swallows this type error */
-        *out = undefined_member(object, tp_span_of("slice"), false);
-        return TP_OK;
-    }
-    if (step->type != TP_J_NONE) by = tp_jint_of(step);
+    if (!is_indexable(object)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "'%s' object cannot be sliced", tp_jtype_name(object));
+    TP_TRY(tp_jarg_int(j, step->type == TP_J_NONE ? &(tp_jvalue){0} : step, 1, &by));
     if (by == 0) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "slice step cannot be zero");
-    if ((start->type != TP_J_NONE && !tp_jis_int(start)) || (stop->type != TP_J_NONE && !tp_jis_int(stop))) {
-        *out = undefined_member(object, tp_span_of("slice"), false);
-        return TP_OK;
-    }
     TP_TRY(tp_jlength(j, object, &length));
     tp_jint n = (tp_jint)length;
     TP_TRY(slice_bound(j, start, n, by < 0, by < 0 ? n - 1 : 0, &first));

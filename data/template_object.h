@@ -8,7 +8,7 @@
  * only asking an undefined value is an error. */
 tp_status tp_jgetattr(tp_jinja *j, const tp_jvalue *object, tp_span name, tp_jvalue *out) TP_MUST_CHECK;
 tp_status tp_jgetitem(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *key, tp_jvalue *out) TP_MUST_CHECK;
-/* object[start:stop:step]; NONE where a part is left out. */
+/* object[start:stop:step]; NONE where a part is left out. A type error for what cannot be sliced. */
 tp_status tp_jgetslice(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *start, const tp_jvalue *stop, const tp_jvalue *step,
                        tp_jvalue *out) TP_MUST_CHECK;
 /* Follows "a.b.0" from an object, as the attribute argument of filters does. An integer path is one item; NONE is the object. */
@@ -18,6 +18,7 @@ tp_status tp_jcall_value(tp_jinja *j, const tp_jvalue *callee, const tp_jargs *a
 /* In template_exec.c: a macro's text; the attributes of a loop (*found is false if it has no such one); loop(iterable). */
 tp_status tp_jcall_macro(tp_jinja *j, const tp_jmacro *macro, const tp_jargs *args, tp_jvalue *out) TP_MUST_CHECK;
 tp_status tp_jloop_getattr(tp_jinja *j, const tp_jvalue *loop, tp_span name, tp_jvalue *out, bool *found) TP_MUST_CHECK;
+tp_status tp_jwrite_macro(tp_jinja *j, tp_jsink *sink, const tp_jmacro *macro) TP_MUST_CHECK;
 tp_status tp_jmacro_getattr(tp_jinja *j, const tp_jmacro *macro, tp_span name, tp_jvalue *out, bool *found) TP_MUST_CHECK;
 tp_status tp_jcall_loop(tp_jinja *j, tp_jloop *loop, const tp_jargs *args, tp_jvalue *out) TP_MUST_CHECK;
 

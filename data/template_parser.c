@@ -62,6 +62,38 @@ tp_status tp_jparse_node(tp_jparser *p, tp_jnode_kind kind, tp_jnode **node)
     return TP_OK;
 }
 
+static tp_status grow_names(tp_jparser *p)
+{
+    tp_template *t = p->tmpl;
+    size_t n = t->n_names, capacity = n == 0 ? 32 : 2 * n;
+    tp_span *names = tp_jparse_alloc(p, capacity, sizeof *names);
+    bool *is_own = tp_jparse_alloc(p, capacity, sizeof *is_own), *is_read = tp_jparse_alloc(p, capacity, sizeof *is_read);
+    if (names == NULL || is_own == NULL || is_read == NULL) return TP_NOMEM;
+    if (n > 0) {
+        memcpy(names, t->names, n * sizeof *names);
+        memcpy(is_own, t->is_own, n * sizeof *is_own);
+        memcpy(is_read, p->is_read, n * sizeof *is_read);
+    }
+    t->names = names;
+    t->is_own = is_own;
+    p->is_read = is_read;
+    p->capacity_names = capacity;
+    return TP_OK;
+}
+
+/* Notes that the variables of a target are set here. */
+static void note_set(tp_jparser *p, const tp_jnode *target)
+{
+    if (p->frames > 0) return;
+    for (size_t i = 0; target->kind == TP_N_TUPLE && i < target->n_items; i++)
+        if (target->items[i]->kind == TP_N_NAME) note_set(p, target->items[i]);
+    if (target->kind != TP_N_NAME || p->is_read[target->name]) return;
+    if (p->branches > 0)
+        p->is_read[target->name] = true;
+    else
+        p->tmpl->is_own[target->name] = true;
+}
+
 tp_status tp_jparse_name(tp_jparser *p, tp_span name, uint32_t *number)
 {
     tp_template *t = p->tmpl;
@@ -70,14 +102,7 @@ tp_status tp_jparse_name(tp_jparser *p, tp_span name, uint32_t *number)
         *number = (uint32_t)known;
         return TP_OK;
     }
-    if (t->n_names == p->capacity_names) {
-        size_t capacity = p->capacity_names == 0 ? 32 : 2 * p->capacity_names;
-        tp_span *names = tp_jparse_alloc(p, capacity, sizeof *names);
-        if (names == NULL) return TP_NOMEM;
-        if (t->n_names > 0) memcpy(names, t->names, t->n_names * sizeof *names);
-        t->names = names;
-        p->capacity_names = capacity;
-    }
+    if (t->n_names == p->capacity_names) TP_TRY(grow_names(p));
     TP_TRY(tp_map_put(p->ctx, p->names, name, (int64_t)t->n_names, NULL));
     *number = (uint32_t)t->n_names;
     t->names[t->n_names++] = name;
@@ -149,13 +174,15 @@ static tp_status body_after_head(tp_jparser *p, const char *const *ends, tp_jnod
     return TP_OK;
 }
 
-/* The same up to a single end tag, which is consumed. Filters in it are checked at once. */
+/* The same up to a single end tag, which is consumed. Variables set in it stay inside; filters in it are checked at once. */
 static tp_status block(tp_jparser *p, const char *end, tp_jnode **body)
 {
     const char *const ends[] = {end, NULL};
     bool soft = p->soft;
     p->soft = false;
+    p->frames++;
     TP_TRY(body_after_head(p, ends, body));
+    p->frames--;
     p->soft = soft;
     p->at++;
     return TP_OK;
@@ -239,14 +266,18 @@ static tp_status parse_if(tp_jparser *p, tp_jnode *node)
     p->soft = true;
     for (;;) {
         TP_TRY(tp_jparse_tuple(p, TP_J_TUPLE_NO_COND, &node->a));
+        p->branches++;
         TP_TRY(body_after_head(p, ends, &node->body));
+        p->branches--;
         if (!tp_jparse_skip_name(p, "elif")) break;
         TP_TRY(tp_jparse_node(p, TP_N_IF, &node->otherwise));
         node = node->otherwise;
     }
     if (tp_jparse_skip_name(p, "else")) {
         static const char *const endif[] = {"endif", NULL};
+        p->branches++;
         TP_TRY(body_after_head(p, endif, &node->otherwise));
+        p->branches--;
     }
     p->at++;
     p->soft = soft;
@@ -262,12 +293,14 @@ static tp_status parse_for(tp_jparser *p, tp_jnode *node)
     if (!tp_jparse_skip_name(p, "in")) return tp_jparse_fail(p, "'in'");
     TP_TRY(tp_jparse_tuple(p, TP_J_TUPLE_NO_COND, &node->b));
     p->soft = false;
+    p->frames++;
     if (tp_jparse_skip_name(p, "if")) TP_TRY(tp_jparse_expression(p, &node->c));
     if (tp_jparse_skip_name(p, "recursive")) node->flags |= TP_N_RECURSIVE;
     p->captures = false;
     p->loops++;
     TP_TRY(body_after_head(p, ends, &node->body));
     p->loops--;
+    p->frames--;
     if (p->captures || (node->flags & TP_N_RECURSIVE) != 0) node->flags |= TP_N_CAPTURES;
     if (tp_jparse_skip_name(p, "else"))
         TP_TRY(block(p, "endfor", &node->otherwise));
@@ -281,10 +314,17 @@ static tp_status parse_for(tp_jparser *p, tp_jnode *node)
 static tp_status parse_set(tp_jparser *p, tp_jnode *node)
 {
     TP_TRY(tp_jparse_target(p, true, &node->a));
-    if (tp_jparse_skip(p, TP_T_ASSIGN)) return tp_jparse_tuple(p, TP_J_TUPLE_FULL, &node->b);
-    node->kind = TP_N_SET_BLOCK;
-    TP_TRY(tp_jparse_filters(p, false, &node->b));
-    return block(p, "endset", &node->body);
+    if (tp_jparse_skip(p, TP_T_ASSIGN)) {
+        TP_TRY(tp_jparse_tuple(p, TP_J_TUPLE_FULL, &node->b));
+    } else {
+        node->kind = TP_N_SET_BLOCK;
+        p->frames++;
+        TP_TRY(tp_jparse_filters(p, false, &node->b));
+        p->frames--;
+        TP_TRY(block(p, "endset", &node->body));
+    }
+    note_set(p, node->a);
+    return TP_OK;
 }
 
 static tp_status parse_params(tp_jparser *p, tp_jnode *node)
@@ -294,6 +334,7 @@ static tp_status parse_params(tp_jparser *p, tp_jnode *node)
     tp_jnode *defaults[MAX_PARAMS];
     size_t n = 0;
     TP_TRY(tp_jparse_expect(p, TP_T_LPAREN, "'('"));
+    p->frames++;
     while (p->at->kind != TP_T_RPAREN) {
         tp_jnode *target;
         if (n > 0) TP_TRY(tp_jparse_expect(p, TP_T_COMMA, "',' or ')'"));
@@ -307,6 +348,7 @@ static tp_status parse_params(tp_jparser *p, tp_jnode *node)
             return tp_jparse_fail(p, "a default value, as the parameter before has one");
         n++;
     }
+    p->frames--;
     p->at++;
     tp_jparams *params = tp_jparse_alloc(p, 1, sizeof *params);
     if (params == NULL) return TP_NOMEM;
@@ -325,6 +367,7 @@ static tp_status parse_macro(tp_jparser *p, tp_jnode *node)
     tp_jnode *name;
     TP_TRY(target_name(p, false, &name));
     node->name = name->name;
+    note_set(p, name);
     TP_TRY(parse_params(p, node));
     return closure(p, "endmacro", node);
 }

@@ -94,6 +94,8 @@ struct tp_template {
     tp_span name, source;
     tp_jnode *body;
     tp_span *names;  /* of variables, by number */
+    bool *is_own;    /* by number: variables that the template sets before it reads them outside of inner blocks. As in Jinja,
+                        what the caller passes under such a name is never seen. */
     size_t n_names;
     uint32_t loop, caller, kwargs, varargs; /* numbers of special names */
     bool has_generation;
@@ -109,6 +111,8 @@ typedef struct tp_jparser {
     bool soft;     /* under a condition: an unknown filter is an error only when it is reached */
     uint8_t uses;  /* caller, kwargs, varargs seen in the macro at hand */
     bool captures; /* a macro or call block seen in the loop at hand */
+    int frames, branches; /* blocks with variables of their own, and ifs, around the current place */
+    bool *is_read;        /* by number: names read, or set under a condition, outside of all frames */
     const tp_jnode *unknown; /* first filter or test without a meaning that no condition guards */
 } tp_jparser;
 
@@ -131,6 +135,11 @@ bool tp_jparse_skip_name(tp_jparser *p, const char *name);
 void *tp_jparse_alloc(tp_jparser *p, size_t count, size_t size);
 tp_status tp_jparse_node(tp_jparser *p, tp_jnode_kind kind, tp_jnode **node) TP_MUST_CHECK;
 tp_status tp_jparse_name(tp_jparser *p, tp_span name, uint32_t *number) TP_MUST_CHECK;
+/* Notes that the variable is read here. */
+static inline void tp_jparse_read(tp_jparser *p, uint32_t number)
+{
+    if (p->frames == 0) p->is_read[number] = true;
+}
 
 typedef enum tp_jtuple_mode {
     TP_J_TUPLE_FULL,    /* a, b if c else d */

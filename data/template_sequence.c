@@ -126,12 +126,17 @@ static tp_status key_of(tp_jinja *j, const tp_jvalue *item, const tp_jvalue *pat
     return lowered(j, &value, case_sensitive, out);
 }
 
-/* sort takes several paths, separated by commas, whose values are compared one after the other. */
+/* sort takes several paths, separated by commas, whose values are compared one after the other. They are compared as a list even
+ * if there is one: lists pass over items that are equal, undefined ones among them, which have no order. */
 static tp_status sort_key(tp_jinja *j, const tp_jvalue *item, const tp_jvalue *paths, bool case_sensitive, tp_jvalue *out)
 {
-    if (!tp_jis_string(paths) || memchr(paths->text, ',', paths->len) == NULL) return key_of(j, item, paths, case_sensitive, out);
     tp_jvector keys = {0};
-    for (size_t at = 0; at <= paths->len;) {
+    tp_jvalue only;
+    if (!tp_jis_string(paths)) {
+        TP_TRY(key_of(j, item, paths, case_sensitive, &only));
+        TP_TRY(tp_jpush(j, &keys, &only));
+    }
+    for (size_t at = 0; tp_jis_string(paths) && at <= paths->len;) {
         const char *comma = memchr(paths->text + at, ',', paths->len - at);
         size_t end = comma != NULL ? (size_t)(comma - paths->text) : paths->len;
         tp_jvalue path = tp_jslice(paths, at, end - at), key;
@@ -153,12 +158,15 @@ static tp_status items_copy(tp_jinja *j, const tp_jvalue *v, tp_jvalue **copy, s
     return TP_OK;
 }
 
-static tp_status sorted_by(tp_jinja *j, const tp_jvalue *v, const tp_jvalue *paths, bool case_sensitive, bool reverse, tp_jvalue **items, size_t *n)
+typedef tp_status key_function(tp_jinja *j, const tp_jvalue *item, const tp_jvalue *path, bool case_sensitive, tp_jvalue *out);
+
+static tp_status sorted_by(tp_jinja *j, const tp_jvalue *v, key_function *key, const tp_jvalue *path, bool case_sensitive, bool reverse,
+                           tp_jvalue **items, size_t *n)
 {
     TP_TRY(items_copy(j, v, items, n));
     tp_jvalue *keys = tp_jinja_alloc(j, *n, sizeof *keys);
     if (keys == NULL) return j->status;
-    for (size_t i = 0; i < *n; i++) TP_TRY(sort_key(j, &(*items)[i], paths, case_sensitive, &keys[i]));
+    for (size_t i = 0; i < *n; i++) TP_TRY(key(j, &(*items)[i], path, case_sensitive, &keys[i]));
     return tp_jsort(j, keys, *items, *n, reverse);
 }
 
@@ -167,7 +175,7 @@ static tp_status filter_sort(tp_jinja *j, const tp_jvalue *self, const tp_jargs 
     tp_jvalue bound[3], *items;
     size_t n;
     TP_TRY(tp_jbind(j, "sort", args, "reverse case_sensitive attribute", 0, bound));
-    TP_TRY(sorted_by(j, self, &bound[2], tp_jtruth(&bound[1]), tp_jtruth(&bound[0]), &items, &n));
+    TP_TRY(sorted_by(j, self, sort_key, &bound[2], tp_jtruth(&bound[1]), tp_jtruth(&bound[0]), &items, &n));
     return tp_jlist_new(j, TP_J_LIST, items, n, out);
 }
 
@@ -177,7 +185,7 @@ static tp_status filter_dictsort(tp_jinja *j, const tp_jvalue *self, const tp_ja
     size_t n;
     TP_TRY(tp_jbind(j, "dictsort", args, "case_sensitive by reverse", 0, bound));
     if (self->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, self);
-    if (self->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "dictsort: a mapping is needed, not %s", tp_jtype_name(self));
+    if (self->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "dictsort: a mapping is needed, not %s", tp_jtype_name(self));
     if (bound[1].type != TP_J_MISSING) {
         bool by_value = tp_jis_string(&bound[1]) && tp_span_is(tp_jspan(&bound[1]), "value");
         if (!by_value && !(tp_jis_string(&bound[1]) && tp_span_is(tp_jspan(&bound[1]), "key")))
@@ -186,7 +194,7 @@ static tp_status filter_dictsort(tp_jinja *j, const tp_jvalue *self, const tp_ja
     }
     view.type = TP_J_VIEW;
     view.flags = TP_J_ITEMS;
-    TP_TRY(sorted_by(j, &view, &path, tp_jtruth(&bound[0]), tp_jtruth(&bound[2]), &items, &n));
+    TP_TRY(sorted_by(j, &view, key_of, &path, tp_jtruth(&bound[0]), tp_jtruth(&bound[2]), &items, &n));
     return tp_jlist_new(j, TP_J_LIST, items, n, out);
 }
 
@@ -257,7 +265,7 @@ static tp_status filter_groupby(tp_jinja *j, const tp_jvalue *self, const tp_jar
     size_t n;
     TP_TRY(tp_jbind(j, "groupby", args, "attribute default case_sensitive", 1, bound));
     bool exact = tp_jtruth(&bound[2]);
-    TP_TRY(sorted_by(j, self, &bound[0], exact, false, &items, &n));
+    TP_TRY(sorted_by(j, self, key_of, &bound[0], exact, false, &items, &n));
     for (size_t i = 0; i < n;) {
         size_t end = i + 1;
         bool equal = true;

@@ -319,9 +319,11 @@ tp_status tp_jstring_lines(tp_jinja *j, const tp_jvalue *s, bool keep_ends, tp_j
 
 static tp_status str_splitlines(tp_jinja *j, const tp_jvalue *self, const tp_jargs *args, tp_jvalue *out)
 {
-    tp_jvalue keep;
-    TP_TRY(tp_jbind(j, "splitlines", args, "keepends", 0, &keep));
-    return tp_jstring_lines(j, self, tp_jtruth(&keep), out);
+    tp_jvalue bound;
+    tp_jint keep;
+    TP_TRY(tp_jbind(j, "splitlines", args, "keepends", 0, &bound));
+    TP_TRY(tp_jarg_int(j, &bound, 0, &keep));
+    return tp_jstring_lines(j, self, keep != 0, out);
 }
 
 static tp_status partition_method(tp_jinja *j, const tp_jvalue *self, const tp_jargs *args, bool right, tp_jvalue *out)

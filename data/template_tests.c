@@ -87,6 +87,7 @@ static tp_status is_upper(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args,
 static tp_status is_filter(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args, tp_jvalue *out)
 {
     TP_TRY(tp_jbind(j, "filter", args, "", 0, NULL));
+    if (!tp_jhashable(v)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "unhashable type: '%s'", tp_jtype_name(v));
     *out = tp_jbool(tp_jis_string(v) && tp_jfind_filter(tp_jspan(v)) != NULL);
     return TP_OK;
 }
@@ -94,6 +95,7 @@ static tp_status is_filter(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args
 static tp_status is_test(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args, tp_jvalue *out)
 {
     TP_TRY(tp_jbind(j, "test", args, "", 0, NULL));
+    if (!tp_jhashable(v)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "unhashable type: '%s'", tp_jtype_name(v));
     *out = tp_jbool(tp_jis_string(v) && tp_jfind_test(tp_jspan(v)) != NULL);
     return TP_OK;
 }

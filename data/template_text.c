@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "data/template_object.h"
 #include "data/template_unicode.h"
 
 /* ---- numbers ---- */
@@ -201,6 +202,19 @@ static tp_status write_repr_namespace(tp_jinja *j, tp_jsink *sink, const tp_jval
     return tp_jsink_text(j, sink, ">");
 }
 
+static tp_status write_repr_loop(tp_jinja *j, tp_jsink *sink, const tp_jvalue *v)
+{
+    tp_jvalue index, length;
+    bool found;
+    TP_TRY(tp_jloop_getattr(j, v, tp_span_of("index"), &index, &found));
+    TP_TRY(tp_jloop_getattr(j, v, tp_span_of("length"), &length, &found));
+    TP_TRY(tp_jsink_text(j, sink, "<LoopContext "));
+    TP_TRY(write_number(j, sink, &index));
+    TP_TRY(tp_jsink_text(j, sink, "/"));
+    TP_TRY(write_number(j, sink, &length));
+    return tp_jsink_text(j, sink, ">");
+}
+
 tp_status tp_jwrite_repr(tp_jinja *j, tp_jsink *sink, const tp_jvalue *v)
 {
     TP_TRY(tp_jinja_charge(j, 1));
@@ -219,6 +233,8 @@ tp_status tp_jwrite_repr(tp_jinja *j, tp_jsink *sink, const tp_jvalue *v)
     case TP_J_VIEW: return write_repr_view(j, sink, v);
     case TP_J_RANGE: return write_repr_range(j, sink, v->range);
     case TP_J_NAMESPACE: return write_repr_namespace(j, sink, v);
+    case TP_J_MACRO: return tp_jwrite_macro(j, sink, v->macro);
+    case TP_J_LOOP: return write_repr_loop(j, sink, v);
     default: /* objects without a text of their own */
         TP_TRY(tp_jsink_text(j, sink, "<"));
         TP_TRY(tp_jsink_text(j, sink, tp_jtype_name(v)));

@@ -411,10 +411,18 @@ bool tp_jtruth(const tp_jvalue *v)
     }
 }
 
-bool tp_jhashable(const tp_jvalue *v)
+/* Tuples ask their items, as deep as anyone nests them. */
+static bool hashable(const tp_jvalue *v, int depth)
 {
+    if (v->type == TP_J_TUPLE) {
+        bool all = depth < 100;
+        for (size_t i = 0; all && i < v->list->n; i++) all = hashable(&v->list->items[i], depth + 1);
+        return all;
+    }
     return v->type != TP_J_LIST && v->type != TP_J_DICT && !(v->type == TP_J_VIEW && v->flags != TP_J_VALUES);
 }
+
+bool tp_jhashable(const tp_jvalue *v) { return hashable(v, 0); }
 
 bool tp_jiterable(const tp_jvalue *v)
 {

@@ -300,7 +300,7 @@ tp_status tp_jsort(tp_jinja *j, tp_jvalue *keys, tp_jvalue *items, size_t n, boo
 
 /* ---- rendering from inside the library: begin, set variables, run, end ---- */
 tp_status tp_jinja_begin(tp_ctx *ctx, const tp_template *tmpl, const tp_template_options *options, tp_jinja *j) TP_MUST_CHECK;
-void tp_jinja_set(tp_jinja *j, const char *name, const tp_jvalue *value);
+void tp_jinja_set(tp_jinja *j, tp_span name, const tp_jvalue *value);
 tp_status tp_jinja_run(tp_jinja *j, tp_template_output *out) TP_MUST_CHECK;
 /* Keeps the failure, if there is one, in *out, and releases everything. */
 void tp_jinja_end(tp_jinja *j, tp_template_output *out);

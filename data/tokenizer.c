@@ -178,7 +178,8 @@ static tp_status encode_pieces(struct encoding *e, size_t begin, size_t end)
     TP_TRY(tp_pretokenize(e->ctx, &e->t->pretokenizer, layers, begin, end, &e->scratch->pieces));
     const char *text = tp_layers_top(layers).data;
     for (size_t i = 0; i < pieces->count; i++)
-        TP_TRY(e->t->model->encode(e->ctx, e->t->model_state, e->scratch, text, pieces->items[i].begin, pieces->items[i].end, e->out));
+        TP_TRY(e->t->model->encode(e->ctx, e->t->model_state, e->scratch, text, pieces->items[i].begin, pieces->items[i].end,
+                                   e->out));
     for (size_t i = first; i < e->out->count; i++) {
         tp_layers_origin(layers, &e->out->items[i].begin, &e->out->items[i].end);
         e->out->items[i].type_id = e->type_id;
@@ -218,8 +219,10 @@ static tp_status encode_text(struct encoding *e)
     TP_TRY(tp_added_split(e->ctx, &e->t->raw, e->special_as_text, e->text.data, 0, e->text.len, segments));
     for (size_t i = 0; i < segments->count; i++) {
         const tp_segment *segment = &segments->items[i];
-        if (segment->token != NULL) TP_TRY(push_added(e, segment->token->id, segment->begin, segment->end));
-        else TP_TRY(encode_segment(e, segment->begin, segment->end));
+        if (segment->token != NULL)
+            TP_TRY(push_added(e, segment->token->id, segment->begin, segment->end));
+        else
+            TP_TRY(encode_segment(e, segment->begin, segment->end));
     }
     return TP_OK;
 }
@@ -246,12 +249,15 @@ static tp_status run_template(struct encoding *e, const tp_template *template_, 
 static const tp_template_item alone[] = {{TP_TEMPLATE_FIRST, 0, 0}};
 static const tp_template_item both[] = {{TP_TEMPLATE_FIRST, 0, 0}, {TP_TEMPLATE_SECOND, 0, 1}};
 
-static tp_status encode(tp_ctx *ctx, const tp_tokenizer *t, const tp_template *own, const tp_template_item *plain, size_t n_plain,
-                        tp_span first, tp_span second, unsigned flags, tp_tokens *tokens)
+static tp_status encode(tp_ctx *ctx, const tp_tokenizer *t, const tp_template *own, const tp_template_item *plain,
+                        size_t n_plain, tp_span first, tp_span second, unsigned flags, tp_tokens *tokens)
 {
     TP_TRY(prepare(ctx, t, tokens));
     if ((flags & TP_ENCODE_APPEND) == 0) tokens->count = 0;
-    struct encoding e = {.ctx = ctx, .t = t, .scratch = tokens->scratch, .out = tokens,
+    struct encoding e = {.ctx = ctx,
+                         .t = t,
+                         .scratch = tokens->scratch,
+                         .out = tokens,
                          .special_as_text = (flags & TP_ENCODE_SPECIAL_AS_TEXT) != 0};
     if (own->count > 0) return run_template(&e, own, first, second, (flags & TP_ENCODE_ADD_SPECIAL) != 0);
     for (size_t i = 0; i < n_plain; i++) {
@@ -267,7 +273,8 @@ tp_status tp_tokenizer_encode(tp_ctx *ctx, const tp_tokenizer *t, tp_span text, 
     return encode(ctx, t, &t->post.single, alone, 1, text, (tp_span){"", 0}, flags, tokens);
 }
 
-tp_status tp_tokenizer_encode_pair(tp_ctx *ctx, const tp_tokenizer *t, tp_span first, tp_span second, unsigned flags, tp_tokens *tokens)
+tp_status tp_tokenizer_encode_pair(tp_ctx *ctx, const tp_tokenizer *t, tp_span first, tp_span second, unsigned flags,
+                                   tp_tokens *tokens)
 {
     return encode(ctx, t, &t->post.pair, both, 2, first, second, flags, tokens);
 }
@@ -326,16 +333,28 @@ tp_status tp_stream_decoder_finish(tp_ctx *ctx, tp_stream_decoder *decoder, tp_b
 
 /* ---- queries ---- */
 
-size_t tp_tokenizer_size(const tp_tokenizer *t) { return t->vocabulary.size; }
-tp_span tp_tokenizer_token(const tp_tokenizer *t, int64_t id) { return tp_vocabulary_text(&t->vocabulary, id); }
-int32_t tp_tokenizer_id(const tp_tokenizer *t, tp_span token) { return tp_vocabulary_find_any(&t->vocabulary, token); }
+size_t tp_tokenizer_size(const tp_tokenizer *t)
+{
+    return t->vocabulary.size;
+}
+tp_span tp_tokenizer_token(const tp_tokenizer *t, int64_t id)
+{
+    return tp_vocabulary_text(&t->vocabulary, id);
+}
+int32_t tp_tokenizer_id(const tp_tokenizer *t, tp_span token)
+{
+    return tp_vocabulary_find_any(&t->vocabulary, token);
+}
 
 bool tp_tokenizer_is_special(const tp_tokenizer *t, int64_t id)
 {
     return id >= 0 && (uint64_t)id < t->vocabulary.size && t->special[id] != 0;
 }
 
-int32_t tp_tokenizer_role(const tp_tokenizer *t, tp_token_role role) { return t->roles[role]; }
+int32_t tp_tokenizer_role(const tp_tokenizer *t, tp_token_role role)
+{
+    return t->roles[role];
+}
 
 tp_span tp_tokenizer_role_text(const tp_tokenizer *t, tp_token_role role)
 {
@@ -349,14 +368,22 @@ static bool template_has(const tp_tokenizer *t, int32_t id, bool behind)
     bool seen = false;
     for (size_t i = 0; i < t->post.single.count; i++) {
         const tp_template_item *item = &t->post.single.items[i];
-        if (item->kind != TP_TEMPLATE_SPECIAL) seen = true;
-        else if (id >= 0 && item->id == id && seen == behind) return true;
+        if (item->kind != TP_TEMPLATE_SPECIAL)
+            seen = true;
+        else if (id >= 0 && item->id == id && seen == behind)
+            return true;
     }
     return false;
 }
 
-bool tp_tokenizer_adds_bos(const tp_tokenizer *t) { return template_has(t, t->roles[TP_TOKEN_BOS], false); }
-bool tp_tokenizer_adds_eos(const tp_tokenizer *t) { return template_has(t, t->roles[TP_TOKEN_EOS], true); }
+bool tp_tokenizer_adds_bos(const tp_tokenizer *t)
+{
+    return template_has(t, t->roles[TP_TOKEN_BOS], false);
+}
+bool tp_tokenizer_adds_eos(const tp_tokenizer *t)
+{
+    return template_has(t, t->roles[TP_TOKEN_EOS], true);
+}
 
 bool tp_tokenizer_named(const tp_tokenizer *t, size_t i, tp_span *name, tp_span *token)
 {
@@ -370,6 +397,7 @@ tp_span tp_tokenizer_chat_template(const tp_tokenizer *t, const char *name)
 {
     if (name == NULL) name = "default";
     for (size_t i = 0; i < t->templates.count; i++)
-        if (strcmp(t->templates.items[i].name, name) == 0) return (tp_span){t->templates.items[i].text, t->templates.items[i].n};
+        if (strcmp(t->templates.items[i].name, name) == 0)
+            return (tp_span){t->templates.items[i].text, t->templates.items[i].n};
     return (tp_span){NULL, 0};
 }

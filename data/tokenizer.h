@@ -49,14 +49,14 @@ TP_API tp_status tp_tokenizer_encode(tp_ctx *ctx, const tp_tokenizer *tokenizer,
                                      tp_tokens *tokens) TP_MUST_CHECK;
 /* Two texts with the template for pairs; places are offsets in the text that the token comes from (type_id tells which
  * for most tokenizers). */
-TP_API tp_status tp_tokenizer_encode_pair(tp_ctx *ctx, const tp_tokenizer *tokenizer, tp_span first, tp_span second, unsigned flags,
-                                          tp_tokens *tokens) TP_MUST_CHECK;
+TP_API tp_status tp_tokenizer_encode_pair(tp_ctx *ctx, const tp_tokenizer *tokenizer, tp_span first, tp_span second,
+                                          unsigned flags, tp_tokens *tokens) TP_MUST_CHECK;
 
 /* ---- decoding ---- */
 /* Appends the text of ids[0..n) to `out`: always valid UTF-8. Ids without token are left out, as are special tokens
  * with skip_special. clean_up_tokenization_spaces of tokenizer_config.json is not applied: it loses information. */
-TP_API tp_status tp_tokenizer_decode(tp_ctx *ctx, const tp_tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special,
-                                     tp_buf *out) TP_MUST_CHECK;
+TP_API tp_status tp_tokenizer_decode(tp_ctx *ctx, const tp_tokenizer *tokenizer, const int32_t *ids, size_t n,
+                                     bool skip_special, tp_buf *out) TP_MUST_CHECK;
 
 /* Decoding token by token: the pieces together are what tp_tokenizer_decode gives for the whole sequence. */
 typedef struct tp_stream_decoder tp_stream_decoder;
@@ -77,8 +77,8 @@ TP_API bool tp_tokenizer_is_special(const tp_tokenizer *tokenizer, int64_t id);
 
 /* ---- roles and templates, from tokenizer_config.json or GGUF metadata ---- */
 typedef enum tp_token_role { TP_TOKEN_BOS, TP_TOKEN_EOS, TP_TOKEN_UNK, TP_TOKEN_PAD } tp_token_role;
-TP_API int32_t tp_tokenizer_role(const tp_tokenizer *tokenizer, tp_token_role role);         /* id, or -1 */
-TP_API tp_span tp_tokenizer_role_text(const tp_tokenizer *tokenizer, tp_token_role role);    /* empty if none */
+TP_API int32_t tp_tokenizer_role(const tp_tokenizer *tokenizer, tp_token_role role);      /* id, or -1 */
+TP_API tp_span tp_tokenizer_role_text(const tp_tokenizer *tokenizer, tp_token_role role); /* empty if none */
 /* Whether encoding with TP_ENCODE_ADD_SPECIAL puts bos in front, eos behind. */
 TP_API bool tp_tokenizer_adds_bos(const tp_tokenizer *tokenizer);
 TP_API bool tp_tokenizer_adds_eos(const tp_tokenizer *tokenizer);

@@ -23,7 +23,10 @@ static bool has_name(const tp_named_texts *list, tp_span name)
     return false;
 }
 
-static bool ends_in_token(tp_span key) { return key.len > 6 && memcmp(key.data + key.len - 6, "_token", 6) == 0; }
+static bool ends_in_token(tp_span key)
+{
+    return key.len > 6 && memcmp(key.data + key.len - 6, "_token", 6) == 0;
+}
 
 static tp_status add_list(tp_ctx *ctx, tp_tokenizer *t, tp_span name, const tp_json *list)
 {
@@ -83,7 +86,8 @@ static tp_status read_config(tp_ctx *ctx, const char *folder, const char *name, 
     if (path == NULL) return TP_OK;
     tp_status status = tp_json_read(ctx, path, CONFIG_MAX, &doc);
     const tp_json *root = status == TP_OK ? tp_json_root(doc) : NULL;
-    if (status == TP_OK && tp_json_type_of(root) != TP_JSON_OBJECT) status = tp_fail(ctx, TP_FORMAT, "%s: expected an object", path);
+    if (status == TP_OK && tp_json_type_of(root) != TP_JSON_OBJECT)
+        status = tp_fail(ctx, TP_FORMAT, "%s: expected an object", path);
     if (status == TP_OK) status = read_names(ctx, root, t);
     if (status == TP_OK && t->templates.count == 0) status = read_templates(ctx, doc, root, t);
     tp_json_free(doc);

@@ -31,10 +31,9 @@ struct metadata {
 #define SPELLED      "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 #define UPPER        "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
 #define LOWER        "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
-#define CASED(end)                                                     \
-    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" end "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" end "|"
-#define SLASHES "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define DIGITS3 "[0-9][0-9][0-9]"
+#define CASED(end)   "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" end "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" end "|"
+#define SLASHES      "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define DIGITS3      "[0-9][0-9][0-9]"
 
 struct pre_names {
     const char *names; /* separated and surrounded by blanks */
@@ -45,8 +44,11 @@ struct pre_names {
 static const struct pre_names pre_table[] = {
     {" default ", false, false, {"[\\p{P}\\$\\+<=>\\^~\\|]+", GPT2_PATTERN, "\\p{N}+", DIGITS3}},
     {" llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 ", true, true, {FOLDED WORD "\\p{N}{1,3}" TAIL}},
-    {" gpt-2 phi-2 mpt olmo jais gigachat jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe a.x-4.0 mellum ",
-     false, false, {GPT2_PATTERN}},
+    {" gpt-2 phi-2 mpt olmo jais gigachat jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe a.x-4.0 "
+     "mellum ",
+     false,
+     false,
+     {GPT2_PATTERN}},
     {" smollm starcoder refact command-r codeshell exaone minerva-7b ", false, false, {"\\p{N}", GPT2_PATTERN}},
     {" qwen2 deepseek-r1-qwen stablelm2 megrez ", false, false, {FOLDED WORD "\\p{N}" TAIL}},
     {" dbrx smaug-bpe chatglm-bpe glm4 ", false, false, {SPELLED WORD "\\p{N}{1,3}" TAIL}},
@@ -54,9 +56,13 @@ static const struct pre_names pre_table[] = {
     {" tekken ", true, true, {CASED("") "\\p{N}" SLASHES}},
     {" gpt-4o llama4 ", false, false, {CASED(FOLDED "?") "\\p{N}{1,3}" SLASHES}},
     {" bloom poro-chat gpt3-finnish ", false, false, {" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"}},
-    {" deepseek-coder ", false, false,
+    {" deepseek-coder ",
+     false,
+     false,
      {"[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+|\\p{N}"}},
-    {" deepseek-v3 ", false, false,
+    {" deepseek-v3 ",
+     false,
+     false,
      {"\\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
       "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "
       "?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
@@ -100,7 +106,9 @@ static tp_status find_array(tp_ctx *ctx, const struct metadata *m, const char *k
     if (*out == NULL) return required ? tp_fail(ctx, TP_FORMAT, "%s: %s is missing", m->t->name, key) : TP_OK;
     if ((*out)->type == TP_GGUF_ARRAY && (*out)->element == element) return TP_OK;
     return tp_fail(ctx, TP_FORMAT, "%s: %s: expected an array of %s", m->t->name, key,
-                   element == TP_GGUF_STRING ? "strings" : element == TP_GGUF_F32 ? "f32" : "i32");
+                   element == TP_GGUF_STRING ? "strings"
+                   : element == TP_GGUF_F32  ? "f32"
+                                             : "i32");
 }
 
 static tp_status find_arrays(tp_ctx *ctx, struct metadata *m, bool scored)
@@ -118,18 +126,23 @@ static tp_status find_arrays(tp_ctx *ctx, struct metadata *m, bool scored)
     return TP_OK;
 }
 
-static int64_t type_of(const struct metadata *m, uint64_t i) { return m->types != NULL ? tp_gguf_i64_at(m->types, i) : NORMAL; }
+static int64_t type_of(const struct metadata *m, uint64_t i)
+{
+    return m->types != NULL ? tp_gguf_i64_at(m->types, i) : NORMAL;
+}
 
 static tp_status load_tokens(tp_ctx *ctx, const struct metadata *m)
 {
     tp_vocabulary *v = &m->t->vocabulary;
     size_t bytes = 0;
-    for (uint64_t i = 0; i < m->tokens->count; i++) bytes += tp_gguf_string_at(m->file, m->tokens, i).len; /* parts of one file */
+    for (uint64_t i = 0; i < m->tokens->count; i++)
+        bytes += tp_gguf_string_at(m->file, m->tokens, i).len; /* parts of one file */
     TP_TRY(tp_vocabulary_init(ctx, v, (size_t)m->tokens->count, bytes));
     for (uint64_t i = 0; i < m->tokens->count; i++) {
         tp_span text = tp_gguf_string_at(m->file, m->tokens, i);
         if (tp_utf8_valid_prefix(text.data, text.len) != text.len)
-            return tp_fail(ctx, TP_FORMAT, "%s: tokenizer.ggml.tokens[%llu] is not valid UTF-8", m->t->name, (unsigned long long)i);
+            return tp_fail(ctx, TP_FORMAT, "%s: tokenizer.ggml.tokens[%llu] is not valid UTF-8", m->t->name,
+                           (unsigned long long)i);
         TP_TRY(tp_vocabulary_add(ctx, v, "tokenizer.ggml.tokens", text, (int64_t)i, false));
     }
     return TP_OK;
@@ -141,8 +154,8 @@ static tp_status add_added_tokens(tp_ctx *ctx, const struct metadata *m)
     for (uint64_t i = 0; i < m->tokens->count; i++) {
         int64_t type = type_of(m, i);
         if (type != CONTROL && type != UNKNOWN && type != USER_DEFINED) continue;
-        tp_added_token token = {.content = tp_vocabulary_text(&m->t->vocabulary, (int64_t)i), .id = (int32_t)i,
-                                .special = type != USER_DEFINED};
+        tp_added_token token = {
+            .content = tp_vocabulary_text(&m->t->vocabulary, (int64_t)i), .id = (int32_t)i, .special = type != USER_DEFINED};
         TP_TRY(tp_tokenizer_add_token(ctx, m->t, &token));
     }
     return TP_OK;
@@ -167,7 +180,8 @@ static tp_status read_roles(tp_ctx *ctx, const struct metadata *m)
     return read_role(ctx, m, "tokenizer.ggml.padding_token_id", "pad_token", TP_TOKEN_PAD);
 }
 
-static tp_status add_sequence(tp_ctx *ctx, const struct metadata *m, tp_template *out, tp_template_kind kind, bool bos, bool eos)
+static tp_status add_sequence(tp_ctx *ctx, const struct metadata *m, tp_template *out, tp_template_kind kind, bool bos,
+                              bool eos)
 {
     int32_t type_id = kind == TP_TEMPLATE_SECOND;
     if (bos) TP_TRY(tp_template_add(ctx, out, TP_TEMPLATE_SPECIAL, m->t->roles[TP_TOKEN_BOS], type_id));
@@ -213,7 +227,8 @@ static tp_status load_merges(tp_ctx *ctx, const struct metadata *m, tp_bpe *bpe)
         tp_span text = tp_gguf_string_at(m->file, m->merges, i);
         const char *blank = text.len > 1 ? memchr(text.data + 1, ' ', text.len - 1) : NULL;
         snprintf(where, sizeof where, "tokenizer.ggml.merges[%llu]", (unsigned long long)i);
-        if (blank == NULL) return tp_fail(ctx, TP_FORMAT, "%s: %s: expected two tokens with a blank between them", m->t->name, where);
+        if (blank == NULL)
+            return tp_fail(ctx, TP_FORMAT, "%s: %s: expected two tokens with a blank between them", m->t->name, where);
         size_t n = (size_t)(blank - text.data);
         TP_TRY(tp_bpe_add_merge(ctx, bpe, where, (tp_span){text.data, n}, (tp_span){blank + 1, text.len - n - 1}));
     }
@@ -254,7 +269,8 @@ static tp_status add_scored_merges(tp_ctx *ctx, const struct metadata *m, tp_bpe
     for (uint64_t i = 0; i < m->tokens->count; i++) {
         double score = tp_gguf_f64_at(m->scores, i);
         if (!(fabs(score) <= 3.5e38))
-            return tp_fail(ctx, TP_FORMAT, "%s: tokenizer.ggml.scores[%llu] is not a number", m->t->name, (unsigned long long)i);
+            return tp_fail(ctx, TP_FORMAT, "%s: tokenizer.ggml.scores[%llu] is not a number", m->t->name,
+                           (unsigned long long)i);
         if (type_of(m, i) == NORMAL) list[n++] = (struct scored){score, (int32_t)i};
     }
     qsort(list, n, sizeof *list, by_score);
@@ -309,8 +325,8 @@ static tp_status load(tp_ctx *ctx, struct metadata *m)
     TP_TRY(tp_gguf_need_string(ctx, m->file, "tokenizer.ggml.model", true, &model));
     bool scored = tp_span_is(model, "llama");
     if (!scored && !tp_span_is(model, "gpt2"))
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: tokenizer.ggml.model \"%.*s\" is not supported, only gpt2 and llama are", m->t->name,
-                       (int)(model.len < 100 ? model.len : 100), model.data);
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: tokenizer.ggml.model \"%.*s\" is not supported, only gpt2 and llama are",
+                       m->t->name, (int)(model.len < 100 ? model.len : 100), model.data);
     TP_TRY(find_arrays(ctx, m, scored));
     TP_TRY(load_tokens(ctx, m));
     TP_TRY(read_roles(ctx, m));
@@ -330,7 +346,9 @@ tp_status tp_tokenizer_from_gguf(tp_ctx *ctx, const tp_gguf *file, tp_tokenizer 
     *out = NULL;
     TP_TRY(tp_tokenizer_new(ctx, path != NULL ? path : "GGUF", &m.t));
     tp_status status = load(ctx, &m);
-    if (status == TP_OK) *out = m.t;
-    else tp_tokenizer_free(m.t);
+    if (status == TP_OK)
+        *out = m.t;
+    else
+        tp_tokenizer_free(m.t);
     return status;
 }

@@ -99,7 +99,8 @@ static tp_status bpe_options(tp_ctx *ctx, const tp_json_doc *doc, const tp_json 
     tp_span unk = {NULL, 0};
     *o = (tp_bpe_options){.unk_id = -1};
     TP_TRY(tp_json_need_f64(ctx, doc, model, "dropout", false, 0, 1, &dropout));
-    if (dropout > 0) return refuse(ctx, doc, tp_json_get(model, "dropout"), TP_UNSUPPORTED, "dropout: merges at random are not supported");
+    if (dropout > 0)
+        return refuse(ctx, doc, tp_json_get(model, "dropout"), TP_UNSUPPORTED, "dropout: merges at random are not supported");
     TP_TRY(tp_json_need_bool(ctx, doc, model, "byte_fallback", false, &o->byte_fallback));
     TP_TRY(tp_json_need_bool(ctx, doc, model, "fuse_unk", false, &o->fuse_unk));
     TP_TRY(tp_json_need_bool(ctx, doc, model, "ignore_merges", false, &o->ignore_merges));
@@ -117,8 +118,10 @@ static tp_status bpe_options(tp_ctx *ctx, const tp_json_doc *doc, const tp_json 
 static tp_status bpe_measure(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *model, size_t *count, size_t *bytes)
 {
     const tp_json *vocab = tp_json_get(model, "vocab");
-    if (tp_json_type_of(vocab) != TP_JSON_OBJECT) return refuse(ctx, doc, vocab != NULL ? vocab : model, TP_FORMAT, "model: expected vocab, an object of ids");
-    if (tp_json_type_of(tp_json_get(model, "merges")) != TP_JSON_ARRAY) return refuse(ctx, doc, model, TP_FORMAT, "model: expected merges, an array");
+    if (tp_json_type_of(vocab) != TP_JSON_OBJECT)
+        return refuse(ctx, doc, vocab != NULL ? vocab : model, TP_FORMAT, "model: expected vocab, an object of ids");
+    if (tp_json_type_of(tp_json_get(model, "merges")) != TP_JSON_ARRAY)
+        return refuse(ctx, doc, model, TP_FORMAT, "model: expected merges, an array");
     *count = tp_json_count(vocab);
     *bytes = 0;
     for (size_t i = 0; i < *count; i++) *bytes += tp_json_key_at(vocab, i).len; /* parts of one text: no overflow */
@@ -146,7 +149,10 @@ static tp_status bpe_encode(tp_ctx *ctx, const void *state, struct tp_encode_scr
     return tp_bpe_encode(ctx, state, &scratch->bpe, text, begin, end, out);
 }
 
-static void bpe_free(void *state) { tp_bpe_free(state); }
+static void bpe_free(void *state)
+{
+    tp_bpe_free(state);
+}
 
 const tp_token_model tp_bpe_model = {"BPE", bpe_measure, bpe_load, bpe_encode, bpe_free};
 
@@ -200,7 +206,8 @@ static void measure_added(const tp_json *list, size_t *count, size_t *bytes)
 static tp_status find_model(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *model, const tp_token_model **out)
 {
     tp_span type = tp_span_of("BPE");
-    if (tp_json_type_of(model) != TP_JSON_OBJECT) return refuse(ctx, doc, model != NULL ? model : tp_json_root(doc), TP_FORMAT, "model: expected an object");
+    if (tp_json_type_of(model) != TP_JSON_OBJECT)
+        return refuse(ctx, doc, model != NULL ? model : tp_json_root(doc), TP_FORMAT, "model: expected an object");
     TP_TRY(tp_json_need_string(ctx, doc, model, "type", tp_json_get(model, "merges") == NULL, &type));
     for (const tp_token_model *const *m = token_models; *m != NULL; m++) {
         if (!tp_span_is(type, (*m)->type)) continue;
@@ -208,8 +215,8 @@ static tp_status find_model(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *
         return TP_OK;
     }
     char where[512];
-    return tp_fail(ctx, TP_UNSUPPORTED, "%s: tokenizer model \"%.*s\" is not supported, only BPE is", tp_json_where(doc, model, where, sizeof where),
-                   (int)(type.len < 100 ? type.len : 100), type.data);
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: tokenizer model \"%.*s\" is not supported, only BPE is",
+                   tp_json_where(doc, model, where, sizeof where), (int)(type.len < 100 ? type.len : 100), type.data);
 }
 
 static tp_status load(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *root, tp_tokenizer *t)
@@ -244,8 +251,10 @@ tp_status tp_tokenizer_from_json(tp_ctx *ctx, const char *name, const char *text
     tp_status status = tp_tokenizer_new(ctx, name, &t);
     if (status == TP_OK) status = load(ctx, doc, tp_json_root(doc), t);
     tp_json_free(doc);
-    if (status == TP_OK) *out = t;
-    else tp_tokenizer_free(t);
+    if (status == TP_OK)
+        *out = t;
+    else
+        tp_tokenizer_free(t);
     return status;
 }
 

@@ -17,7 +17,10 @@ struct part {
     tp_status (*read)(struct reader *);
 };
 
-static tp_status refuse(struct reader *r, tp_status status, const char *problem) { return tp_fail(r->ctx, status, "%s: %s", r->where, problem); }
+static tp_status refuse(struct reader *r, tp_status status, const char *problem)
+{
+    return tp_fail(r->ctx, status, "%s: %s", r->where, problem);
+}
 
 static tp_status read_part(struct reader *r, const char *pipeline, const struct part *parts)
 {
@@ -26,12 +29,13 @@ static tp_status read_part(struct reader *r, const char *pipeline, const struct 
     TP_TRY(tp_json_need_string(r->ctx, r->doc, r->value, "type", true, &type));
     for (; parts->type != NULL; parts++)
         if (tp_span_is(type, parts->type)) return parts->read(r);
-    return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s \"%.*s\" is not supported", r->where, pipeline, (int)(type.len < 100 ? type.len : 100),
-                   type.data);
+    return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s \"%.*s\" is not supported", r->where, pipeline,
+                   (int)(type.len < 100 ? type.len : 100), type.data);
 }
 
 /* Reads `value` and, if it is a Sequence, what is in it, in order; nesting is as deep as JSON may be. */
-static tp_status read_pipeline(struct reader *r, const tp_json *value, const char *pipeline, const char *list, const struct part *parts)
+static tp_status read_pipeline(struct reader *r, const tp_json *value, const char *pipeline, const char *list,
+                               const struct part *parts)
 {
     struct {
         const tp_json *items;
@@ -42,10 +46,12 @@ static tp_status read_pipeline(struct reader *r, const tp_json *value, const cha
     for (;;) {
         r->value = value;
         tp_json_where(r->doc, value, r->where, sizeof r->where);
-        if (tp_json_type_of(value) != TP_JSON_OBJECT) return tp_fail(r->ctx, TP_FORMAT, "%s: %s: expected an object", r->where, pipeline);
+        if (tp_json_type_of(value) != TP_JSON_OBJECT)
+            return tp_fail(r->ctx, TP_FORMAT, "%s: %s: expected an object", r->where, pipeline);
         if (tp_span_is(tp_json_string(tp_json_get(value, "type")), "Sequence")) {
             const tp_json *items = tp_json_get(value, list);
-            if (tp_json_type_of(items) != TP_JSON_ARRAY) return tp_fail(r->ctx, TP_FORMAT, "%s: %s: expected %s, an array", r->where, pipeline, list);
+            if (tp_json_type_of(items) != TP_JSON_ARRAY)
+                return tp_fail(r->ctx, TP_FORMAT, "%s: %s: expected %s, an array", r->where, pipeline, list);
             if (depth == TP_JSON_DEPTH) return refuse(r, TP_FORMAT, "nested too deeply");
             open[depth].items = items;
             open[depth++].next = 0;
@@ -93,8 +99,8 @@ static tp_status need_behavior(struct reader *r, bool required, tp_split_behavio
         return TP_OK;
     }
     return tp_fail(r->ctx, TP_FORMAT,
-                   "%s: behavior: expected Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous, got \"%.*s\"", r->where,
-                   (int)(name.len < 100 ? name.len : 100), name.data);
+                   "%s: behavior: expected Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous, got \"%.*s\"",
+                   r->where, (int)(name.len < 100 ? name.len : 100), name.data);
 }
 
 /* prepend_scheme, or its predecessor add_prefix_space. */
@@ -116,15 +122,39 @@ static tp_status need_scheme(struct reader *r, tp_prepend_scheme *out)
 
 /* ---- normalizers ---- */
 
-static tp_status add_normal(struct reader *r, tp_normal_step step) { return tp_normalizer_add(r->ctx, r->out, r->where, &step); }
+static tp_status add_normal(struct reader *r, tp_normal_step step)
+{
+    return tp_normalizer_add(r->ctx, r->out, r->where, &step);
+}
 
-static tp_status read_nfc(struct reader *r) { return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFC}); }
-static tp_status read_nfd(struct reader *r) { return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFD}); }
-static tp_status read_nfkc(struct reader *r) { return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFKC}); }
-static tp_status read_nfkd(struct reader *r) { return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFKD}); }
-static tp_status read_lowercase(struct reader *r) { return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_LOWERCASE}); }
-static tp_status read_strip_accents(struct reader *r) { return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_STRIP_ACCENTS}); }
-static tp_status read_bytes_normal(struct reader *r) { return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_BYTE_LEVEL}); }
+static tp_status read_nfc(struct reader *r)
+{
+    return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFC});
+}
+static tp_status read_nfd(struct reader *r)
+{
+    return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFD});
+}
+static tp_status read_nfkc(struct reader *r)
+{
+    return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFKC});
+}
+static tp_status read_nfkd(struct reader *r)
+{
+    return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_FORM, .form = TP_NFKD});
+}
+static tp_status read_lowercase(struct reader *r)
+{
+    return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_LOWERCASE});
+}
+static tp_status read_strip_accents(struct reader *r)
+{
+    return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_STRIP_ACCENTS});
+}
+static tp_status read_bytes_normal(struct reader *r)
+{
+    return add_normal(r, (tp_normal_step){.kind = TP_NORMAL_BYTE_LEVEL});
+}
 
 static tp_status read_strip(struct reader *r)
 {
@@ -170,9 +200,18 @@ static tp_status read_bert_normal(struct reader *r)
 }
 
 static const struct part normalizers[] = {
-    {"NFC", read_nfc},           {"NFD", read_nfd},         {"NFKC", read_nfkc},       {"NFKD", read_nfkd},
-    {"Lowercase", read_lowercase}, {"Strip", read_strip},   {"StripAccents", read_strip_accents}, {"Prepend", read_prepend},
-    {"Replace", read_replace},   {"ByteLevel", read_bytes_normal}, {"BertNormalizer", read_bert_normal}, {NULL, NULL},
+    {"NFC", read_nfc},
+    {"NFD", read_nfd},
+    {"NFKC", read_nfkc},
+    {"NFKD", read_nfkd},
+    {"Lowercase", read_lowercase},
+    {"Strip", read_strip},
+    {"StripAccents", read_strip_accents},
+    {"Prepend", read_prepend},
+    {"Replace", read_replace},
+    {"ByteLevel", read_bytes_normal},
+    {"BertNormalizer", read_bert_normal},
+    {NULL, NULL},
 };
 
 tp_status tp_read_normalizer(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *value, tp_normalizer *out)
@@ -183,7 +222,10 @@ tp_status tp_read_normalizer(tp_ctx *ctx, const tp_json_doc *doc, const tp_json 
 
 /* ---- pre-tokenizers ---- */
 
-static tp_status add_cut(struct reader *r, tp_cut_step step) { return tp_pretokenizer_add(r->ctx, r->out, r->where, &step); }
+static tp_status add_cut(struct reader *r, tp_cut_step step)
+{
+    return tp_pretokenizer_add(r->ctx, r->out, r->where, &step);
+}
 
 static tp_status read_byte_level(struct reader *r)
 {
@@ -192,7 +234,8 @@ static tp_status read_byte_level(struct reader *r)
     TP_TRY(need_bool(r, "use_regex", false, &use_regex));
     if (add_prefix_space) TP_TRY(add_cut(r, (tp_cut_step){.kind = TP_CUT_PREFIX_SPACE}));
     if (use_regex) {
-        tp_cut_step split = {.kind = TP_CUT_REGEX, .behavior = TP_SPLIT_ISOLATED, .pattern = tp_span_of(tp_scanner_gpt2()->pattern)};
+        tp_cut_step split = {
+            .kind = TP_CUT_REGEX, .behavior = TP_SPLIT_ISOLATED, .pattern = tp_span_of(tp_scanner_gpt2()->pattern)};
         TP_TRY(add_cut(r, split));
     }
     return add_cut(r, (tp_cut_step){.kind = TP_CUT_BYTE_LEVEL});
@@ -259,9 +302,16 @@ static tp_status read_delimiter(struct reader *r)
 }
 
 static const struct part pretokenizers[] = {
-    {"ByteLevel", read_byte_level},  {"Split", read_split},          {"Digits", read_digits},
-    {"Punctuation", read_punctuation}, {"Metaspace", read_metaspace}, {"WhitespaceSplit", read_whitespace_split},
-    {"Whitespace", read_whitespace}, {"BertPreTokenizer", read_bert_pre}, {"CharDelimiterSplit", read_delimiter}, {NULL, NULL},
+    {"ByteLevel", read_byte_level},
+    {"Split", read_split},
+    {"Digits", read_digits},
+    {"Punctuation", read_punctuation},
+    {"Metaspace", read_metaspace},
+    {"WhitespaceSplit", read_whitespace_split},
+    {"Whitespace", read_whitespace},
+    {"BertPreTokenizer", read_bert_pre},
+    {"CharDelimiterSplit", read_delimiter},
+    {NULL, NULL},
 };
 
 tp_status tp_read_pretokenizer(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *value, tp_pretokenizer *out)
@@ -272,11 +322,23 @@ tp_status tp_read_pretokenizer(tp_ctx *ctx, const tp_json_doc *doc, const tp_jso
 
 /* ---- decoders ---- */
 
-static tp_status add_stage(struct reader *r, tp_decode_stage stage) { return tp_decoder_add(r->ctx, r->out, r->where, &stage); }
+static tp_status add_stage(struct reader *r, tp_decode_stage stage)
+{
+    return tp_decoder_add(r->ctx, r->out, r->where, &stage);
+}
 
-static tp_status read_bytes_back(struct reader *r) { return add_stage(r, (tp_decode_stage){.kind = TP_DECODE_BYTE_LEVEL}); }
-static tp_status read_fallback_back(struct reader *r) { return add_stage(r, (tp_decode_stage){.kind = TP_DECODE_BYTE_FALLBACK}); }
-static tp_status read_fuse(struct reader *r) { return add_stage(r, (tp_decode_stage){.kind = TP_DECODE_FUSE}); }
+static tp_status read_bytes_back(struct reader *r)
+{
+    return add_stage(r, (tp_decode_stage){.kind = TP_DECODE_BYTE_LEVEL});
+}
+static tp_status read_fallback_back(struct reader *r)
+{
+    return add_stage(r, (tp_decode_stage){.kind = TP_DECODE_BYTE_FALLBACK});
+}
+static tp_status read_fuse(struct reader *r)
+{
+    return add_stage(r, (tp_decode_stage){.kind = TP_DECODE_FUSE});
+}
 
 static tp_status read_replace_back(struct reader *r)
 {
@@ -321,8 +383,10 @@ static tp_status read_suffix_back(struct reader *r)
 }
 
 static const struct part decoders[] = {
-    {"ByteLevel", read_bytes_back}, {"Replace", read_replace_back},   {"ByteFallback", read_fallback_back}, {"Fuse", read_fuse},
-    {"Strip", read_strip_back},     {"Metaspace", read_metaspace_back}, {"BPEDecoder", read_suffix_back},   {NULL, NULL},
+    {"ByteLevel", read_bytes_back},       {"Replace", read_replace_back},
+    {"ByteFallback", read_fallback_back}, {"Fuse", read_fuse},
+    {"Strip", read_strip_back},           {"Metaspace", read_metaspace_back},
+    {"BPEDecoder", read_suffix_back},     {NULL, NULL},
 };
 
 tp_status tp_read_decoder(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *value, tp_decoder *out)
@@ -358,7 +422,8 @@ static tp_status read_special_item(struct reader *r, const tp_json *item, int64_
     tp_span name;
     int64_t id;
     TP_TRY(tp_json_need_string(r->ctx, r->doc, item, "id", true, &name));
-    const tp_json *special = tp_json_get_span(tp_json_get(r->value, "special_tokens"), name), *ids = tp_json_get(special, "ids");
+    const tp_json *special = tp_json_get_span(tp_json_get(r->value, "special_tokens"), name),
+                  *ids = tp_json_get(special, "ids");
     if (tp_json_type_of(ids) != TP_JSON_ARRAY)
         return tp_fail(r->ctx, TP_FORMAT, "%s: post_processor: special_tokens does not define \"%.*s\"", r->where,
                        (int)(name.len < 100 ? name.len : 100), name.data);
@@ -373,9 +438,11 @@ static tp_status read_special_item(struct reader *r, const tp_json *item, int64_
 static tp_status read_template(struct reader *r, const char *key, tp_template *out)
 {
     const tp_json *list = tp_json_get(r->value, key);
-    if (list != NULL && tp_json_type_of(list) != TP_JSON_ARRAY) return refuse(r, TP_FORMAT, "post_processor: expected a template, an array");
+    if (list != NULL && tp_json_type_of(list) != TP_JSON_ARRAY)
+        return refuse(r, TP_FORMAT, "post_processor: expected a template, an array");
     for (size_t i = 0; i < tp_json_count(list); i++) {
-        const tp_json *item = tp_json_at(list, i), *special = tp_json_get(item, "SpecialToken"), *sequence = tp_json_get(item, "Sequence");
+        const tp_json *item = tp_json_at(list, i), *special = tp_json_get(item, "SpecialToken"),
+                      *sequence = tp_json_get(item, "Sequence");
         int64_t type_id = 0;
         tp_span id;
         if (tp_json_type_of(special != NULL ? special : sequence) != TP_JSON_OBJECT)
@@ -386,7 +453,8 @@ static tp_status read_template(struct reader *r, const char *key, tp_template *o
             continue;
         }
         TP_TRY(tp_json_need_string(r->ctx, r->doc, sequence, "id", true, &id));
-        if (!tp_span_is(id, "A") && !tp_span_is(id, "B")) return refuse(r, TP_FORMAT, "post_processor: Sequence: expected A or B");
+        if (!tp_span_is(id, "A") && !tp_span_is(id, "B"))
+            return refuse(r, TP_FORMAT, "post_processor: Sequence: expected A or B");
         TP_TRY(tp_template_add(r->ctx, out, tp_span_is(id, "A") ? TP_TEMPLATE_FIRST : TP_TEMPLATE_SECOND, 0, (int32_t)type_id));
     }
     return TP_OK;
@@ -431,8 +499,14 @@ static tp_status add_cls_sep(struct reader *r, bool second_sep, int32_t second_t
     return tp_template_add(r->ctx, &post->pair, TP_TEMPLATE_SPECIAL, sep, second_type);
 }
 
-static tp_status read_roberta_post(struct reader *r) { return add_cls_sep(r, true, 0); }
-static tp_status read_bert_post(struct reader *r) { return add_cls_sep(r, false, 1); }
+static tp_status read_roberta_post(struct reader *r)
+{
+    return add_cls_sep(r, true, 0);
+}
+static tp_status read_bert_post(struct reader *r)
+{
+    return add_cls_sep(r, false, 1);
+}
 
 static const struct part postprocessors[] = {
     {"ByteLevel", read_offsets_post},

@@ -41,9 +41,9 @@ typedef struct tp_named_texts {
 #define TP_ROLES 4
 
 struct tp_tokenizer {
-    char *name; /* file, for messages */
-    tp_vocabulary vocabulary; /* the model's tokens and the added ones */
-    uint8_t *special; /* by id: dropped with skip_special */
+    char *name;                   /* file, for messages */
+    tp_vocabulary vocabulary;     /* the model's tokens and the added ones */
+    uint8_t *special;             /* by id: dropped with skip_special */
     tp_added_set raw, normalized; /* added tokens, by the text they are looked for in */
     tp_normalizer normalizer;
     tp_pretokenizer pretokenizer;

@@ -22,7 +22,10 @@ const unsigned char tp_ascii_class[128] = {
 #undef N
 #undef S
 
-static utf8proc_category_t category(uint32_t c) { return utf8proc_category((utf8proc_int32_t)c); }
+static utf8proc_category_t category(uint32_t c)
+{
+    return utf8proc_category((utf8proc_int32_t)c);
+}
 
 static bool category_between(uint32_t c, utf8proc_category_t first, utf8proc_category_t last)
 {
@@ -45,11 +48,23 @@ tp_char_class tp_char_class_beyond_ascii(uint32_t c)
     return tp_char_is_space(c) ? TP_CHAR_SPACE : TP_CHAR_OTHER;
 }
 
-bool tp_char_is_number(uint32_t c) { return tp_char_class_of(c) == TP_CHAR_NUMBER; }
-bool tp_char_is_mark(uint32_t c) { return category_between(c, UTF8PROC_CATEGORY_MN, UTF8PROC_CATEGORY_ME); }
-bool tp_char_is_nonspacing(uint32_t c) { return category(c) == UTF8PROC_CATEGORY_MN; }
+bool tp_char_is_number(uint32_t c)
+{
+    return tp_char_class_of(c) == TP_CHAR_NUMBER;
+}
+bool tp_char_is_mark(uint32_t c)
+{
+    return category_between(c, UTF8PROC_CATEGORY_MN, UTF8PROC_CATEGORY_ME);
+}
+bool tp_char_is_nonspacing(uint32_t c)
+{
+    return category(c) == UTF8PROC_CATEGORY_MN;
+}
 
-bool tp_char_is_other(uint32_t c) { return category_between(c, UTF8PROC_CATEGORY_CC, UTF8PROC_CATEGORY_CO); }
+bool tp_char_is_other(uint32_t c)
+{
+    return category_between(c, UTF8PROC_CATEGORY_CC, UTF8PROC_CATEGORY_CO);
+}
 
 bool tp_char_is_word(uint32_t c)
 {
@@ -98,7 +113,8 @@ static utf8proc_option_t decompose_options(tp_normal_form form)
 static size_t decompose(uint32_t c, tp_normal_form form, utf8proc_int32_t out[MAX_DECOMPOSITION])
 {
     int boundary = 0;
-    utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, out, MAX_DECOMPOSITION, decompose_options(form), &boundary);
+    utf8proc_ssize_t n =
+        utf8proc_decompose_char((utf8proc_int32_t)c, out, MAX_DECOMPOSITION, decompose_options(form), &boundary);
     if (n >= 1 && n <= MAX_DECOMPOSITION) return (size_t)n;
     out[0] = (utf8proc_int32_t)c;
     return 1;
@@ -127,7 +143,10 @@ size_t tp_normal_segment(const char *text, size_t n, tp_normal_form form)
     return length;
 }
 
-static unsigned combining_class(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class & 255u; }
+static unsigned combining_class(utf8proc_int32_t c)
+{
+    return utf8proc_get_property(c)->combining_class & 255u;
+}
 
 /* Stable sort of chars[0..n) by combining class; `copy` has room for n. */
 static void sort_marks(utf8proc_int32_t *chars, size_t n, utf8proc_int32_t *copy)
@@ -153,7 +172,8 @@ static void order_marks(utf8proc_int32_t *chars, size_t n, utf8proc_int32_t *cop
     }
 }
 
-tp_status tp_normal_convert(tp_ctx *ctx, tp_normal_scratch *scratch, const char *text, size_t n, tp_normal_form form, tp_buf *out)
+tp_status tp_normal_convert(tp_ctx *ctx, tp_normal_scratch *scratch, const char *text, size_t n, tp_normal_form form,
+                            tp_buf *out)
 {
     size_t count = 0;
     tp_buf_clear(out);

@@ -41,12 +41,13 @@ tp_status tp_vocabulary_add(tp_ctx *ctx, tp_vocabulary *v, const char *where, tp
     bool known;
     int shown = (int)(text.len < 100 ? text.len : 100);
     if (id < 0 || (uint64_t)id >= v->limit)
-        return tp_fail(ctx, TP_FORMAT, "%s: token \"%.*s\" has id %lld, expected 0 to %zu (four times the number of tokens)", where,
-                       shown, text.data, (long long)id, v->limit == 0 ? 0 : v->limit - 1);
+        return tp_fail(ctx, TP_FORMAT, "%s: token \"%.*s\" has id %lld, expected 0 to %zu (four times the number of tokens)",
+                       where, shown, text.data, (long long)id, v->limit == 0 ? 0 : v->limit - 1);
     TP_TRY(make_room(ctx, v, (size_t)id + 1));
     if (v->tokens[id].data != NULL)
         return tp_fail(ctx, TP_FORMAT, "%s: tokens \"%.*s\" and \"%.*s\" both have id %lld", where,
-                       (int)(v->tokens[id].len < 100 ? v->tokens[id].len : 100), v->tokens[id].data, shown, text.data, (long long)id);
+                       (int)(v->tokens[id].len < 100 ? v->tokens[id].len : 100), v->tokens[id].data, shown, text.data,
+                       (long long)id);
     if (text.len >= v->max_bytes - v->n_bytes) return tp_fail(ctx, TP_INTERNAL, "%s: vocabulary larger than announced", where);
     char *own = v->bytes + v->n_bytes;
     if (text.len > 0) memcpy(own, text.data, text.len);

@@ -25,11 +25,18 @@ struct row {
     bool rotary;
 };
 
-#define BLOCK_LINEAR(member, name, gguf, rows, cols, bias, rotary)                                                         \
-    {name, gguf, LINEAR, rows, cols, ALWAYS, bias, offsetof(tp_block, member), offsetof(tp_block, member), rotary}
-#define BLOCK_NORM(member, name, gguf, cols, exists) {name, gguf, NORM, HIDDEN, cols, exists, NEVER, offsetof(tp_block, member), 0, false}
-#define BLOCK_LAYERNORM(member, name, gguf)                                                                                \
-    {name, gguf, NORM, HIDDEN, HIDDEN, ALWAYS, ALWAYS, offsetof(tp_block, member), offsetof(tp_block, member##_bias), false}
+#define BLOCK_LINEAR(member, name, gguf, rows, cols, bias, rotary)                                                             \
+    {                                                                                                                          \
+        name, gguf, LINEAR, rows, cols, ALWAYS, bias, offsetof(tp_block, member), offsetof(tp_block, member), rotary           \
+    }
+#define BLOCK_NORM(member, name, gguf, cols, exists)                                                                           \
+    {                                                                                                                          \
+        name, gguf, NORM, HIDDEN, cols, exists, NEVER, offsetof(tp_block, member), 0, false                                    \
+    }
+#define BLOCK_LAYERNORM(member, name, gguf)                                                                                    \
+    {                                                                                                                          \
+        name, gguf, NORM, HIDDEN, HIDDEN, ALWAYS, ALWAYS, offsetof(tp_block, member), offsetof(tp_block, member##_bias), false \
+    }
 
 static const struct row llama_block[] = {
     BLOCK_LINEAR(q, "self_attn.q_proj", "attn_q", WIDTH, HIDDEN, IF_QKV_BIAS, true),
@@ -55,13 +62,16 @@ static const struct row gpt2_block[] = {
 };
 
 #define AT(member) offsetof(tp_model, member)
-static const struct row llama_first[] = {{"model.embed_tokens", "token_embd", TABLE, VOCAB, HIDDEN, ALWAYS, NEVER, AT(embedding), 0, false}};
+static const struct row llama_first[] = {
+    {"model.embed_tokens", "token_embd", TABLE, VOCAB, HIDDEN, ALWAYS, NEVER, AT(embedding), 0, false}};
 static const struct row llama_last[] = {{"model.norm", "output_norm", NORM, HIDDEN, HIDDEN, ALWAYS, NEVER, AT(norm), 0, false},
                                         {"lm_head", "output", LINEAR, VOCAB, HIDDEN, IF_UNTIED, NEVER, AT(head), 0, false}};
-static const struct row gpt2_first[] = {{"transformer.wte", "token_embd", TABLE, VOCAB, HIDDEN, ALWAYS, NEVER, AT(embedding), 0, false},
-                                        {"transformer.wpe", "position_embd", TABLE, POSITIONS, HIDDEN, ALWAYS, NEVER, AT(position), 0, false}};
-static const struct row gpt2_last[] = {{"transformer.ln_f", "output_norm", NORM, HIDDEN, HIDDEN, ALWAYS, ALWAYS, AT(norm), AT(norm_bias), false},
-                                       {"lm_head", "output", LINEAR, VOCAB, HIDDEN, IF_UNTIED, NEVER, AT(head), 0, false}};
+static const struct row gpt2_first[] = {
+    {"transformer.wte", "token_embd", TABLE, VOCAB, HIDDEN, ALWAYS, NEVER, AT(embedding), 0, false},
+    {"transformer.wpe", "position_embd", TABLE, POSITIONS, HIDDEN, ALWAYS, NEVER, AT(position), 0, false}};
+static const struct row gpt2_last[] = {
+    {"transformer.ln_f", "output_norm", NORM, HIDDEN, HIDDEN, ALWAYS, ALWAYS, AT(norm), AT(norm_bias), false},
+    {"lm_head", "output", LINEAR, VOCAB, HIDDEN, IF_UNTIED, NEVER, AT(head), 0, false}};
 
 #define ROWS(table) table, sizeof table / sizeof *table
 static const struct layout {
@@ -76,7 +86,10 @@ static const struct layout {
 } llama_layout = {"model.layers", ROWS(llama_first), ROWS(llama_block), ROWS(llama_last), false},
   gpt2_layout = {"transformer.h", ROWS(gpt2_first), ROWS(gpt2_block), ROWS(gpt2_last), true};
 
-static const struct layout *layout_of(const tp_model_config *c) { return c->family == TP_FAMILY_GPT2 ? &gpt2_layout : &llama_layout; }
+static const struct layout *layout_of(const tp_model_config *c)
+{
+    return c->family == TP_FAMILY_GPT2 ? &gpt2_layout : &llama_layout;
+}
 
 static int64_t size_of(const tp_model_config *c, enum size size)
 {
@@ -171,8 +184,14 @@ static void *place(tp_model *model, const tp_part *part)
     return base + part->at;
 }
 
-tp_matrix *tp_part_matrix(tp_model *model, const tp_part *part) { return place(model, part); }
-tp_tensor *tp_part_vector(tp_model *model, const tp_part *part) { return place(model, part); }
+tp_matrix *tp_part_matrix(tp_model *model, const tp_part *part)
+{
+    return place(model, part);
+}
+tp_tensor *tp_part_vector(tp_model *model, const tp_part *part)
+{
+    return place(model, part);
+}
 
 /* ---- modules ---- */
 
@@ -182,8 +201,10 @@ static tp_status add_module(tp_ctx *ctx, tp_model *model, const struct row *row,
     char path[TP_PART_NAME];
     char *base = layer < 0 ? (char *)model : (char *)&model->blocks[layer];
     tp_linear_module *module = (void *)(base + row->at);
-    if (layer < 0) snprintf(path, sizeof path, "%s", row->name);
-    else snprintf(path, sizeof path, "%s.%d.%s", layout->blocks, layer, row->name);
+    if (layer < 0)
+        snprintf(path, sizeof path, "%s", row->name);
+    else
+        snprintf(path, sizeof path, "%s.%d.%s", layout->blocks, layer, row->name);
     module->path = tp_strdup(ctx, path);
     if (module->path == NULL) return TP_NOMEM;
     module->layer = layer;
@@ -249,7 +270,10 @@ tp_status tp_model_new(tp_ctx *ctx, tp_model_config *config, tp_model_store *sto
     return TP_OK;
 }
 
-static void free_path(tp_linear_module *module) { tp_free(module->path); }
+static void free_path(tp_linear_module *module)
+{
+    tp_free(module->path);
+}
 
 void tp_model_free(tp_model *model)
 {

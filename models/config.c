@@ -13,10 +13,8 @@
 #include "models/config_rope.h"
 
 const tp_family_info tp_families[TP_FAMILY_COUNT] = {
-    [TP_FAMILY_LLAMA] = {"llama", "LlamaForCausalLM", "llama"},
-    [TP_FAMILY_MISTRAL] = {"mistral", "MistralForCausalLM", NULL},
-    [TP_FAMILY_QWEN2] = {"qwen2", "Qwen2ForCausalLM", "qwen2"},
-    [TP_FAMILY_QWEN3] = {"qwen3", "Qwen3ForCausalLM", "qwen3"},
+    [TP_FAMILY_LLAMA] = {"llama", "LlamaForCausalLM", "llama"}, [TP_FAMILY_MISTRAL] = {"mistral", "MistralForCausalLM", NULL},
+    [TP_FAMILY_QWEN2] = {"qwen2", "Qwen2ForCausalLM", "qwen2"}, [TP_FAMILY_QWEN3] = {"qwen3", "Qwen3ForCausalLM", "qwen3"},
     [TP_FAMILY_GPT2] = {"gpt2", "GPT2LMHeadModel", "gpt2"},
 };
 
@@ -49,19 +47,14 @@ static const struct spelling llama_kind = {"hidden_size",
                                            1e-6,
                                            "silu",
                                            false};
-static const struct spelling gpt2_kind = {"n_embd",
-                                          "n_inner",
-                                          "n_layer",
-                                          "n_head",
-                                          "n_positions",
-                                          "layer_norm_epsilon",
-                                          "activation_function",
-                                          1024,
-                                          1e-5,
-                                          "gelu_new",
-                                          true};
+static const struct spelling gpt2_kind = {
+    "n_embd", "n_inner", "n_layer",  "n_head", "n_positions", "layer_norm_epsilon", "activation_function",
+    1024,     1e-5,      "gelu_new", true};
 
-static const struct spelling *spelling_of(tp_family family) { return family == TP_FAMILY_GPT2 ? &gpt2_kind : &llama_kind; }
+static const struct spelling *spelling_of(tp_family family)
+{
+    return family == TP_FAMILY_GPT2 ? &gpt2_kind : &llama_kind;
+}
 
 /* ---- what kind of model ---- */
 
@@ -96,8 +89,9 @@ static tp_status read_provenance(const tp_config_reader *r)
         const tp_json *value = tp_json_get(r->root, packed[i]);
         if (tp_json_type_of(value) == TP_JSON_NULL) continue;
         tp_span method = tp_json_string(tp_json_get(value, "quant_method"));
-        return tp_config_refuse(r, value, TP_UNSUPPORTED, "%s: weights packed by \"%.*s\" are not read; use the original model or a GGUF file",
-                                packed[i], (int)(method.len > 0 ? method.len : 15), method.len > 0 ? method.data : "an unnamed tool");
+        return tp_config_refuse(r, value, TP_UNSUPPORTED,
+                                "%s: weights packed by \"%.*s\" are not read; use the original model or a GGUF file", packed[i],
+                                (int)(method.len > 0 ? method.len : 15), method.len > 0 ? method.data : "an unnamed tool");
     }
     if (tp_json_get(r->root, "auto_map") != NULL || tp_json_get(r->root, "trust_remote_code") != NULL)
         tp_note(r->ctx, "config.json names code to run (auto_map or trust_remote_code): ignored, the built-in %s is used",
@@ -107,7 +101,10 @@ static tp_status read_provenance(const tp_config_reader *r)
 
 static tp_status read_dtype(const tp_config_reader *r)
 {
-    static const struct { const char *name; tp_dtype dtype; } names[] = {{"float32", TP_F32}, {"bfloat16", TP_BF16}, {"float16", TP_F16}};
+    static const struct {
+        const char *name;
+        tp_dtype dtype;
+    } names[] = {{"float32", TP_F32}, {"bfloat16", TP_BF16}, {"float16", TP_F16}};
     const char *key = tp_json_type_of(tp_json_get(r->root, "dtype")) != TP_JSON_NULL ? "dtype" : "torch_dtype";
     tp_span name = {NULL, 0};
     r->config->dtype = TP_F32;
@@ -118,8 +115,8 @@ static tp_status read_dtype(const tp_config_reader *r)
         r->config->dtype = names[i].dtype;
         return TP_OK;
     }
-    return tp_config_refuse(r, tp_json_get(r->root, key), TP_UNSUPPORTED, "%s: expected float32, bfloat16 or float16, got \"%.*s\"", key,
-                            (int)name.len, name.data);
+    return tp_config_refuse(r, tp_json_get(r->root, key), TP_UNSUPPORTED,
+                            "%s: expected float32, bfloat16 or float16, got \"%.*s\"", key, (int)name.len, name.data);
 }
 
 /* ---- sizes ---- */
@@ -149,17 +146,21 @@ tp_status tp_config_check(tp_ctx *ctx, const char *name, tp_model_config *c)
 {
     if (c->head_dim == 0) {
         if (c->hidden_size % c->n_heads != 0)
-            return tp_fail(ctx, TP_FORMAT, "%s: a hidden size of %lld is not divisible by %lld heads, and no head size is given", name,
+            return tp_fail(ctx, TP_FORMAT,
+                           "%s: a hidden size of %lld is not divisible by %lld heads, and no head size is given", name,
                            (long long)c->hidden_size, (long long)c->n_heads);
         c->head_dim = c->hidden_size / c->n_heads;
     }
     if (c->n_kv_heads > c->n_heads || c->n_heads % c->n_kv_heads != 0)
-        return tp_fail(ctx, TP_FORMAT, "%s: %lld key-value heads do not divide %lld heads", name, (long long)c->n_kv_heads, (long long)c->n_heads);
+        return tp_fail(ctx, TP_FORMAT, "%s: %lld key-value heads do not divide %lld heads", name, (long long)c->n_kv_heads,
+                       (long long)c->n_heads);
     if (c->n_heads * c->head_dim > TP_LIMIT_WIDTH || c->intermediate_size > TP_LIMIT_WIDTH)
-        return tp_fail(ctx, TP_FORMAT, "%s: %lld heads of %lld values or a feed-forward width of %lld are more than the limit of %d", name,
+        return tp_fail(ctx, TP_FORMAT,
+                       "%s: %lld heads of %lld values or a feed-forward width of %lld are more than the limit of %d", name,
                        (long long)c->n_heads, (long long)c->head_dim, (long long)c->intermediate_size, TP_LIMIT_WIDTH);
     if (c->family != TP_FAMILY_GPT2 && c->head_dim % 2 != 0)
-        return tp_fail(ctx, TP_FORMAT, "%s: head_dim: rotary positions need an even head size, got %lld", name, (long long)c->head_dim);
+        return tp_fail(ctx, TP_FORMAT, "%s: head_dim: rotary positions need an even head size, got %lld", name,
+                       (long long)c->head_dim);
     return TP_OK;
 }
 
@@ -167,8 +168,14 @@ tp_status tp_config_check(tp_ctx *ctx, const char *name, tp_model_config *c)
 
 static tp_status read_activation(const tp_config_reader *r)
 {
-    static const struct { const char *name; tp_activation activation; } names[] = {
-        {"silu", TP_ACT_SILU}, {"swish", TP_ACT_SILU}, {"gelu_new", TP_ACT_GELU_TANH}, {"gelu_pytorch_tanh", TP_ACT_GELU_TANH}, {"gelu", TP_ACT_GELU}};
+    static const struct {
+        const char *name;
+        tp_activation activation;
+    } names[] = {{"silu", TP_ACT_SILU},
+                 {"swish", TP_ACT_SILU},
+                 {"gelu_new", TP_ACT_GELU_TANH},
+                 {"gelu_pytorch_tanh", TP_ACT_GELU_TANH},
+                 {"gelu", TP_ACT_GELU}};
     bool gpt2 = r->config->family == TP_FAMILY_GPT2;
     const struct spelling *key = spelling_of(r->config->family);
     tp_span name = tp_span_of(key->default_activation);
@@ -178,8 +185,9 @@ static tp_status read_activation(const tp_config_reader *r)
         r->config->activation = names[i].activation;
         return TP_OK;
     }
-    return tp_config_refuse(r, tp_json_get(r->root, key->activation), TP_UNSUPPORTED, "%s: \"%.*s\" is not supported here; available: %s", key->activation,
-                            (int)name.len, name.data, gpt2 ? "gelu_new, gelu_pytorch_tanh, gelu" : "silu");
+    return tp_config_refuse(r, tp_json_get(r->root, key->activation), TP_UNSUPPORTED,
+                            "%s: \"%.*s\" is not supported here; available: %s", key->activation, (int)name.len, name.data,
+                            gpt2 ? "gelu_new, gelu_pytorch_tanh, gelu" : "silu");
 }
 
 static tp_status read_biases(const tp_config_reader *r)
@@ -202,7 +210,8 @@ static tp_status refuse_flag(const tp_config_reader *r, const char *key, bool al
     bool value = allowed;
     TP_TRY(tp_json_need_bool(r->ctx, r->doc, r->root, key, false, &value));
     if (value == allowed) return TP_OK;
-    return tp_config_refuse(r, tp_json_get(r->root, key), TP_UNSUPPORTED, "%s: only %s is supported", key, allowed ? "true" : "false");
+    return tp_config_refuse(r, tp_json_get(r->root, key), TP_UNSUPPORTED, "%s: only %s is supported", key,
+                            allowed ? "true" : "false");
 }
 
 static tp_status read_gpt2_attention(const tp_config_reader *r)
@@ -217,7 +226,8 @@ static tp_status read_slides(const tp_config_reader *r, int64_t from)
 {
     tp_model_config *c = r->config;
     const tp_json *types = c->family == TP_FAMILY_MISTRAL ? NULL : tp_json_get(r->root, "layer_types");
-    if (tp_json_type_of(types) != TP_JSON_NULL && (tp_json_type_of(types) != TP_JSON_ARRAY || tp_json_count(types) != (size_t)c->n_layers))
+    if (tp_json_type_of(types) != TP_JSON_NULL &&
+        (tp_json_type_of(types) != TP_JSON_ARRAY || tp_json_count(types) != (size_t)c->n_layers))
         return tp_config_refuse(r, types, TP_FORMAT, "layer_types: expected a list of %lld names", (long long)c->n_layers);
     bool listed = tp_json_type_of(types) == TP_JSON_ARRAY, any = false;
     c->slides = tp_alloc(r->ctx, (size_t)c->n_layers, 1);
@@ -228,10 +238,12 @@ static tp_status read_slides(const tp_config_reader *r, int64_t from)
             const tp_json *type = tp_json_at(types, (size_t)i);
             c->slides[i] = tp_span_is(tp_json_string(type), "sliding_attention");
             if (!c->slides[i] && !tp_span_is(tp_json_string(type), "full_attention"))
-                return tp_config_refuse(r, type, TP_UNSUPPORTED, "layer_types: \"%.*s\" is not supported; available: full_attention, sliding_attention",
+                return tp_config_refuse(r, type, TP_UNSUPPORTED,
+                                        "layer_types: \"%.*s\" is not supported; available: full_attention, sliding_attention",
                                         (int)tp_json_string(type).len, tp_json_string(type).data);
             if (c->slides[i] && c->window == 0)
-                return tp_config_refuse(r, type, TP_FORMAT, "layer_types: layer %lld slides, but no sliding_window is in use", (long long)i);
+                return tp_config_refuse(r, type, TP_FORMAT, "layer_types: layer %lld slides, but no sliding_window is in use",
+                                        (long long)i);
         }
         any |= c->slides[i] != 0;
     }
@@ -278,7 +290,9 @@ static tp_status read_ids(const tp_config_reader *r)
         c->n_eos = c->eos_ids[0] >= 0;
         return TP_OK;
     }
-    if (tp_json_count(eos) > (size_t)max) return tp_config_refuse(r, eos, TP_FORMAT, "eos_token_id: expected at most %d tokens, got %zu", max, tp_json_count(eos));
+    if (tp_json_count(eos) > (size_t)max)
+        return tp_config_refuse(r, eos, TP_FORMAT, "eos_token_id: expected at most %d tokens, got %zu", max,
+                                tp_json_count(eos));
     for (c->n_eos = 0; c->n_eos < (int)tp_json_count(eos); c->n_eos++) {
         const tp_json *id = tp_json_at(eos, (size_t)c->n_eos);
         if (!tp_json_i64(id, &c->eos_ids[c->n_eos]) || c->eos_ids[c->n_eos] < 0 || c->eos_ids[c->n_eos] > INT32_MAX)
@@ -294,7 +308,8 @@ static tp_status read_all(const tp_config_reader *r)
     tp_model_config *c = r->config;
     const char *name = r->name;
     if (tp_json_type_of(r->root) != TP_JSON_OBJECT)
-        return tp_config_refuse(r, r->root, TP_FORMAT, "expected an object, got %s", tp_json_type_name(tp_json_type_of(r->root)));
+        return tp_config_refuse(r, r->root, TP_FORMAT, "expected an object, got %s",
+                                tp_json_type_name(tp_json_type_of(r->root)));
     TP_TRY(read_family(r));
     TP_TRY(read_provenance(r));
     TP_TRY(read_dtype(r));
@@ -354,7 +369,10 @@ void tp_config_free(tp_model_config *config)
     *config = (tp_model_config){0};
 }
 
-static int64_t n_factors(const tp_model_config *config) { return config->head_dim / 2 * (config->rope.type == TP_ROPE_LONGROPE ? 2 : 1); }
+static int64_t n_factors(const tp_model_config *config)
+{
+    return config->head_dim / 2 * (config->rope.type == TP_ROPE_LONGROPE ? 2 : 1);
+}
 
 tp_status tp_config_copy(tp_ctx *ctx, const tp_model_config *config, tp_model_config *copy)
 {
@@ -395,6 +413,6 @@ int64_t tp_config_parameters(const tp_model_config *c)
     if (c->qkv_bias) block += width + 2 * kv;
     if (c->o_bias) block += c->hidden_size;
     if (c->mlp_bias) block += c->hidden_size + c->intermediate_size * (gpt2 ? 1 : 2);
-    return tp_config_linear_weights(c) + (c->tied ? 0 : c->vocab_size * c->hidden_size) + (gpt2 ? c->max_positions * c->hidden_size : 0) +
-           c->n_layers * block + norm;
+    return tp_config_linear_weights(c) + (c->tied ? 0 : c->vocab_size * c->hidden_size) +
+           (gpt2 ? c->max_positions * c->hidden_size : 0) + c->n_layers * block + norm;
 }

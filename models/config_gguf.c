@@ -33,10 +33,14 @@ static tp_status need_f64(const struct reader *r, const char *name, double min, 
     char key[KEY_BYTES];
     TP_TRY(tp_gguf_need_f64(r->ctx, r->file, key_of(r, name, key), false, out));
     if (*out >= min && *out <= max) return TP_OK;
-    return tp_fail(r->ctx, TP_FORMAT, "%s: %s: %g, expected a number from %g to %g", tp_gguf_path(r->file), key, *out, min, max);
+    return tp_fail(r->ctx, TP_FORMAT, "%s: %s: %g, expected a number from %g to %g", tp_gguf_path(r->file), key, *out, min,
+                   max);
 }
 
-static bool has_tensor(const struct reader *r, const char *name) { return tp_gguf_tensor_find(r->file, name) != NULL; }
+static bool has_tensor(const struct reader *r, const char *name)
+{
+    return tp_gguf_tensor_find(r->file, name) != NULL;
+}
 
 /* ---- what kind of file ---- */
 
@@ -46,7 +50,8 @@ static tp_status read_family(struct reader *r)
     tp_span type = tp_span_of("model"), arch;
     TP_TRY(tp_gguf_need_string(r->ctx, r->file, "general.type", false, &type));
     if (!tp_span_is(type, "model"))
-        return tp_fail(r->ctx, TP_INVALID, "%s: general.type is \"%.*s\", expected a model", tp_gguf_path(r->file), (int)type.len, type.data);
+        return tp_fail(r->ctx, TP_INVALID, "%s: general.type is \"%.*s\", expected a model", tp_gguf_path(r->file),
+                       (int)type.len, type.data);
     TP_TRY(tp_gguf_need_string(r->ctx, r->file, "general.architecture", true, &arch));
     for (int f = 0; f < TP_FAMILY_COUNT; f++) {
         if (tp_families[f].gguf == NULL || !tp_span_is(arch, tp_families[f].gguf)) continue;
@@ -54,15 +59,16 @@ static tp_status read_family(struct reader *r)
         r->config->family = (tp_family)f;
         return TP_OK;
     }
-    return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: general.architecture: \"%.*s\" is not supported; available: %s", tp_gguf_path(r->file), (int)arch.len,
-                   arch.data, tp_family_list(known, sizeof known));
+    return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: general.architecture: \"%.*s\" is not supported; available: %s",
+                   tp_gguf_path(r->file), (int)arch.len, arch.data, tp_family_list(known, sizeof known));
 }
 
 static tp_status refuse_more_than_one(const struct reader *r, const char *key, const char *what)
 {
     int64_t n = 0;
     TP_TRY(tp_gguf_need_i64(r->ctx, r->file, key, false, 0, INT32_MAX, &n));
-    return n <= 1 ? TP_OK : tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s is %lld: %s", tp_gguf_path(r->file), key, (long long)n, what);
+    return n <= 1 ? TP_OK
+                  : tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s is %lld: %s", tp_gguf_path(r->file), key, (long long)n, what);
 }
 
 /* ---- sizes ---- */
@@ -71,11 +77,13 @@ static tp_status read_vocabulary(const struct reader *r)
 {
     tp_model_config *c = r->config;
     const tp_gguf_tensor *table = tp_gguf_tensor_find(r->file, "token_embd.weight");
-    if (table == NULL || table->rank != 2) return tp_fail(r->ctx, TP_FORMAT, "%s: token_embd.weight is missing", tp_gguf_path(r->file));
+    if (table == NULL || table->rank != 2)
+        return tp_fail(r->ctx, TP_FORMAT, "%s: token_embd.weight is missing", tp_gguf_path(r->file));
     c->vocab_size = table->shape[0];
     TP_TRY(need_i64(r, "vocab_size", false, TP_LIMIT_VOCAB, &c->vocab_size));
     if (c->vocab_size <= TP_LIMIT_VOCAB) return TP_OK;
-    return tp_fail(r->ctx, TP_FORMAT, "%s: a vocabulary of %lld, the limit is %d", tp_gguf_path(r->file), (long long)c->vocab_size, TP_LIMIT_VOCAB);
+    return tp_fail(r->ctx, TP_FORMAT, "%s: a vocabulary of %lld, the limit is %d", tp_gguf_path(r->file),
+                   (long long)c->vocab_size, TP_LIMIT_VOCAB);
 }
 
 static tp_status read_sizes(const struct reader *r)
@@ -95,8 +103,9 @@ static tp_status read_sizes(const struct reader *r)
     TP_TRY(need_i64(r, "attention.value_length", false, TP_LIMIT_WIDTH, &value_length));
     TP_TRY(need_i64(r, "rope.dimension_count", false, TP_LIMIT_WIDTH, &rotated));
     if (value_length == c->head_dim && (rotated == c->head_dim || c->family == TP_FAMILY_GPT2)) return TP_OK;
-    return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: heads of %lld values with values of %lld and %lld rotated channels are not supported", tp_gguf_path(r->file),
-                   (long long)c->head_dim, (long long)value_length, (long long)rotated);
+    return tp_fail(r->ctx, TP_UNSUPPORTED,
+                   "%s: heads of %lld values with values of %lld and %lld rotated channels are not supported",
+                   tp_gguf_path(r->file), (long long)c->head_dim, (long long)value_length, (long long)rotated);
 }
 
 /* ---- rotary scaling ---- */
@@ -116,7 +125,8 @@ static tp_status read_factors(const struct reader *r)
     TP_TRY(tp_gguf_read(r->ctx, r->file, t, c->rope.factors));
     for (int64_t i = 0; i < half; i++)
         if (!(c->rope.factors[i] >= 1e-6f && c->rope.factors[i] <= 1e9f))
-            return tp_fail(r->ctx, TP_FORMAT, "%s: rope_freqs.weight: value %lld is %g", tp_gguf_path(r->file), (long long)i, (double)c->rope.factors[i]);
+            return tp_fail(r->ctx, TP_FORMAT, "%s: rope_freqs.weight: value %lld is %g", tp_gguf_path(r->file), (long long)i,
+                           (double)c->rope.factors[i]);
     c->rope.type = TP_ROPE_FACTORS;
     return TP_OK;
 }
@@ -135,7 +145,9 @@ static tp_status read_yarn(const struct reader *r)
     TP_TRY(need_f64(r, "rope.scaling.yarn_beta_fast", 1e-6, 1e6, &rope->beta_fast));
     TP_TRY(need_f64(r, "rope.scaling.yarn_beta_slow", 1e-6, 1e6, &rope->beta_slow));
     TP_TRY(need_f64(r, "rope.scaling.attn_factor", 1e-6, 1e6, &scale));
-    if (!(rope->theta > 1)) return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: yarn needs a rope.freq_base above 1, got %g", tp_gguf_path(r->file), rope->theta);
+    if (!(rope->theta > 1))
+        return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: yarn needs a rope.freq_base above 1, got %g", tp_gguf_path(r->file),
+                       rope->theta);
     rope->attention_factor = scale * (rope->factor > 1 ? 1 + 0.1 * log(rope->factor) : 1);
     return TP_OK;
 }
@@ -156,12 +168,15 @@ static tp_status read_rope(const struct reader *r)
     if (factor == 0) factor = old;
     rope->factor = factor;
     if (!tp_span_is(type, "none") && !(factor >= 1e-3))
-        return tp_fail(r->ctx, TP_FORMAT, "%s: %s is \"%.*s\", but rope.scaling.factor is missing", tp_gguf_path(r->file), key, (int)type.len, type.data);
-    if (tp_span_is(type, "linear")) rope->type = TP_ROPE_LINEAR;
-    else if (tp_span_is(type, "yarn")) TP_TRY(read_yarn(r));
+        return tp_fail(r->ctx, TP_FORMAT, "%s: %s is \"%.*s\", but rope.scaling.factor is missing", tp_gguf_path(r->file), key,
+                       (int)type.len, type.data);
+    if (tp_span_is(type, "linear"))
+        rope->type = TP_ROPE_LINEAR;
+    else if (tp_span_is(type, "yarn"))
+        TP_TRY(read_yarn(r));
     else if (!tp_span_is(type, "none"))
-        return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s: \"%.*s\" is not supported; available: none, linear, yarn", tp_gguf_path(r->file), key, (int)type.len,
-                       type.data);
+        return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s: \"%.*s\" is not supported; available: none, linear, yarn",
+                       tp_gguf_path(r->file), key, (int)type.len, type.data);
     return read_factors(r);
 }
 
@@ -172,10 +187,12 @@ static tp_status read_window(const struct reader *r)
 {
     tp_model_config *c = r->config;
     char key[KEY_BYTES];
-    TP_TRY(tp_gguf_need_i64(r->ctx, r->file, key_of(r, "attention.sliding_window", key), false, 0, TP_LIMIT_POSITIONS, &c->window));
+    TP_TRY(tp_gguf_need_i64(r->ctx, r->file, key_of(r, "attention.sliding_window", key), false, 0, TP_LIMIT_POSITIONS,
+                            &c->window));
     if (c->window == 0) return TP_OK;
     if (c->family != TP_FAMILY_LLAMA)
-        return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s: a sliding window is not supported for this architecture", tp_gguf_path(r->file), key);
+        return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s: a sliding window is not supported for this architecture",
+                       tp_gguf_path(r->file), key);
     c->family = TP_FAMILY_MISTRAL;
     c->slides = tp_alloc(r->ctx, (size_t)c->n_layers, 1);
     if (c->slides == NULL) return TP_NOMEM;
@@ -217,7 +234,8 @@ static tp_status read_ids(const struct reader *r)
 /* Packed files have no dtype that transformers could name; bf16 is what their models were trained in. */
 static tp_dtype stated_dtype(const struct reader *r)
 {
-    const tp_gguf_tensor *t = tp_gguf_tensor_find(r->file, r->config->family == TP_FAMILY_GPT2 ? "blk.0.attn_qkv.weight" : "blk.0.attn_q.weight");
+    const tp_gguf_tensor *t =
+        tp_gguf_tensor_find(r->file, r->config->family == TP_FAMILY_GPT2 ? "blk.0.attn_qkv.weight" : "blk.0.attn_q.weight");
     return t != NULL && t->type == TP_GGML_F32 ? TP_F32 : t != NULL && t->type == TP_GGML_F16 ? TP_F16 : TP_BF16;
 }
 
@@ -230,7 +248,8 @@ static tp_status read_all(struct reader *r)
     TP_TRY(refuse_more_than_one(r, key_of(r, "expert_count", key), "mixtures of experts are not supported"));
     TP_TRY(read_sizes(r));
     c->norm_eps = 1e-5;
-    TP_TRY(need_f64(r, c->family == TP_FAMILY_GPT2 ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 0, 1, &c->norm_eps));
+    TP_TRY(need_f64(r, c->family == TP_FAMILY_GPT2 ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 0, 1,
+                    &c->norm_eps));
     c->initializer_range = 0.02;
     read_biases(r);
     TP_TRY(read_ids(r));

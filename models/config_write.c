@@ -22,8 +22,10 @@ static void integer(tp_buf *out, const char *name, int64_t value)
 static void id(tp_buf *out, const char *name, int64_t value)
 {
     key(out, name);
-    if (value >= 0) tp_buf_printf(out, "%lld", (long long)value);
-    else tp_buf_text(out, "null");
+    if (value >= 0)
+        tp_buf_printf(out, "%lld", (long long)value);
+    else
+        tp_buf_text(out, "null");
 }
 
 static void boolean(tp_buf *out, const char *name, bool value)
@@ -44,7 +46,10 @@ static void number(tp_buf *out, const char *name, double value)
     tp_json_write_f64(out, value, 17);
 }
 
-static const char *dtype_name(tp_dtype dtype) { return dtype == TP_BF16 ? "bfloat16" : dtype == TP_F16 ? "float16" : "float32"; }
+static const char *dtype_name(tp_dtype dtype)
+{
+    return dtype == TP_BF16 ? "bfloat16" : dtype == TP_F16 ? "float16" : "float32";
+}
 
 static void eos(tp_buf *out, const tp_model_config *c)
 {
@@ -59,7 +64,10 @@ static void eos(tp_buf *out, const tp_model_config *c)
 
 /* ---- rotary parameters, one member a line inside the object ---- */
 
-static void rope_key(tp_buf *out, const char *name) { tp_buf_printf(out, ",\n    \"%s\": ", name); }
+static void rope_key(tp_buf *out, const char *name)
+{
+    tp_buf_printf(out, ",\n    \"%s\": ", name);
+}
 
 static void rope_number(tp_buf *out, const char *name, double value)
 {
@@ -79,8 +87,9 @@ static void rope_list(tp_buf *out, const char *name, const float *values, int64_
 
 static void rope(tp_buf *out, const tp_model_config *c)
 {
-    static const char *const names[] = {[TP_ROPE_DEFAULT] = "default", [TP_ROPE_LINEAR] = "linear",   [TP_ROPE_DYNAMIC] = "dynamic", [TP_ROPE_YARN] = "yarn",
-                                        [TP_ROPE_LLAMA3] = "llama3",   [TP_ROPE_FACTORS] = "longrope", [TP_ROPE_LONGROPE] = "longrope"};
+    static const char *const names[] = {
+        [TP_ROPE_DEFAULT] = "default", [TP_ROPE_LINEAR] = "linear",    [TP_ROPE_DYNAMIC] = "dynamic",  [TP_ROPE_YARN] = "yarn",
+        [TP_ROPE_LLAMA3] = "llama3",   [TP_ROPE_FACTORS] = "longrope", [TP_ROPE_LONGROPE] = "longrope"};
     const tp_rope_config *r = &c->rope;
     int64_t half = c->head_dim / 2;
     key(out, "rope_parameters");
@@ -169,8 +178,10 @@ void tp_config_write_json(const tp_model_config *c, tp_buf *out)
     id(out, "bos_token_id", c->bos_id);
     text(out, "dtype", dtype_name(c->dtype));
     eos(out, c);
-    if (c->family == TP_FAMILY_GPT2) write_gpt2(c, out);
-    else write_llama_kind(c, out);
+    if (c->family == TP_FAMILY_GPT2)
+        write_gpt2(c, out);
+    else
+        write_llama_kind(c, out);
     number(out, "initializer_range", c->initializer_range);
     text(out, "model_type", c->model_type);
     id(out, "pad_token_id", c->pad_id);

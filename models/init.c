@@ -22,9 +22,9 @@
 #include "models/parallel.h"
 
 #define QUANTILES 65536
-#define BLOCK 8                    /* weights of one generator block */
-#define BUFFER ((int64_t)8 << 20)  /* weights of a buffer */
-#define PIECE ((int64_t)1 << 18)   /* weights of a thread's turn */
+#define BLOCK     8                  /* weights of one generator block */
+#define BUFFER    ((int64_t)8 << 20) /* weights of a buffer */
+#define PIECE     ((int64_t)1 << 18) /* weights of a thread's turn */
 
 /* One run. */
 struct init {
@@ -33,13 +33,13 @@ struct init {
     const char *folder; /* staging */
     uint64_t seed;
     tp_dtype dtype;
-    size_t size;     /* bytes of a value */
+    size_t size; /* bytes of a value */
     int threads;
     tp_part *parts;
     size_t n_parts;
-    int *shard_of;   /* [n_parts] */
+    int *shard_of; /* [n_parts] */
     int n_shards;
-    size_t *order;   /* [n_parts] parts by shard and name: the order of the files */
+    size_t *order;                 /* [n_parts] parts by shard and name: the order of the files */
     unsigned char *normal, one[4]; /* table of values in dtype; 1 in dtype */
     unsigned char *buffers[2];
 };
@@ -123,8 +123,10 @@ static void fill_normal(const struct init *in, const struct chunk *c, int64_t fi
 static void fill_piece(const struct init *in, const struct chunk *c, int64_t first)
 {
     int64_t n = c->n - first < PIECE ? c->n - first : PIECE;
-    if (c->part->role == TP_PART_WEIGHT) fill_normal(in, c, first, n);
-    else if (c->part->role == TP_PART_BIAS) memset(c->bytes + (size_t)first * in->size, 0, (size_t)n * in->size);
+    if (c->part->role == TP_PART_WEIGHT)
+        fill_normal(in, c, first, n);
+    else if (c->part->role == TP_PART_BIAS)
+        memset(c->bytes + (size_t)first * in->size, 0, (size_t)n * in->size);
     else
         for (int64_t i = first; i < first + n; i++) memcpy(c->bytes + (size_t)i * in->size, in->one, in->size);
 }
@@ -134,11 +136,14 @@ static void run_item(void *state, int64_t item, int worker)
 {
     struct turn *t = state;
     (void)worker;
-    if (item > 0) fill_piece(t->in, t->fill, (item - 1) * PIECE);
-    else if (t->write != NULL) t->written = tp_safetensors_write(t->in->ctx, t->writer, t->write->bytes, (size_t)t->write->n * t->in->size);
+    if (item > 0)
+        fill_piece(t->in, t->fill, (item - 1) * PIECE);
+    else if (t->write != NULL)
+        t->written = tp_safetensors_write(t->in->ctx, t->writer, t->write->bytes, (size_t)t->write->n * t->in->size);
 }
 
-static tp_status run_turn(const struct init *in, tp_safetensors_writer *writer, const struct chunk *fill, const struct chunk *write)
+static tp_status run_turn(const struct init *in, tp_safetensors_writer *writer, const struct chunk *fill,
+                          const struct chunk *write)
 {
     struct turn turn = {in, fill, write, writer, TP_OK};
     int64_t pieces = fill != NULL ? (fill->n + PIECE - 1) / PIECE : 0;
@@ -148,7 +153,10 @@ static tp_status run_turn(const struct init *in, tp_safetensors_writer *writer, 
 
 /* ---- shards ---- */
 
-static uint64_t part_bytes(const struct init *in, const tp_part *part) { return (uint64_t)part->rows * (uint64_t)part->cols * in->size; }
+static uint64_t part_bytes(const struct init *in, const tp_part *part)
+{
+    return (uint64_t)part->rows * (uint64_t)part->cols * in->size;
+}
 
 /* Greedy, in the order of the live model. */
 static tp_status plan_shards(struct init *in)
@@ -181,8 +189,10 @@ static int by_file_order(const void *a, const void *b, void *user)
 
 static void shard_name(const struct init *in, int shard, char out[64])
 {
-    if (in->n_shards == 1) snprintf(out, 64, "model.safetensors");
-    else snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, in->n_shards);
+    if (in->n_shards == 1)
+        snprintf(out, 64, "model.safetensors");
+    else
+        snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, in->n_shards);
 }
 
 static tp_status declare(const struct init *in, tp_safetensors_writer *writer, size_t begin, size_t end)
@@ -206,7 +216,8 @@ static tp_status write_tensors(const struct init *in, tp_safetensors_writer *wri
         int64_t total = part->rows * part->cols;
         for (int64_t first = 0; first < total; first += BUFFER, turn ^= 1) {
             struct chunk *next = &chunks[turn];
-            *next = (struct chunk){part, (uint32_t)in->order[i], first, total - first < BUFFER ? total - first : BUFFER, in->buffers[turn]};
+            *next = (struct chunk){part, (uint32_t)in->order[i], first, total - first < BUFFER ? total - first : BUFFER,
+                                   in->buffers[turn]};
             TP_TRY(run_turn(in, writer, next, ready));
             ready = next;
         }
@@ -315,11 +326,17 @@ static tp_status write_folder(tp_ctx *ctx, const tp_model_config *config, const 
     tp_status status = tp_buf_status(ctx, &staging, out);
     if (status == TP_OK) status = tp_folder_make(ctx, staging.data);
     if (status == TP_OK) {
-        struct init in = {.ctx = ctx, .config = config, .folder = staging.data, .seed = seed, .dtype = dtype, .size = tp_dtype_bytes(dtype),
+        struct init in = {.ctx = ctx,
+                          .config = config,
+                          .folder = staging.data,
+                          .seed = seed,
+                          .dtype = dtype,
+                          .size = tp_dtype_bytes(dtype),
                           .threads = usable_threads(ctx)};
         status = write_all(&in);
         free_all(&in);
-        if (status == TP_OK && rename(staging.data, out) != 0) status = tp_fail(ctx, TP_IO_WRITE, "%s: %s", out, strerror(errno));
+        if (status == TP_OK && rename(staging.data, out) != 0)
+            status = tp_fail(ctx, TP_IO_WRITE, "%s: %s", out, strerror(errno));
         if (status != TP_OK) {
             tp_ctx ignored; /* the first error is the one to report */
             tp_ctx_init(&ignored);

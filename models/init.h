@@ -13,6 +13,7 @@
  * buffers, never the model. The folder appears when it is complete.
  * Normal numbers are drawn from 65536 quantiles, which is finer than bf16 tells apart; none lies beyond 4.4 deviations.
  * INVALID (folder exists, dtype), IO_READ, FORMAT, UNSUPPORTED (configuration), IO_WRITE, NOMEM. */
-TP_API tp_status tp_model_init(tp_ctx *ctx, const char *config_path, const char *out_folder, uint64_t seed, tp_dtype dtype) TP_MUST_CHECK;
+TP_API tp_status tp_model_init(tp_ctx *ctx, const char *config_path, const char *out_folder, uint64_t seed,
+                               tp_dtype dtype) TP_MUST_CHECK;
 
 #endif

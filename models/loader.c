@@ -14,9 +14,9 @@
 #include "models/scan.h"
 #include "models/source.h"
 
-#define SAMPLE 4096      /* bytes of each end of a tensor that the fingerprint sees */
-#define VECTOR_ALIGN 64  /* values: each vector begins at a multiple of 256 bytes */
-#define LISTED_MISSING 5 /* names in the message about missing tensors */
+#define SAMPLE         4096 /* bytes of each end of a tensor that the fingerprint sees */
+#define ALIGN          256  /* bytes between the beginnings of what shares a block */
+#define LISTED_MISSING 5    /* names in the message about missing tensors */
 
 /* A model under construction. */
 struct opening {
@@ -29,7 +29,10 @@ struct opening {
     size_t n, n_transfers;
 };
 
-static void *nowhere(void) { return (void *)(uintptr_t)4096; }
+static void *nowhere(void)
+{
+    return (void *)(uintptr_t)4096;
+}
 
 static tp_format_id held_format(tp_format_id stored, tp_dtype precision)
 {
@@ -45,12 +48,14 @@ static tp_status check_missing(const struct opening *o)
     tp_buf_init(&names, TP_MESSAGE_BYTES / 2);
     for (size_t i = 0; i < o->n; i++) {
         if (o->stored[i].name != NULL) continue;
-        if (missing++ < LISTED_MISSING) tp_buf_printf(&names, "%s%s", missing > 1 ? ", " : "", o->model->store->gguf != NULL ? o->parts[i].gguf : o->parts[i].name);
+        if (missing++ < LISTED_MISSING)
+            tp_buf_printf(&names, "%s%s", missing > 1 ? ", " : "",
+                          o->model->store->gguf != NULL ? o->parts[i].gguf : o->parts[i].name);
     }
     tp_status status = tp_buf_status(o->ctx, &names, "names of missing tensors");
     if (status == TP_OK && missing > 0)
-        status = tp_fail(o->ctx, TP_FORMAT, "%s: %zu tensor%s missing: %s%s", o->model->path, missing, missing == 1 ? " is" : "s are", tp_buf_cstr(&names),
-                         missing > LISTED_MISSING ? ", ..." : "");
+        status = tp_fail(o->ctx, TP_FORMAT, "%s: %zu tensor%s missing: %s%s", o->model->path, missing,
+                         missing == 1 ? " is" : "s are", tp_buf_cstr(&names), missing > LISTED_MISSING ? ", ..." : "");
     tp_buf_free(&names);
     return status;
 }
@@ -58,7 +63,8 @@ static tp_status check_missing(const struct opening *o)
 static const char *shape_text(const int64_t *shape, int rank, char out[128])
 {
     size_t used = (size_t)snprintf(out, 128, "[");
-    for (int d = 0; d < rank && used < 100; d++) used += (size_t)snprintf(out + used, 128 - used, "%s%lld", d > 0 ? ", " : "", (long long)shape[d]);
+    for (int d = 0; d < rank && used < 100; d++)
+        used += (size_t)snprintf(out + used, 128 - used, "%s%lld", d > 0 ? ", " : "", (long long)shape[d]);
     snprintf(out + used, 128 - used, "]");
     return out;
 }
@@ -71,13 +77,15 @@ static tp_status check_tensor(tp_ctx *ctx, const tp_part *part, const tp_stored 
     if (!matrix) shape[0] = part->cols;
     int rank = matrix ? 2 : 1;
     if (s->rank != rank || memcmp(s->shape, shape, (size_t)rank * sizeof *shape) != 0)
-        return tp_fail(ctx, TP_SHAPE, "%s: %s: shape %s, the configuration needs %s", tp_file_path(s->file), s->name, shape_text(s->shape, s->rank, found),
-                       shape_text(shape, rank, wanted));
+        return tp_fail(ctx, TP_SHAPE, "%s: %s: shape %s, the configuration needs %s", tp_file_path(s->file), s->name,
+                       shape_text(s->shape, s->rank, found), shape_text(shape, rank, wanted));
     if (s->format == TP_FORMAT_COUNT)
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: %s: tensors of type %s are not supported; available: F32, BF16, F16, and Q8_0, Q4_0, Q4_1 in GGUF",
+        return tp_fail(ctx, TP_UNSUPPORTED,
+                       "%s: %s: tensors of type %s are not supported; available: F32, BF16, F16, and Q8_0, Q4_0, Q4_1 in GGUF",
                        tp_file_path(s->file), s->name, s->type);
     if (!matrix && !tp_formats[s->format].dense)
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: %s: a vector of type %s, expected F32, BF16 or F16", tp_file_path(s->file), s->name, s->type);
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: %s: a vector of type %s, expected F32, BF16 or F16", tp_file_path(s->file),
+                       s->name, s->type);
     return TP_OK;
 }
 
@@ -97,43 +105,80 @@ static bool interleaved(const struct opening *o, const tp_part *part)
     return part->rotary && o->model->store->gguf != NULL && (family == TP_FAMILY_LLAMA || family == TP_FAMILY_MISTRAL);
 }
 
-static tp_status place_matrix(struct opening *o, const tp_part *part, const tp_stored *s)
+static uint64_t matrix_bytes(const tp_matrix *w)
+{
+    return (uint64_t)w->rows * (uint64_t)w->cols / (uint64_t)tp_formats[w->format].block *
+           (uint64_t)tp_formats[w->format].block_bytes;
+}
+
+/* Everything but the address of what will be in memory of our own. */
+static void describe_matrix(struct opening *o, const tp_part *part, const tp_stored *s)
 {
     const tp_backend *backend = o->ctx->device->backend;
-    tp_model_store *store = o->model->store;
     tp_matrix *w = tp_part_matrix(o->model, part);
     tp_format_id held = held_format(s->format, o->options->precision);
-    uint64_t bytes = (uint64_t)part->rows * (uint64_t)part->cols / (uint64_t)tp_formats[held].block * (uint64_t)tp_formats[held].block_bytes;
-    *w = (tp_matrix){.format = held, .data = nowhere(), .rows = part->rows, .cols = part->cols, .transposed = s->transposed,
+    *w = (tp_matrix){.format = held,
+                     .rows = part->rows,
+                     .cols = part->cols,
+                     .transposed = s->transposed,
                      .rope_pairs = interleaved(o, part) ? (int32_t)o->model->config.head_dim : 0,
                      .round_bf16 = o->options->precision == TP_BF16 && !tp_formats[held].dense};
-    o->model->weight_bytes += bytes;
-    if (!backend->computes) return TP_OK;
-    const char *map = backend->host_memory && held == s->format ? tp_file_map(s->file) : NULL;
-    tp_transfer transfer = {.from = s, .to = held, .check = o->options->check_weights};
-    if (map != NULL) {
-        transfer.in_place = w->data = map + s->offset;
-        store->in_place = true;
-    } else {
-        w->data = transfer.memory = tp_store_alloc(o->ctx, store, (size_t)bytes);
-        if (transfer.memory == NULL) return tp_fail_in(o->ctx, "%s", s->name);
+    o->model->weight_bytes += matrix_bytes(w);
+    if (!backend->computes) w->data = nowhere();
+    if (!backend->computes || !backend->host_memory || held != s->format) return;
+    const char *map = tp_file_map(s->file);
+    if (map == NULL) return;
+    w->data = map + s->offset;
+    o->model->store->in_place = true;
+}
+
+static uint64_t own_bytes(const tp_matrix *w)
+{
+    return w->data == NULL ? (matrix_bytes(w) + ALIGN - 1) / ALIGN * ALIGN : 0;
+}
+
+/* One block for all matrices that are not used in place, so that the system can give it large pages. */
+static tp_status add_transfers(struct opening *o)
+{
+    uint64_t total = 0;
+    for (size_t i = 0; i < o->n; i++)
+        if (o->parts[i].role == TP_PART_WEIGHT) total += own_bytes(tp_part_matrix(o->model, &o->parts[i]));
+    char *memory = total > 0 ? tp_store_alloc(o->ctx, o->model->store, (size_t)total) : NULL;
+    if (total > 0 && memory == NULL) return TP_NOMEM;
+    for (size_t i = 0; i < o->n; i++) {
+        if (o->parts[i].role != TP_PART_WEIGHT) continue;
+        tp_matrix *w = tp_part_matrix(o->model, &o->parts[i]);
+        tp_transfer transfer = {
+            .from = &o->stored[i], .in_place = w->data, .to = w->format, .check = o->options->check_weights};
+        if (w->data == NULL) {
+            transfer.memory = memory;
+            memory += own_bytes(w);
+            w->data = transfer.memory;
+        }
+        if (transfer.memory != NULL || transfer.check) o->transfers[o->n_transfers++] = transfer;
     }
-    if (transfer.memory != NULL || transfer.check) o->transfers[o->n_transfers++] = transfer;
     return TP_OK;
 }
 
 static tp_status place_matrices(struct opening *o)
 {
+    for (size_t i = 0; i < o->n; i++)
+        if (o->parts[i].role == TP_PART_WEIGHT) describe_matrix(o, &o->parts[i], &o->stored[i]);
+    if (!o->ctx->device->backend->computes) return TP_OK;
     o->transfers = tp_alloc(o->ctx, o->n, sizeof *o->transfers);
     if (o->transfers == NULL) return TP_NOMEM;
-    for (size_t i = 0; i < o->n; i++)
-        if (o->parts[i].role == TP_PART_WEIGHT) TP_TRY(place_matrix(o, &o->parts[i], &o->stored[i]));
+    TP_TRY(add_transfers(o));
     return tp_store_transfer(o->ctx, o->transfers, o->n_transfers);
 }
 
 /* ---- norms and biases ---- */
 
-static size_t padded(int64_t n) { return ((size_t)n + VECTOR_ALIGN - 1) / VECTOR_ALIGN * VECTOR_ALIGN; }
+/* Values that a vector takes. */
+static size_t padded(int64_t n)
+{
+    const size_t step = ALIGN / sizeof(float);
+    return ((size_t)n + step - 1) / step * step;
+}
 
 /* Back to the order of the live model. */
 static tp_status unpermute(tp_ctx *ctx, float *values, int64_t n, int32_t head_dim)
@@ -184,7 +229,8 @@ static tp_status place_vectors(struct opening *o)
     }
     for (size_t i = 0; i < o->n; i++) {
         if (o->parts[i].role == TP_PART_WEIGHT) continue;
-        *tp_part_vector(o->model, &o->parts[i]) = tp_parameter(NULL, 1, o->parts[i].cols, computes ? memory + at : memory, NULL);
+        *tp_part_vector(o->model, &o->parts[i]) =
+            tp_parameter(NULL, 1, o->parts[i].cols, computes ? memory + at : memory, NULL);
         at += padded(o->parts[i].cols);
     }
     o->model->weight_bytes += total * sizeof(float);
@@ -245,8 +291,10 @@ static tp_status finish(struct opening *o, tp_status status, tp_model **model)
     tp_free(o->parts);
     tp_free(o->stored);
     tp_free(o->transfers);
-    if (status == TP_OK) *model = o->model;
-    else tp_model_free(o->model);
+    if (status == TP_OK)
+        *model = o->model;
+    else
+        tp_model_free(o->model);
     return status;
 }
 
@@ -285,7 +333,8 @@ static void pretend_stored(struct opening *o)
     tp_dtype dtype = o->model->config.dtype;
     tp_format_id format = dtype == TP_BF16 ? TP_FORMAT_BF16 : dtype == TP_F16 ? TP_FORMAT_F16 : TP_FORMAT_F32;
     for (size_t i = 0; i < o->n; i++)
-        o->stored[i] = (tp_stored){.name = o->parts[i].name, .format = format, .transposed = o->parts[i].conv1d && o->parts[i].role == TP_PART_WEIGHT};
+        o->stored[i] = (tp_stored){
+            .name = o->parts[i].name, .format = format, .transposed = o->parts[i].conv1d && o->parts[i].role == TP_PART_WEIGHT};
 }
 
 static tp_status shape_parts(struct opening *o)

@@ -27,8 +27,13 @@ static tp_status open_file(tp_ctx *ctx, const char *path, tp_model_store *store,
 static tp_stored stored_of(const tp_gguf *gguf, const tp_gguf_tensor *t)
 {
     const char *type = tp_ggml_type_name(t->type);
-    tp_stored s = {.name = t->name, .file = tp_gguf_file(gguf), .offset = t->offset, .bytes = t->bytes, .type = type != NULL ? type : "unknown",
-                   .format = format_of(t->type), .rank = t->rank};
+    tp_stored s = {.name = t->name,
+                   .file = tp_gguf_file(gguf),
+                   .offset = t->offset,
+                   .bytes = t->bytes,
+                   .type = type != NULL ? type : "unknown",
+                   .format = format_of(t->type),
+                   .rank = t->rank};
     memcpy(s.shape, t->shape, sizeof t->shape);
     return s;
 }
@@ -49,12 +54,15 @@ static tp_status note_unused(tp_ctx *ctx, const tp_gguf *gguf, const tp_stored *
         if (tp_map_get(used, tp_span_of(name), &value)) continue;
         if (unused++ == 0) first = name;
     }
-    if (unused > 0) tp_note(ctx, "%zu tensor%s not part of the network: ignored, the first is %s", unused, unused == 1 ? " is" : "s are", first);
+    if (unused > 0)
+        tp_note(ctx, "%zu tensor%s not part of the network: ignored, the first is %s", unused, unused == 1 ? " is" : "s are",
+                first);
     tp_map_free(used);
     return status;
 }
 
-static tp_status locate(tp_ctx *ctx, tp_model_store *store, const tp_model_config *config, const tp_part *parts, size_t n, tp_stored *stored)
+static tp_status locate(tp_ctx *ctx, tp_model_store *store, const tp_model_config *config, const tp_part *parts, size_t n,
+                        tp_stored *stored)
 {
     (void)config;
     for (size_t i = 0; i < n; i++) {

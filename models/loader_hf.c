@@ -8,7 +8,7 @@
 #include "models/source.h"
 
 #define INDEX_BYTES ((size_t)64 << 20)
-#define INDEX_NAME "model.safetensors.index.json"
+#define INDEX_NAME  "model.safetensors.index.json"
 #define SINGLE_NAME "model.safetensors"
 
 /* ---- the tensor directory ---- */
@@ -19,7 +19,9 @@ static tp_status list_shard(tp_ctx *ctx, tp_model_store *store, const tp_safeten
         const tp_entry *entry = tp_safetensors_at(shard, i);
         bool twice;
         TP_TRY(tp_map_put(ctx, store->names, tp_span_of(entry->name), (int64_t)store->n_listed, &twice));
-        if (twice) return tp_fail(ctx, TP_FORMAT, "%s: %s: this tensor stands in another shard too", tp_safetensors_path(shard), entry->name);
+        if (twice)
+            return tp_fail(ctx, TP_FORMAT, "%s: %s: this tensor stands in another shard too", tp_safetensors_path(shard),
+                           entry->name);
         store->listed[store->n_listed++] = (struct tp_listed){shard, entry, false};
     }
     return TP_OK;
@@ -83,7 +85,8 @@ static tp_status collect_files(struct index *x)
         int64_t known;
         if (tp_json_type_of(value) != TP_JSON_STRING || name.len == 0 || memchr(name.data, '\0', name.len) != NULL)
             return index_error(x, value, "weight_map: expected the name of a file");
-        if (!tp_map_get(x->files, name, &known)) TP_TRY(tp_map_put(x->ctx, x->files, name, (int64_t)tp_map_count(x->files), NULL));
+        if (!tp_map_get(x->files, name, &known))
+            TP_TRY(tp_map_put(x->ctx, x->files, name, (int64_t)tp_map_count(x->files), NULL));
     }
     return TP_OK;
 }
@@ -113,10 +116,11 @@ static tp_status check_weight_map(const struct index *x, const tp_model_store *s
         tp_span name = tp_json_key_at(x->weights, i), file = tp_json_string(tp_json_at(x->weights, i));
         int64_t listed, shard;
         if (!tp_map_get(store->names, name, &listed))
-            return index_error(x, tp_json_at(x->weights, i), "%.*s is not in %.*s", (int)name.len, name.data, (int)file.len, file.data);
+            return index_error(x, tp_json_at(x->weights, i), "%.*s is not in %.*s", (int)name.len, name.data, (int)file.len,
+                               file.data);
         if (!tp_map_get(x->files, file, &shard) || store->listed[listed].shard != store->shards[shard])
-            return index_error(x, tp_json_at(x->weights, i), "%.*s is not in %.*s but in %s", (int)name.len, name.data, (int)file.len, file.data,
-                               tp_safetensors_path(store->listed[listed].shard));
+            return index_error(x, tp_json_at(x->weights, i), "%.*s is not in %.*s but in %s", (int)name.len, name.data,
+                               (int)file.len, file.data, tp_safetensors_path(store->listed[listed].shard));
     }
     return TP_OK;
 }
@@ -125,7 +129,8 @@ static tp_status read_index(struct index *x, tp_model_store *store)
 {
     x->weights = tp_json_get(tp_json_root(x->doc), "weight_map");
     if (tp_json_type_of(x->weights) != TP_JSON_OBJECT || tp_json_count(x->weights) == 0)
-        return index_error(x, x->weights != NULL ? x->weights : tp_json_root(x->doc), "weight_map: expected an object with tensor names and files");
+        return index_error(x, x->weights != NULL ? x->weights : tp_json_root(x->doc),
+                           "weight_map: expected an object with tensor names and files");
     x->files = tp_map_new(x->ctx, true);
     if (x->files == NULL) return TP_NOMEM;
     TP_TRY(collect_files(x));
@@ -167,9 +172,11 @@ static tp_status open_weights(tp_ctx *ctx, const char *folder, tp_model_store *s
     if (status != TP_OK) return status;
     if (!single && sharded) return open_sharded(ctx, folder, store);
     if (!single && pickle)
-        return tp_fail(ctx, TP_UNSUPPORTED,
-                       "%s: only pickle weights (pytorch_model.bin), which are programs and never read; convert them in Python: "
-                       "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)", folder);
+        return tp_fail(
+            ctx, TP_UNSUPPORTED,
+            "%s: only pickle weights (pytorch_model.bin), which are programs and never read; convert them in Python: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
+            folder);
     if (!single) return tp_fail(ctx, TP_IO_READ, "%s: has neither %s nor %s", folder, SINGLE_NAME, INDEX_NAME);
     store->shards = tp_alloc(ctx, 1, sizeof(tp_safetensors *));
     if (store->shards == NULL) return TP_NOMEM;
@@ -192,7 +199,10 @@ static tp_status open_config(tp_ctx *ctx, const char *folder, tp_model_config *c
 
 /* ---- tied embeddings ---- */
 
-static const char *prefix_of(const tp_model_config *config) { return config->family == TP_FAMILY_GPT2 ? "transformer." : "model."; }
+static const char *prefix_of(const tp_model_config *config)
+{
+    return config->family == TP_FAMILY_GPT2 ? "transformer." : "model.";
+}
 
 static struct tp_listed *find_part(const tp_model_store *store, const tp_model_config *config, const char *name)
 {
@@ -212,7 +222,8 @@ static tp_status same_bytes(tp_ctx *ctx, const struct tp_listed *a, const struct
     for (uint64_t at = 0; status == TP_OK && *same && at < a->entry->bytes; at += STEP) {
         size_t n = (size_t)(a->entry->bytes - at < STEP ? a->entry->bytes - at : STEP);
         status = tp_file_pread(ctx, tp_safetensors_file(a->shard), a->entry->offset + at, buffer, n);
-        if (status == TP_OK) status = tp_file_pread(ctx, tp_safetensors_file(b->shard), b->entry->offset + at, buffer + STEP, n);
+        if (status == TP_OK)
+            status = tp_file_pread(ctx, tp_safetensors_file(b->shard), b->entry->offset + at, buffer + STEP, n);
         *same = status == TP_OK && memcmp(buffer, buffer + STEP, n) == 0;
     }
     tp_free(buffer);
@@ -247,14 +258,23 @@ static tp_status open_folder(tp_ctx *ctx, const char *path, tp_model_store *stor
 
 static tp_format_id format_of(tp_dtype dtype)
 {
-    return dtype == TP_F32 ? TP_FORMAT_F32 : dtype == TP_BF16 ? TP_FORMAT_BF16 : dtype == TP_F16 ? TP_FORMAT_F16 : TP_FORMAT_COUNT;
+    return dtype == TP_F32    ? TP_FORMAT_F32
+           : dtype == TP_BF16 ? TP_FORMAT_BF16
+           : dtype == TP_F16  ? TP_FORMAT_F16
+                              : TP_FORMAT_COUNT;
 }
 
 static tp_stored stored_of(const struct tp_listed *listed, bool transposed)
 {
     const tp_entry *e = listed->entry;
-    tp_stored s = {.name = e->name, .file = tp_safetensors_file(listed->shard), .offset = e->offset, .bytes = e->bytes,
-                   .type = tp_dtype_name(e->dtype), .format = format_of(e->dtype), .rank = e->rank, .transposed = transposed};
+    tp_stored s = {.name = e->name,
+                   .file = tp_safetensors_file(listed->shard),
+                   .offset = e->offset,
+                   .bytes = e->bytes,
+                   .type = tp_dtype_name(e->dtype),
+                   .format = format_of(e->dtype),
+                   .rank = e->rank,
+                   .transposed = transposed};
     memcpy(s.shape, e->shape, sizeof s.shape);
     return s;
 }
@@ -262,7 +282,8 @@ static tp_stored stored_of(const struct tp_listed *listed, bool transposed)
 /* Buffers that older files carry along: causal masks and rotary tables. */
 static bool is_buffer(const char *name)
 {
-    return tp_ends_with(name, ".attn.bias") || tp_ends_with(name, ".attn.masked_bias") || tp_ends_with(name, ".rotary_emb.inv_freq");
+    return tp_ends_with(name, ".attn.bias") || tp_ends_with(name, ".attn.masked_bias") ||
+           tp_ends_with(name, ".rotary_emb.inv_freq");
 }
 
 static void note_unused(const tp_ctx *ctx, const tp_model_store *store)
@@ -273,10 +294,12 @@ static void note_unused(const tp_ctx *ctx, const tp_model_store *store)
         if (store->listed[i].used || is_buffer(store->listed[i].entry->name)) continue;
         if (n++ == 0) first = store->listed[i].entry->name;
     }
-    if (n > 0) tp_note(ctx, "%zu tensor%s not part of the network: ignored, the first is %s", n, n == 1 ? " is" : "s are", first);
+    if (n > 0)
+        tp_note(ctx, "%zu tensor%s not part of the network: ignored, the first is %s", n, n == 1 ? " is" : "s are", first);
 }
 
-static tp_status locate(tp_ctx *ctx, tp_model_store *store, const tp_model_config *config, const tp_part *parts, size_t n, tp_stored *stored)
+static tp_status locate(tp_ctx *ctx, tp_model_store *store, const tp_model_config *config, const tp_part *parts, size_t n,
+                        tp_stored *stored)
 {
     for (size_t i = 0; i < n; i++) {
         struct tp_listed *found = find_part(store, config, parts[i].name);

@@ -11,7 +11,10 @@
 #define PI 3.14159265358979323846
 
 /* theta^(2i/d) */
-static float period(double theta, int64_t i, int64_t dim) { return powf((float)theta, (float)(2 * i) / (float)dim); }
+static float period(double theta, int64_t i, int64_t dim)
+{
+    return powf((float)theta, (float)(2 * i) / (float)dim);
+}
 
 static void plain(double theta, int64_t dim, float *f)
 {
@@ -35,12 +38,17 @@ static void llama3(const tp_rope_config *rope, int64_t half, float *f)
     for (int64_t i = 0; i < half; i++) {
         float wavelength = (float)(2 * PI) / f[i];
         float smooth = ((float)context / wavelength - low) / (float)(rope->high_freq_factor - rope->low_freq_factor);
-        if (wavelength > longest) f[i] /= factor;
-        else if (!(wavelength < shortest)) f[i] = (1 - smooth) * f[i] / factor + smooth * f[i];
+        if (wavelength > longest)
+            f[i] /= factor;
+        else if (!(wavelength < shortest))
+            f[i] = (1 - smooth) * f[i] / factor + smooth * f[i];
     }
 }
 
-static double yarn_magnitude(double factor, double weight) { return factor <= 1 ? 1 : 0.1 * weight * log(factor) + 1; }
+static double yarn_magnitude(double factor, double weight)
+{
+    return factor <= 1 ? 1 : 0.1 * weight * log(factor) + 1;
+}
 
 /* Channel whose wave turns `turns` times over the trained context. */
 static double yarn_channel(const tp_rope_config *rope, double turns, int64_t dim)

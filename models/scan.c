@@ -1,54 +1,77 @@
-/* The loops run over chunks of fixed length, which compilers turn into vector code; the place of a hit is looked for afterwards. */
+/* The loops run over chunks of fixed length, which compilers turn into vector code; the place of a hit is looked for
+ * afterwards. Each loop is compiled twice, for AVX2 and for any machine, from one source. */
 #include "models/scan.h"
 
 #include <string.h>
 
 #define CHUNK 512
 
-/* ---- NaN and infinities ---- */
+/* Files put tensors at any address. */
+typedef uint32_t unaligned32 __attribute__((aligned(1), may_alias));
+typedef uint16_t unaligned16 __attribute__((aligned(1), may_alias));
 
-/* All bits of the exponent set. */
-static bool bad32(uint32_t bits) { return (bits & 0x7f800000u) == 0x7f800000u; }
-static bool bad_bf16(uint16_t bits) { return (bits & 0x7f80u) == 0x7f80u; }
-static bool bad_f16(uint16_t bits) { return (bits & 0x7c00u) == 0x7c00u; }
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__)
+#define TWICE(result, name, parameters, arguments)                                                                             \
+    __attribute__((target("avx2"))) static result name##_avx2 parameters                                                       \
+    {                                                                                                                          \
+        return name##_body arguments;                                                                                          \
+    }                                                                                                                          \
+    static result name##_any parameters                                                                                        \
+    {                                                                                                                          \
+        return name##_body arguments;                                                                                          \
+    }                                                                                                                          \
+    static result name parameters                                                                                              \
+    {                                                                                                                          \
+        return __builtin_cpu_supports("avx2") ? name##_avx2 arguments : name##_any arguments;                                  \
+    }
+#else
+#define TWICE(result, name, parameters, arguments)                                                                             \
+    static result name parameters                                                                                              \
+    {                                                                                                                          \
+        return name##_body arguments;                                                                                          \
+    }
+#endif
 
-static bool chunk_has_bad32(const unsigned char *p)
-{
-    uint32_t values[CHUNK], bad = 0;
-    memcpy(values, p, sizeof values);
-    for (int i = 0; i < CHUNK; i++) bad |= (uint32_t)((values[i] & 0x7f800000u) == 0x7f800000u);
-    return bad != 0;
-}
+/* ---- NaN and infinities: all bits of the exponent are set ---- */
 
-static bool chunk_has_bad16(const unsigned char *p, uint16_t exponent)
-{
-    uint16_t values[CHUNK], bad = 0;
-    memcpy(values, p, sizeof values);
-    for (int i = 0; i < CHUNK; i++) bad |= (uint16_t)((values[i] & exponent) == exponent);
-    return bad != 0;
-}
-
-static int64_t scan32(const unsigned char *p, size_t n)
+INLINE size_t finite_chunks32_body(const unaligned32 *p, size_t n)
 {
     size_t i = 0;
-    while (n - i >= CHUNK && !chunk_has_bad32(p + 4 * i)) i += CHUNK;
-    for (; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, p + 4 * i, 4);
-        if (bad32(bits)) return (int64_t)i;
+    for (; n - i >= CHUNK; i += CHUNK) {
+        uint32_t bad = 0;
+        for (size_t k = 0; k < CHUNK; k++) bad |= (uint32_t)((p[i + k] & 0x7f800000u) == 0x7f800000u);
+        if (bad != 0) break;
     }
+    return i;
+}
+
+INLINE size_t finite_chunks16_body(const unaligned16 *p, size_t n, uint16_t exponent)
+{
+    size_t i = 0;
+    for (; n - i >= CHUNK; i += CHUNK) {
+        uint16_t bad = 0;
+        for (size_t k = 0; k < CHUNK; k++) bad |= (uint16_t)((p[i + k] & exponent) == exponent);
+        if (bad != 0) break;
+    }
+    return i;
+}
+
+/* Values at the front that are finite, in whole chunks. */
+TWICE(size_t, finite_chunks32, (const unaligned32 *p, size_t n), (p, n))
+TWICE(size_t, finite_chunks16, (const unaligned16 *p, size_t n, uint16_t exponent), (p, n, exponent))
+
+static int64_t scan32(const unaligned32 *p, size_t n)
+{
+    for (size_t i = finite_chunks32(p, n); i < n; i++)
+        if ((p[i] & 0x7f800000u) == 0x7f800000u) return (int64_t)i;
     return -1;
 }
 
-static int64_t scan16(const unsigned char *p, size_t n, uint16_t exponent)
+static int64_t scan16(const unaligned16 *p, size_t n, uint16_t exponent)
 {
-    size_t i = 0;
-    while (n - i >= CHUNK && !chunk_has_bad16(p + 2 * i, exponent)) i += CHUNK;
-    for (; i < n; i++) {
-        uint16_t bits;
-        memcpy(&bits, p + 2 * i, 2);
-        if (exponent == 0x7c00u ? bad_f16(bits) : bad_bf16(bits)) return (int64_t)i;
-    }
+    for (size_t i = finite_chunks16(p, n, exponent); i < n; i++)
+        if ((p[i] & exponent) == exponent) return (int64_t)i;
     return -1;
 }
 
@@ -56,9 +79,8 @@ static int64_t scan16(const unsigned char *p, size_t n, uint16_t exponent)
 static int64_t scan_blocks(const unsigned char *p, size_t n, size_t block_bytes, int factors)
 {
     for (size_t i = 0; i < n; i++) {
-        uint16_t bits[2] = {0, 0};
-        memcpy(bits, p + i * block_bytes, (size_t)factors * 2);
-        if (bad_f16(bits[0]) || bad_f16(bits[1])) return (int64_t)i;
+        const unaligned16 *factor = (const void *)(p + i * block_bytes);
+        if ((factor[0] & 0x7c00u) == 0x7c00u || (factors == 2 && (factor[1] & 0x7c00u) == 0x7c00u)) return (int64_t)i;
     }
     return -1;
 }
@@ -81,7 +103,7 @@ int64_t tp_scan_finite(tp_format_id format, const void *data, size_t bytes)
 /* ---- to bf16 ---- */
 
 /* tp_f32_to_bf16 without a branch. */
-static uint16_t narrow(uint32_t bits)
+INLINE uint16_t narrow(uint32_t bits)
 {
     uint32_t nan = (uint32_t)0 - (uint32_t)((bits & 0x7fffffffu) > 0x7f800000u);
     uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1);
@@ -89,41 +111,39 @@ static uint16_t narrow(uint32_t bits)
 }
 
 /* Exact: f16's exponent is moved by a product with 2^112, which also normalises subnormals. */
-static uint32_t widen_f16(uint16_t h)
+INLINE uint32_t widen_f16(uint16_t h)
 {
     uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13, special = (uint32_t)0 - (uint32_t)((h & 0x7c00u) == 0x7c00u);
     uint32_t bits = tp_f32_bits(tp_f32_from_bits(magnitude) * 0x1p112f);
     return bits | (special & 0x7f800000u) | (uint32_t)(h & 0x8000u) << 16;
 }
 
-static void narrow_f32_chunk(const unsigned char *p, uint16_t *out)
+/* Converts in whole chunks and returns how many values that were. */
+INLINE size_t narrow_f32_chunks_body(const unaligned32 *restrict p, size_t n, uint16_t *restrict out)
 {
-    uint32_t in[CHUNK];
-    uint16_t values[CHUNK];
-    memcpy(in, p, sizeof in);
-    for (int i = 0; i < CHUNK; i++) values[i] = narrow(in[i]);
-    memcpy(out, values, sizeof values);
+    size_t i = 0;
+    for (; n - i >= CHUNK; i += CHUNK)
+        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow(p[i + k]);
+    return i;
 }
 
-static void narrow_f16_chunk(const unsigned char *p, uint16_t *out)
+INLINE size_t narrow_f16_chunks_body(const unaligned16 *restrict p, size_t n, uint16_t *restrict out)
 {
-    uint16_t in[CHUNK], values[CHUNK];
-    memcpy(in, p, sizeof in);
-    for (int i = 0; i < CHUNK; i++) values[i] = narrow(widen_f16(in[i]));
-    memcpy(out, values, sizeof values);
+    size_t i = 0;
+    for (; n - i >= CHUNK; i += CHUNK)
+        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow(widen_f16(p[i + k]));
+    return i;
 }
+
+TWICE(size_t, narrow_f32_chunks, (const unaligned32 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
+TWICE(size_t, narrow_f16_chunks, (const unaligned16 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
 
 void tp_narrow_to_bf16(tp_format_id from, const void *data, size_t n, uint16_t *out)
 {
-    const unsigned char *p = data;
-    size_t i = 0, size = from == TP_FORMAT_F32 ? 4 : 2;
-    for (; n - i >= CHUNK; i += CHUNK) {
-        if (from == TP_FORMAT_F32) narrow_f32_chunk(p + size * i, out + i);
-        else narrow_f16_chunk(p + size * i, out + i);
-    }
-    for (; i < n; i++) {
-        uint32_t bits = 0;
-        memcpy(&bits, p + size * i, size);
-        out[i] = narrow(from == TP_FORMAT_F32 ? bits : widen_f16((uint16_t)bits));
-    }
+    const unaligned32 *wide = data;
+    const unaligned16 *half = data;
+    if (from == TP_FORMAT_F32)
+        for (size_t i = narrow_f32_chunks(wide, n, out); i < n; i++) out[i] = narrow(wide[i]);
+    else
+        for (size_t i = narrow_f16_chunks(half, n, out); i < n; i++) out[i] = narrow(widen_f16(half[i]));
 }

@@ -24,7 +24,8 @@ tp_model_store *tp_store_new(tp_ctx *ctx)
 void tp_store_free(tp_model_store *store)
 {
     if (store == NULL) return;
-    for (size_t i = 0; i < store->n_owned; i++) store->device->backend->free(store->device, store->owned[i].memory, store->owned[i].bytes);
+    for (size_t i = 0; i < store->n_owned; i++)
+        store->device->backend->free(store->device, store->owned[i].memory, store->owned[i].bytes);
     for (size_t i = 0; i < store->n_shards; i++) tp_safetensors_close(store->shards[i]);
     if (store->gguf != NULL) tp_gguf_close(store->gguf);
     tp_map_free(store->names);
@@ -47,9 +48,9 @@ void *tp_store_alloc(tp_ctx *ctx, tp_model_store *store, size_t bytes)
 /* Concurrent pieces share nothing: each worker has its own error and buffers. */
 struct worker {
     tp_ctx ctx;
-    unsigned char *in;  /* PIECE bytes of the file */
-    uint16_t *out;      /* the same converted, where the device's memory is not the host's */
-    int64_t failed;     /* first piece that failed, or -1 */
+    unsigned char *in; /* PIECE bytes of the file */
+    uint16_t *out;     /* the same converted, where the device's memory is not the host's */
+    int64_t failed;    /* first piece that failed, or -1 */
 };
 
 struct job {
@@ -102,8 +103,10 @@ static tp_status run_piece(struct job *job, struct worker *w, int64_t piece)
     size_t low = 0, high = job->n; /* the transfer with first[low] <= piece < first[low + 1] */
     while (high - low > 1) {
         size_t middle = (low + high) / 2;
-        if (job->first[middle] <= piece) low = middle;
-        else high = middle;
+        if (job->first[middle] <= piece)
+            low = middle;
+        else
+            high = middle;
     }
     const tp_transfer *t = &job->list[low];
     uint64_t size = piece_bytes(t->from), done = (uint64_t)(piece - job->first[low]) * size;
@@ -182,7 +185,9 @@ tp_status tp_stored_read_f32(tp_ctx *ctx, const tp_stored *from, bool check, flo
     if (bytes == NULL) return TP_NOMEM;
     tp_status status = tp_file_pread(ctx, from->file, from->offset, bytes, n * size);
     int64_t bad = status == TP_OK && check ? tp_scan_finite(from->format, bytes, n * size) : -1;
-    if (bad >= 0) status = tp_fail(ctx, TP_NUMERIC, "%s: %s: value %lld is not finite", tp_file_path(from->file), from->name, (long long)bad);
+    if (bad >= 0)
+        status =
+            tp_fail(ctx, TP_NUMERIC, "%s: %s: value %lld is not finite", tp_file_path(from->file), from->name, (long long)bad);
     if (status == TP_OK) tp_convert_to_f32(tp_formats[from->format].dtype, bytes, n, out);
     tp_free(bytes);
     return status;

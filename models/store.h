@@ -13,17 +13,22 @@ struct tp_listed {
     bool used; /* by the network */
 };
 
+struct tp_owned {
+    void *memory;
+    size_t bytes;
+};
+
 typedef struct tp_model_store {
     tp_device *device;
-    struct tp_owned { void *memory; size_t bytes; } *owned; /* device memory, released with the store */
+    struct tp_owned *owned; /* device memory, released with the store */
     size_t n_owned, owned_capacity;
     tp_safetensors **shards; /* of a Hugging Face folder, or none */
     size_t n_shards;
     struct tp_listed *listed; /* every tensor of the shards */
     size_t n_listed;
-    tp_map *names;            /* tensor name -> index in listed */
-    tp_gguf *gguf;            /* or NULL */
-    bool in_place;           /* some matrix is used where it lies in a mapped file */
+    tp_map *names; /* tensor name -> index in listed */
+    tp_gguf *gguf; /* or NULL */
+    bool in_place; /* some matrix is used where it lies in a mapped file */
 } tp_model_store;
 
 tp_model_store *tp_store_new(tp_ctx *ctx) TP_MUST_CHECK;
@@ -36,11 +41,11 @@ typedef struct tp_stored {
     const char *name;
     tp_file *file;
     uint64_t offset, bytes;
-    const char *type;      /* "BF16", "Q4_K": for messages */
-    tp_format_id format;   /* TP_FORMAT_COUNT: no format of ours */
+    const char *type;    /* "BF16", "Q4_K": for messages */
+    tp_format_id format; /* TP_FORMAT_COUNT: no format of ours */
     int rank;
     int64_t shape[TP_MAX_RANK];
-    bool transposed;       /* lies as [in, out] */
+    bool transposed; /* lies as [in, out] */
 } tp_stored;
 
 /* One tensor on its way: scanned where it lies in the mapped file, or written to device memory in format `to`. */
@@ -48,8 +53,8 @@ typedef struct tp_transfer {
     const tp_stored *from;
     const void *in_place; /* in the mapping; NULL: write */
     void *memory;
-    tp_format_id to;      /* from's, or BF16 for F32 and F16 */
-    bool check; /* NUMERIC at the first NaN or infinity */
+    tp_format_id to; /* from's, or BF16 for F32 and F16 */
+    bool check;      /* NUMERIC at the first NaN or infinity */
 } tp_transfer;
 /* Carries all of them out, on several threads where the device's memory is the host's. The error is the one of the first
  * tensor in the list that has any. */

@@ -6,7 +6,10 @@
 
 enum { BLOCK = 32, HALF = 16 };
 
-static float f16_at(const unsigned char *p) { return tp_f16_to_f32((uint16_t)(p[0] | p[1] << 8)); }
+static float f16_at(const unsigned char *p)
+{
+    return tp_f16_to_f32((uint16_t)(p[0] | p[1] << 8));
+}
 
 void tp_decode_q4_0(const void *row, int64_t first, int64_t n, float *out)
 {

@@ -9,7 +9,10 @@
 #define TP_INLINE_AVX512 static inline __attribute__((always_inline)) TP_TARGET_AVX512
 
 /* Lanes below n, for any n. */
-static inline uint32_t tp_lanes(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
+static inline uint32_t tp_lanes(int64_t n)
+{
+    return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1;
+}
 
 TP_INLINE_AVX512 __m512 tp_widen_bf16(__m256i h)
 {

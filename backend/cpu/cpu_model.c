@@ -50,8 +50,10 @@ static void read_name(char name[64])
     size_t n = 0;
     for (size_t i = 0; i < sizeof regs && brand[i] != '\0'; i++) {
         bool fits = brand[i] > ' ' && brand[i] < 127 && brand[i] != '"' && brand[i] != '\\';
-        if (fits) name[n++] = brand[i];
-        else if (n > 0 && name[n - 1] != ' ') name[n++] = ' ';
+        if (fits)
+            name[n++] = brand[i];
+        else if (n > 0 && name[n - 1] != ' ')
+            name[n++] = ' ';
     }
     while (n > 0 && name[n - 1] == ' ') n--;
     if (n > 0) name[n] = '\0';
@@ -92,10 +94,14 @@ static tp_status obey_environment(tp_ctx *ctx, tp_cpu_model *cpu)
     if (want == NULL || want[0] == '\0') return TP_OK;
     bool bf16 = strcmp(want, "bf16") == 0;
     tp_cpu_isa isa;
-    if (strcmp(want, "generic") == 0) isa = TP_CPU_GENERIC;
-    else if (strcmp(want, "avx2") == 0) isa = TP_CPU_AVX2;
-    else if (strcmp(want, "avx512") == 0 || bf16) isa = TP_CPU_AVX512;
-    else return tp_fail(ctx, TP_INVALID, "TAPEFT_CPU: expected generic, avx2, avx512 or bf16, got \"%.40s\"", want);
+    if (strcmp(want, "generic") == 0)
+        isa = TP_CPU_GENERIC;
+    else if (strcmp(want, "avx2") == 0)
+        isa = TP_CPU_AVX2;
+    else if (strcmp(want, "avx512") == 0 || bf16)
+        isa = TP_CPU_AVX512;
+    else
+        return tp_fail(ctx, TP_INVALID, "TAPEFT_CPU: expected generic, avx2, avx512 or bf16, got \"%.40s\"", want);
     if (isa > cpu->isa || (bf16 && !cpu->has_bf16_dot))
         return tp_fail(ctx, TP_INVALID, "TAPEFT_CPU: this CPU (%s) has no %s", cpu->name, bf16 ? "vdpbf16ps" : want);
     cpu->isa = isa;

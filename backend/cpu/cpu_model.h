@@ -7,11 +7,11 @@
 #include "backend/cpu/cpu.h"
 
 typedef struct tp_cpu_model {
-    char name[64];          /* "AMD EPYC 9B45 ...": printable, without quotes and backslashes; "unknown" */
-    int family, model;      /* CPUID's display family and model; 0 where there is no CPUID */
-    tp_cpu_isa isa;         /* what kernels use */
-    bool has_bf16_dot;      /* the instruction is there */
-    bool bf16_dot;          /* and is used: it is faster than f32 on this model */
+    char name[64];     /* "AMD EPYC 9B45 ...": printable, without quotes and backslashes; "unknown" */
+    int family, model; /* CPUID's display family and model; 0 where there is no CPUID */
+    tp_cpu_isa isa;    /* what kernels use */
+    bool has_bf16_dot; /* the instruction is there */
+    bool bf16_dot;     /* and is used: it is faster than f32 on this model */
 } tp_cpu_model;
 
 /* The environment variable TAPEFT_CPU may ask for less than the CPU has: "generic", "avx2" or "avx512"; or for "bf16":

@@ -8,7 +8,7 @@
 #include "backend/cpu/openblas.h"
 #include "base/mem.h"
 
-#define PAGE ((size_t)4096)
+#define PAGE      ((size_t)4096)
 #define ALIGNMENT ((size_t)256)
 /* From this size on the system is asked for huge pages: a step's arrays would not fit the TLB. */
 #define HUGE_BYTES ((size_t)4 << 20)
@@ -40,14 +40,16 @@ static tp_status open_parts(tp_ctx *ctx, tp_cpu *cpu, int threads)
     cpu->pool = tp_threads_new(ctx, threads);
     if (cpu->pool == NULL) return TP_NOMEM;
     cpu->device.threads = tp_threads_count(cpu->pool);
+    cpu->device.workspace_bytes = TP_CPU_WORKSPACE_BYTES + (uint64_t)cpu->device.threads * TP_CPU_SCRATCH_BYTES;
     size_t bytes = TP_CPU_WORKSPACE_BYTES + (size_t)cpu->device.threads * TP_CPU_SCRATCH_BYTES;
     cpu->memory = tp_alloc_raw(ctx, bytes + PAGE, 1);
     if (cpu->memory == NULL) return TP_NOMEM;
     cpu->workspace = align(cpu->memory, PAGE);
     cpu->scratch = cpu->workspace + TP_CPU_WORKSPACE_BYTES;
     (void)madvise(cpu->workspace, bytes, MADV_HUGEPAGE); /* a hint */
-    /* Where we have vector code OpenBLAS is not needed, and its threads would cost memory. */
+    /* Where we have vector code OpenBLAS is not needed, and its threads would cost memory. Elsewhere our threads call it. */
     if (cpu->isa == TP_CPU_GENERIC) cpu->openblas = tp_openblas_open(false);
+    if (cpu->openblas != NULL) cpu->openblas->set_num_threads(1);
     return TP_OK;
 }
 
@@ -129,18 +131,21 @@ static void cpu_describe(tp_device *device, tp_buf *json)
     tp_ctx_init(&ctx);
     if (tp_cpu_model_detect(&ctx, &model) != TP_OK) return; /* it did when the device was opened */
     tp_openblas *blas = cpu->openblas != NULL ? cpu->openblas : tp_openblas_open(cpu->isa == TP_CPU_AVX512);
-    tp_buf_printf(json, "\"model\": \"%s\", \"family\": %d, \"model_number\": %d, \"kernels\": \"%s\"", model.name, model.family,
-                  model.model, tp_cpu_isa_name(cpu->isa));
+    tp_buf_printf(json, "\"model\": \"%s\", \"family\": %d, \"model_number\": %d, \"kernels\": \"%s\"", model.name,
+                  model.family, model.model, tp_cpu_isa_name(cpu->isa));
     tp_buf_printf(json, ", \"bf16_dot\": \"%s\"", cpu->bf16_dot ? "used" : model.has_bf16_dot ? "slow, not used" : "absent");
     tp_buf_printf(json, ", \"threads\": %d, \"memory_bytes\": %llu", device->threads, (unsigned long long)device->memory_bytes);
-    if (blas != NULL) tp_buf_printf(json, ", \"openblas_core\": \"%s\"", tp_openblas_core(blas));
-    else tp_buf_text(json, ", \"openblas_core\": null");
+    if (blas != NULL)
+        tp_buf_printf(json, ", \"openblas_core\": \"%s\"", tp_openblas_core(blas));
+    else
+        tp_buf_text(json, ", \"openblas_core\": null");
     if (blas != cpu->openblas) tp_openblas_close(blas);
 }
 
 const tp_backend tp_cpu_backend = {
     .name = "cpu",
     .computes = true,
+    .host_memory = true,
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,

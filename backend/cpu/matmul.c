@@ -16,15 +16,15 @@ typedef struct pass {
     tp_cpu *cpu;
     const tp_mm_engine *e;
     const tp_mm_product *p;
-    int64_t row0, rows;        /* of this pass */
-    int64_t panel_rows;        /* rows per left panel; the last may have fewer */
+    int64_t row0, rows; /* of this pass */
+    int64_t panel_rows; /* rows per left panel; the last may have fewer */
     int64_t n_panels;
-    int64_t k0, k_end, kc;     /* the chunk, and the block size in values */
-    int64_t col0, col_end;     /* columns; col0 is a multiple of nr */
-    int64_t item_cols;         /* columns of one item, a multiple of nr */
-    int64_t splits;            /* parts into which the rows of an item's panels are cut */
-    float *left;               /* packed: [block][panel][words of block][panel_rows] */
-    float *sums;               /* [column panel][row panel][tile], or NULL where k is one chunk */
+    int64_t k0, k_end, kc; /* the chunk, and the block size in values */
+    int64_t col0, col_end; /* columns; col0 is a multiple of nr */
+    int64_t item_cols;     /* columns of one item, a multiple of nr */
+    int64_t splits;        /* parts into which the rows of an item's panels are cut */
+    float *left;           /* packed: [block][panel][words of block][panel_rows] */
+    float *sums;           /* [column panel][row panel][tile], or NULL where k is one chunk */
 } pass;
 
 static int64_t block_words(const pass *s, int64_t k) /* words of the block at k, rounded up to whole runs */
@@ -33,7 +33,10 @@ static int64_t block_words(const pass *s, int64_t k) /* words of the block at k,
     return tp_mm_ceil(tp_mm_ceil(kc, s->e->per_word), TP_MM_RUN) * TP_MM_RUN;
 }
 
-static int64_t rows_of(const pass *s, int64_t panel) { return tp_mm_min(s->panel_rows, s->rows - panel * s->panel_rows); }
+static int64_t rows_of(const pass *s, int64_t panel)
+{
+    return tp_mm_min(s->panel_rows, s->rows - panel * s->panel_rows);
+}
 
 /* Blocks before k are whole, so they take rows * (k - k0) / per_word words. */
 static float *left_panel(const pass *s, int64_t k, int64_t panel)
@@ -133,8 +136,7 @@ static void run_pass(pass *s)
     int64_t group = panels / (8 * threads);
     s->item_cols = (group < 1 ? 1 : tp_mm_min(group, 8)) * s->e->nr;
     s->splits = 1;
-    if (threads > 1 && panels < wanted)
-        s->splits = tp_mm_min(tp_mm_ceil(wanted, panels), tp_mm_ceil(s->n_panels, PACK_PANELS));
+    if (threads > 1 && panels < wanted) s->splits = tp_mm_min(tp_mm_ceil(wanted, panels), tp_mm_ceil(s->n_panels, PACK_PANELS));
     tp_cpu_for(s->cpu, tp_mm_ceil(s->col_end - s->col0, s->item_cols) * s->splits, multiply_item, s);
 }
 
@@ -166,7 +168,7 @@ static void run_rows(pass *s)
 
 /* With few columns, or few k, packing the left side costs as much as multiplying it. Then the right side, which is small,
  * is unpacked as a whole, and items are rows: each packs some of its rows into L1 and multiplies them at once. */
-#define THIN_COLS 64
+#define THIN_COLS        64
 #define THIN_RIGHT_BYTES ((int64_t)512 << 10)
 
 typedef struct thin {
@@ -175,7 +177,7 @@ typedef struct thin {
     const tp_mm_product *p;
     int64_t kc, blocks, columns; /* blocks of k, panels of columns */
     int64_t panel_rows, n_panels, item_panels;
-    float *right;                /* [block][column panel][words][nr] */
+    float *right; /* [block][column panel][words][nr] */
 } thin;
 
 static int64_t thin_words(const thin *s, int64_t block)
@@ -243,6 +245,10 @@ static bool run_thin(tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p,
 
 void tp_mm_blocked(tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p)
 {
+    if (e == &tp_mm_generic && cpu->openblas != NULL) {
+        tp_mm_openblas(cpu, p);
+        return;
+    }
     int64_t limit = (int64_t)TP_MM_KC_WORDS * e->per_word, blocks = tp_mm_ceil(p->k, limit);
     int64_t kc = tp_mm_ceil(tp_mm_ceil(p->k, blocks), 32) * 32; /* <= limit, for limit is a multiple of 32 */
     if (run_thin(cpu, e, p, kc)) return;
@@ -311,9 +317,12 @@ tp_status tp_mm_run(tp_ctx *ctx, const tp_mm_engine *engine, const tp_matmul_arg
                        (long long)args->b.rows, (long long)args->b.cols, (long long)(args->nt ? p.m : p.k),
                        (long long)(args->nt ? p.k : p.m));
     tp_cpu *cpu = tp_cpu_of(ctx);
-    if (p.k <= 0) finish_without_sums(&p);
-    else if (p.n < TP_MM_FEW) tp_mm_few(cpu, engine, &p);
-    else tp_mm_blocked(cpu, engine, &p);
+    if (p.k <= 0)
+        finish_without_sums(&p);
+    else if (p.n < TP_MM_FEW)
+        tp_mm_few(cpu, engine, &p);
+    else
+        tp_mm_blocked(cpu, engine, &p);
     return TP_OK;
 }
 
@@ -338,7 +347,9 @@ tp_status tp_cpu_matmul_tn(tp_ctx *ctx, const void *arguments)
     p.right.row_bytes = right->ld * tp_formats[format].block_bytes;
     if (n <= 0 || m <= 0) return TP_OK;
     tp_cpu *cpu = tp_cpu_of(ctx);
-    if (args->n <= 0) finish_without_sums(&p);
-    else tp_mm_blocked(cpu, tp_mm_engine_for(cpu, TP_F32), &p);
+    if (args->n <= 0)
+        finish_without_sums(&p);
+    else
+        tp_mm_blocked(cpu, tp_mm_engine_for(cpu, TP_F32), &p);
     return TP_OK;
 }

@@ -32,10 +32,10 @@
 typedef struct tp_mm_right {
     tp_format_id format;
     const unsigned char *data;
-    int64_t row_bytes;   /* from one stored row to the next */
-    int64_t rope_pairs;  /* of stored rows; 0: none */
+    int64_t row_bytes;  /* from one stored row to the next */
+    int64_t rope_pairs; /* of stored rows; 0: none */
     int64_t k, m;
-    bool along_k;        /* stored rows are columns of the product, k runs along them; else the other way round */
+    bool along_k; /* stored rows are columns of the product, k runs along them; else the other way round */
     bool round_bf16;
 } tp_mm_right;
 
@@ -46,7 +46,7 @@ typedef struct tp_mm_out {
     const float *bias;
     const void *residual; /* dtype of c */
     int64_t residual_ld;
-    bool transposed;      /* sum [i, j] goes to c[j, i]; f32, no bias or residual */
+    bool transposed; /* sum [i, j] goes to c[j, i]; f32, no bias or residual */
 } tp_mm_out;
 
 typedef struct tp_mm_engine {
@@ -64,10 +64,13 @@ typedef struct tp_mm_engine {
     void (*tile)(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add);
     /* c[row.., col..] from sums [rows][ld]. */
     void (*finish)(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols, const float *sums, int64_t ld);
-    /* For few rows: x [n][ld] f32 with zeros up to the next multiple of 32 values, sums [n][ld_sums]; n < TP_MM_FEW.
+    /* For few rows: x [n][ld] f32 with zeros up to the next multiple of 32 values, then the sum of each 32 values, with
+     * zeros up to a multiple of 16; sums [n][ld_sums]; n < TP_MM_FEW.
      * dot (along_k): columns col .. col+cols. axpy (not along_k): the same; col is a multiple of 32. */
-    void (*dot)(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums, int64_t ld_sums);
-    void (*axpy)(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums, int64_t ld_sums);
+    void (*dot)(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
+                int64_t ld_sums);
+    void (*axpy)(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
+                 int64_t ld_sums);
 } tp_mm_engine;
 
 extern const tp_mm_engine tp_mm_generic;
@@ -88,6 +91,8 @@ typedef struct tp_mm_product {
 
 /* The blocked product, for n >= TP_MM_FEW. */
 void tp_mm_blocked(tp_cpu *cpu, const tp_mm_engine *engine, const tp_mm_product *p);
+/* The same by OpenBLAS, if cpu->openblas is there; the sums' order may then depend on n and m. */
+void tp_mm_openblas(tp_cpu *cpu, const tp_mm_product *p);
 /* The product for n < TP_MM_FEW, reading the right side once, in its order in memory; left not transposed. */
 void tp_mm_few(tp_cpu *cpu, const tp_mm_engine *engine, const tp_mm_product *p);
 
@@ -97,8 +102,14 @@ tp_status tp_mm_run(tp_ctx *ctx, const tp_mm_engine *engine, const tp_matmul_arg
 /* The engine for a product of this precision on this CPU. */
 const tp_mm_engine *tp_mm_engine_for(const tp_cpu *cpu, tp_dtype precision);
 
-static inline int64_t tp_mm_ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t tp_mm_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t tp_mm_ceil(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+static inline int64_t tp_mm_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
 /* Stored row `index` of the right side, counted in logical order. */
 static inline const unsigned char *tp_mm_stored_row(const tp_mm_right *b, int64_t index)
@@ -113,6 +124,7 @@ static inline const unsigned char *tp_mm_stored_row(const tp_mm_right *b, int64_
 /* The scalar definitions that vector code falls back to (matmul_generic.c). */
 /* Values first .. first+n of a stored row, n <= 32 and within one block of 32; rounded if the matrix says so. */
 void tp_mm_decode(const tp_mm_right *b, const unsigned char *row, int64_t first, int64_t n, float *out);
-void tp_mm_generic_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols, const float *sums, int64_t ld);
+void tp_mm_generic_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols, const float *sums,
+                          int64_t ld);
 
 #endif

@@ -11,7 +11,10 @@
 
 enum { MR = 6, NR = 16 };
 
-INLINE_AVX2 __m256 widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+INLINE_AVX2 __m256 widen_bf16(__m128i h)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
 
 /* Bits of x rounded to bf16 in the upper halves, zeros below. */
 INLINE_AVX2 __m256i round_bf16(__m256 x)
@@ -133,8 +136,7 @@ static TP_TARGET_AVX2 void pack_transposed(const tp_rows *a, int64_t row, int ro
     for (int64_t k = 0; k < padded; k += 8) {
         __m256 t[8];
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            t[i] = load8_rows(a->dtype, a->data, (k0 + k + i) * a->ld + row, k + i < kc ? rows : 0);
+        for (int i = 0; i < 8; i++) t[i] = load8_rows(a->dtype, a->data, (k0 + k + i) * a->ld + row, k + i < kc ? rows : 0);
         transpose8(t);
         float *o = out + k / TP_MM_RUN * TP_MM_RUN * rows + k % TP_MM_RUN;
 #pragma GCC unroll 6
@@ -146,7 +148,8 @@ static TP_TARGET_AVX2 void pack_transposed(const tp_rows *a, int64_t row, int ro
 
 /* ---- right side ---- */
 
-INLINE_AVX2 void unpack_along(tp_format_id format, const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, float *out)
+INLINE_AVX2 void unpack_along(tp_format_id format, const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols,
+                              float *out)
 {
     for (int group = 0; group < NR; group += 8) {
         const unsigned char *rows[8];
@@ -164,7 +167,8 @@ INLINE_AVX2 void unpack_along(tp_format_id format, const tp_mm_right *b, int64_t
     }
 }
 
-INLINE_AVX2 void unpack_across(tp_format_id format, const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, float *out)
+INLINE_AVX2 void unpack_across(tp_format_id format, const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols,
+                               float *out)
 {
     for (int64_t k = 0; k < kc; k++, out += NR) {
         const unsigned char *row = tp_mm_stored_row(b, k0 + k);
@@ -173,23 +177,25 @@ INLINE_AVX2 void unpack_across(tp_format_id format, const tp_mm_right *b, int64_
     }
 }
 
-#define EACH_FORMAT(WHAT)                             \
-    switch (b->format) {                              \
-    case TP_FORMAT_F32: WHAT(TP_FORMAT_F32); break;   \
-    case TP_FORMAT_BF16: WHAT(TP_FORMAT_BF16); break; \
-    case TP_FORMAT_F16: WHAT(TP_FORMAT_F16); break;   \
-    case TP_FORMAT_Q8_0: WHAT(TP_FORMAT_Q8_0); break; \
-    case TP_FORMAT_Q4_0: WHAT(TP_FORMAT_Q4_0); break; \
-    case TP_FORMAT_Q4_1: WHAT(TP_FORMAT_Q4_1); break; \
-    default: break;                                   \
+#define EACH_FORMAT(WHAT)                                                                                                      \
+    switch (b->format) {                                                                                                       \
+    case TP_FORMAT_F32: WHAT(TP_FORMAT_F32); break;                                                                            \
+    case TP_FORMAT_BF16: WHAT(TP_FORMAT_BF16); break;                                                                          \
+    case TP_FORMAT_F16: WHAT(TP_FORMAT_F16); break;                                                                            \
+    case TP_FORMAT_Q8_0: WHAT(TP_FORMAT_Q8_0); break;                                                                          \
+    case TP_FORMAT_Q4_0: WHAT(TP_FORMAT_Q4_0); break;                                                                          \
+    case TP_FORMAT_Q4_1: WHAT(TP_FORMAT_Q4_1); break;                                                                          \
+    default: break;                                                                                                            \
     }
 
 static TP_TARGET_AVX2 void unpack(const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, void *panel)
 {
-#define ALONG(format) unpack_along(format, b, k0, kc, col, cols, panel)
+#define ALONG(format)  unpack_along(format, b, k0, kc, col, cols, panel)
 #define ACROSS(format) unpack_across(format, b, k0, kc, col, cols, panel)
-    if (b->along_k) EACH_FORMAT(ALONG)
-    else EACH_FORMAT(ACROSS)
+    if (b->along_k)
+        EACH_FORMAT(ALONG)
+    else
+        EACH_FORMAT(ACROSS)
 }
 
 /* ---- tile ---- */
@@ -204,21 +210,21 @@ INLINE_AVX2 void tile_of(int mr, int64_t words, const float *a, const float *b, 
     for (int64_t left = words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
         for (const float *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += NR) {
             __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
-#define MULTIPLY(i)                                             \
-    if (i < mr) {                                               \
-        __m256 x = _mm256_broadcast_ss(a + i * TP_MM_RUN);      \
-        s##i = _mm256_fmadd_ps(x, b0, s##i);                    \
-        t##i = _mm256_fmadd_ps(x, b1, t##i);                    \
+#define MULTIPLY(i)                                                                                                            \
+    if (i < mr) {                                                                                                              \
+        __m256 x = _mm256_broadcast_ss(a + i * TP_MM_RUN);                                                                     \
+        s##i = _mm256_fmadd_ps(x, b0, s##i);                                                                                   \
+        t##i = _mm256_fmadd_ps(x, b1, t##i);                                                                                   \
     }
             ROWS(MULTIPLY)
 #undef MULTIPLY
         }
     }
-#define STORE(i)                                                                                    \
-    if (i < mr) {                                                                                   \
-        float *o = sums + i * NR;                                                                   \
-        _mm256_store_ps(o, add ? _mm256_add_ps(_mm256_load_ps(o), s##i) : s##i);                    \
-        _mm256_store_ps(o + 8, add ? _mm256_add_ps(_mm256_load_ps(o + 8), t##i) : t##i);            \
+#define STORE(i)                                                                                                               \
+    if (i < mr) {                                                                                                              \
+        float *o = sums + i * NR;                                                                                              \
+        _mm256_store_ps(o, add ? _mm256_add_ps(_mm256_load_ps(o), s##i) : s##i);                                               \
+        _mm256_store_ps(o + 8, add ? _mm256_add_ps(_mm256_load_ps(o + 8), t##i) : t##i);                                       \
     }
     ROWS(STORE)
 #undef STORE
@@ -259,8 +265,7 @@ static TP_TARGET_AVX2 void finish(const tp_mm_out *out, int64_t row, int64_t row
         int64_t at = (row + r) * out->c.ld + col, residual_at = (row + r) * out->residual_ld + col;
         for (int64_t j = 0; j < whole; j += 8) {
             __m256 x = _mm256_mul_ps(alpha, _mm256_loadu_ps(sums + r * ld + j));
-            if (out->beta != 0)
-                x = _mm256_add_ps(x, _mm256_mul_ps(beta, load8_rows(out->c.dtype, out->c.data, at + j, 8)));
+            if (out->beta != 0) x = _mm256_add_ps(x, _mm256_mul_ps(beta, load8_rows(out->c.dtype, out->c.data, at + j, 8)));
             if (out->bias != NULL) x = _mm256_add_ps(x, _mm256_loadu_ps(out->bias + col + j));
             if (out->residual != NULL) x = _mm256_add_ps(x, load8_rows(out->c.dtype, out->residual, residual_at + j, 8));
             store8_rows(&out->c, at + j, x);
@@ -272,7 +277,8 @@ static TP_TARGET_AVX2 void finish(const tp_mm_out *out, int64_t row, int64_t row
 /* ---- few rows ---- */
 
 /* 4 stored rows against one row of x. */
-INLINE_AVX2 void dot_rows(tp_format_id format, int nw, const tp_mm_right *b, const unsigned char *const *rows, const float *x, float *sums)
+INLINE_AVX2 void dot_rows(tp_format_id format, int nw, const tp_mm_right *b, const unsigned char *const *rows, const float *x,
+                          float *sums)
 {
     __m256 s[4], t[4];
 #pragma GCC unroll 4
@@ -304,7 +310,8 @@ INLINE_AVX2 void dot_of(tp_format_id format, const tp_mm_right *b, int64_t col, 
         for (int w = 0; w < nw; w++) rows[w] = tp_mm_stored_row(b, col + c + w);
         for (int i = 0; i < n; i++) {
             float *out = sums + i * ld_sums + c;
-            if (nw == 4) dot_rows(format, 4, b, rows, x + i * ld, out);
+            if (nw == 4)
+                dot_rows(format, 4, b, rows, x + i * ld, out);
             else {
                 for (int w = 0; w < nw; w++) dot_rows(format, 1, b, rows + w, x + i * ld, out + w);
             }
@@ -313,11 +320,9 @@ INLINE_AVX2 void dot_of(tp_format_id format, const tp_mm_right *b, int64_t col, 
 }
 
 static TP_TARGET_AVX2 void dot(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
-                               int64_t ld_sums)
-{
+                               int64_t ld_sums){
 #define DOT(format) dot_of(format, b, col, cols, n, x, ld, sums, ld_sums)
-    EACH_FORMAT(DOT)
-}
+    EACH_FORMAT(DOT)}
 
 INLINE_AVX2 void add_rows(tp_format_id format, int nw, const tp_mm_right *b, const unsigned char *const *rows, int64_t col,
                           int64_t cols, int n, const float *x, int64_t ld, float *sums, int64_t ld_sums)
@@ -335,8 +340,8 @@ INLINE_AVX2 void add_rows(tp_format_id format, int nw, const tp_mm_right *b, con
     }
 }
 
-INLINE_AVX2 void axpy_of(tp_format_id format, const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld,
-                         float *sums, int64_t ld_sums)
+INLINE_AVX2 void axpy_of(tp_format_id format, const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x,
+                         int64_t ld, float *sums, int64_t ld_sums)
 {
     const unsigned char *rows[4];
     int64_t k = 0;

@@ -82,9 +82,11 @@ TP_INLINE_AVX512 void unpack_across(tp_format_id format, bool round, const tp_mm
     }
 }
 
-#define UNPACK(format, round)                                                                                              \
-    if (b->along_k) unpack_along(format, round, b, k0, kc, col, cols, panel);                                              \
-    else unpack_across(format, round, b, k0, kc, col, cols, panel);                                                        \
+#define UNPACK(format, round)                                                                                                  \
+    if (b->along_k)                                                                                                            \
+        unpack_along(format, round, b, k0, kc, col, cols, panel);                                                              \
+    else                                                                                                                       \
+        unpack_across(format, round, b, k0, kc, col, cols, panel);                                                             \
     break
 
 static TP_TARGET_AVX512 void unpack(const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, void *panel)
@@ -123,39 +125,42 @@ TP_INLINE_AVX512 void tile_of(int mr, int nv, int64_t words, const float *a, con
                 _mm_prefetch((const char *)(b + AHEAD * NR + 16), _MM_HINT_T0);
             }
             __m512 b0 = _mm512_load_ps(b), b1 = nv > 1 ? _mm512_load_ps(b + 16) : b0;
-#define MULTIPLY(i)                                               \
-    if (i < mr) {                                                 \
-        __m512 x = _mm512_set1_ps(a[i * TP_MM_RUN]);              \
-        s##i = _mm512_fmadd_ps(x, b0, s##i);                      \
-        if (nv > 1) t##i = _mm512_fmadd_ps(x, b1, t##i);          \
+#define MULTIPLY(i)                                                                                                            \
+    if (i < mr) {                                                                                                              \
+        __m512 x = _mm512_set1_ps(a[i * TP_MM_RUN]);                                                                           \
+        s##i = _mm512_fmadd_ps(x, b0, s##i);                                                                                   \
+        if (nv > 1) t##i = _mm512_fmadd_ps(x, b1, t##i);                                                                       \
     }
             ROWS(MULTIPLY)
 #undef MULTIPLY
         }
     }
-#define STORE(i)                                                                                                         \
-    if (i < mr) {                                                                                                        \
-        float *o = sums + i * NR;                                                                                        \
-        _mm512_store_ps(o, add ? _mm512_add_ps(_mm512_load_ps(o), s##i) : s##i);                                         \
-        if (nv > 1) _mm512_store_ps(o + 16, add ? _mm512_add_ps(_mm512_load_ps(o + 16), t##i) : t##i);                   \
+#define STORE(i)                                                                                                               \
+    if (i < mr) {                                                                                                              \
+        float *o = sums + i * NR;                                                                                              \
+        _mm512_store_ps(o, add ? _mm512_add_ps(_mm512_load_ps(o), s##i) : s##i);                                               \
+        if (nv > 1) _mm512_store_ps(o + 16, add ? _mm512_add_ps(_mm512_load_ps(o + 16), t##i) : t##i);                         \
     }
     ROWS(STORE)
 #undef STORE
 }
 
-#define TILE(n)                                                                                                          \
-    static TP_TARGET_AVX512 void tile_##n(int cols, int64_t words, const float *a, const float *b, float *sums, bool add) \
-    {                                                                                                                    \
-        if (cols > 16) tile_of(n, 2, words, a, b, sums, add);                                                            \
-        else tile_of(n, 1, words, a, b, sums, add);                                                                      \
+#define TILE(n)                                                                                                                \
+    static TP_TARGET_AVX512 void tile_##n(int cols, int64_t words, const float *a, const float *b, float *sums, bool add)      \
+    {                                                                                                                          \
+        if (cols > 16)                                                                                                         \
+            tile_of(n, 2, words, a, b, sums, add);                                                                             \
+        else                                                                                                                   \
+            tile_of(n, 1, words, a, b, sums, add);                                                                             \
     }
-TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+TILE(1)
+TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 
-static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+    static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
 {
-    static void (*const tiles[])(int, int64_t, const float *, const float *, float *, bool) = {
-        NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6, tile_7,
-        tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
+    static void (*const tiles[])(int, int64_t, const float *, const float *, float *,
+                                 bool) = {NULL,   tile_1, tile_2,  tile_3,  tile_4,  tile_5,  tile_6, tile_7,
+                                          tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
     tiles[rows](cols, words, left, right, sums, add);
 }
 
@@ -173,8 +178,10 @@ TP_INLINE_AVX512 void finish_as(tp_dtype dtype, const tp_mm_out *out, int64_t ro
             if (out->beta != 0) x = _mm512_fmadd_ps(beta, tp_load16_rows(dtype, out->c.data, at + j, mask), x);
             if (out->bias != NULL) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, out->bias + col + j));
             if (out->residual != NULL) x = _mm512_add_ps(x, tp_load16_rows(dtype, out->residual, residual_at + j, mask));
-            if (dtype == TP_BF16) _mm256_mask_storeu_epi16((uint16_t *)out->c.data + at + j, mask, tp_narrow_bf16(x));
-            else _mm512_mask_storeu_ps((float *)out->c.data + at + j, mask, x);
+            if (dtype == TP_BF16)
+                _mm256_mask_storeu_epi16((uint16_t *)out->c.data + at + j, mask, tp_narrow_bf16(x));
+            else
+                _mm512_mask_storeu_ps((float *)out->c.data + at + j, mask, x);
         }
     }
 }
@@ -205,9 +212,12 @@ static TP_TARGET_AVX512 void finish_transposed(const tp_mm_out *out, int64_t row
 TP_TARGET_AVX512 void tp_mm_avx512_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols,
                                           const float *sums, int64_t ld)
 {
-    if (out->transposed) finish_transposed(out, row, rows, col, cols, sums, ld);
-    else if (out->c.dtype == TP_BF16) finish_as(TP_BF16, out, row, rows, col, cols, sums, ld);
-    else finish_as(TP_F32, out, row, rows, col, cols, sums, ld);
+    if (out->transposed)
+        finish_transposed(out, row, rows, col, cols, sums, ld);
+    else if (out->c.dtype == TP_BF16)
+        finish_as(TP_BF16, out, row, rows, col, cols, sums, ld);
+    else
+        finish_as(TP_F32, out, row, rows, col, cols, sums, ld);
 }
 
 const tp_mm_engine tp_mm_avx512 = {

@@ -56,7 +56,8 @@ TP_INLINE_AVX512 void unpack_along(tp_format_id format, const tp_mm_right *b, in
 }
 
 /* Two stored rows become one row of words. */
-TP_INLINE_AVX512 __m512i zip(tp_format_id format, const unsigned char *even, const unsigned char *odd, int64_t col, __mmask16 mask)
+TP_INLINE_AVX512 __m512i zip(tp_format_id format, const unsigned char *even, const unsigned char *odd, int64_t col,
+                             __mmask16 mask)
 {
     __m512i lo = tp_round_bf16(tp_load16(format, even, col, mask));
     if (odd == NULL) return _mm512_srli_epi32(lo, 16);
@@ -75,9 +76,11 @@ TP_INLINE_AVX512 void unpack_across(tp_format_id format, const tp_mm_right *b, i
     }
 }
 
-#define UNPACK(format)                                                            \
-    if (b->along_k) unpack_along(format, b, k0, kc, col, cols, panel);            \
-    else unpack_across(format, b, k0, kc, col, cols, panel);                      \
+#define UNPACK(format)                                                                                                         \
+    if (b->along_k)                                                                                                            \
+        unpack_along(format, b, k0, kc, col, cols, panel);                                                                     \
+    else                                                                                                                       \
+        unpack_across(format, b, k0, kc, col, cols, panel);                                                                    \
     break
 
 static TP_TARGET_AVX512 void unpack(const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, void *panel)
@@ -106,39 +109,42 @@ static inline __attribute__((always_inline)) TP_TARGET_BF16_DOT void tile_of(int
     for (int64_t left = words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
         for (const int *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += NR) {
             __m512bh b0 = (__m512bh)_mm512_load_si512(b), b1 = nv > 1 ? (__m512bh)_mm512_load_si512(b + 16) : b0;
-#define MULTIPLY(i)                                                        \
-    if (i < mr) {                                                          \
-        __m512bh x = (__m512bh)_mm512_set1_epi32(a[i * TP_MM_RUN]);        \
-        s##i = _mm512_dpbf16_ps(s##i, x, b0);                              \
-        if (nv > 1) t##i = _mm512_dpbf16_ps(t##i, x, b1);                  \
+#define MULTIPLY(i)                                                                                                            \
+    if (i < mr) {                                                                                                              \
+        __m512bh x = (__m512bh)_mm512_set1_epi32(a[i * TP_MM_RUN]);                                                            \
+        s##i = _mm512_dpbf16_ps(s##i, x, b0);                                                                                  \
+        if (nv > 1) t##i = _mm512_dpbf16_ps(t##i, x, b1);                                                                      \
     }
             ROWS(MULTIPLY)
 #undef MULTIPLY
         }
     }
-#define STORE(i)                                                                                                         \
-    if (i < mr) {                                                                                                        \
-        float *o = sums + i * NR;                                                                                        \
-        _mm512_store_ps(o, add ? _mm512_add_ps(_mm512_load_ps(o), s##i) : s##i);                                         \
-        if (nv > 1) _mm512_store_ps(o + 16, add ? _mm512_add_ps(_mm512_load_ps(o + 16), t##i) : t##i);                   \
+#define STORE(i)                                                                                                               \
+    if (i < mr) {                                                                                                              \
+        float *o = sums + i * NR;                                                                                              \
+        _mm512_store_ps(o, add ? _mm512_add_ps(_mm512_load_ps(o), s##i) : s##i);                                               \
+        if (nv > 1) _mm512_store_ps(o + 16, add ? _mm512_add_ps(_mm512_load_ps(o + 16), t##i) : t##i);                         \
     }
     ROWS(STORE)
 #undef STORE
 }
 
-#define TILE(n)                                                                                                         \
-    static TP_TARGET_BF16_DOT void tile_##n(int cols, int64_t words, const int *a, const int *b, float *sums, bool add) \
-    {                                                                                                                   \
-        if (cols > 16) tile_of(n, 2, words, a, b, sums, add);                                                           \
-        else tile_of(n, 1, words, a, b, sums, add);                                                                     \
+#define TILE(n)                                                                                                                \
+    static TP_TARGET_BF16_DOT void tile_##n(int cols, int64_t words, const int *a, const int *b, float *sums, bool add)        \
+    {                                                                                                                          \
+        if (cols > 16)                                                                                                         \
+            tile_of(n, 2, words, a, b, sums, add);                                                                             \
+        else                                                                                                                   \
+            tile_of(n, 1, words, a, b, sums, add);                                                                             \
     }
-TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+TILE(1)
+TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 
-static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+    static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
 {
-    static void (*const tiles[])(int, int64_t, const int *, const int *, float *, bool) = {
-        NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6, tile_7,
-        tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
+    static void (*const tiles[])(int, int64_t, const int *, const int *, float *,
+                                 bool) = {NULL,   tile_1, tile_2,  tile_3,  tile_4,  tile_5,  tile_6, tile_7,
+                                          tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
     tiles[rows](cols, words, left, right, sums, add);
 }
 

@@ -10,7 +10,10 @@ static float load(const tp_rows *a, int64_t i)
     return a->dtype == TP_BF16 ? tp_bf16_to_f32(((const uint16_t *)a->data)[i]) : ((const float *)a->data)[i];
 }
 
-static float round_bf16(float x) { return tp_bf16_to_f32(tp_f32_to_bf16(x)); }
+static float round_bf16(float x)
+{
+    return tp_bf16_to_f32(tp_f32_to_bf16(x));
+}
 
 void tp_mm_decode(const tp_mm_right *b, const unsigned char *row, int64_t first, int64_t n, float *out)
 {
@@ -81,11 +84,14 @@ static void tile(int rows, int cols, int64_t words, const void *left, const void
 
 static void store(const tp_rows *c, int64_t i, float x)
 {
-    if (c->dtype == TP_BF16) ((uint16_t *)c->data)[i] = tp_f32_to_bf16(x);
-    else ((float *)c->data)[i] = x;
+    if (c->dtype == TP_BF16)
+        ((uint16_t *)c->data)[i] = tp_f32_to_bf16(x);
+    else
+        ((float *)c->data)[i] = x;
 }
 
-void tp_mm_generic_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols, const float *sums, int64_t ld)
+void tp_mm_generic_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols, const float *sums,
+                          int64_t ld)
 {
     const tp_rows *c = &out->c;
     tp_rows residual = {.dtype = c->dtype, .ld = out->residual_ld};
@@ -102,7 +108,8 @@ void tp_mm_generic_finish(const tp_mm_out *out, int64_t row, int64_t rows, int64
     }
 }
 
-static void dot(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums, int64_t ld_sums)
+static void dot(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
+                int64_t ld_sums)
 {
     for (int64_t c = 0; c < cols; c++) {
         const unsigned char *row = tp_mm_stored_row(b, col + c);
@@ -118,7 +125,8 @@ static void dot(const tp_mm_right *b, int64_t col, int64_t cols, int n, const fl
     }
 }
 
-static void axpy(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums, int64_t ld_sums)
+static void axpy(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
+                 int64_t ld_sums)
 {
     for (int i = 0; i < n; i++) memset(sums + i * ld_sums, 0, (size_t)cols * sizeof *sums);
     for (int64_t k = 0; k < b->k; k++) {

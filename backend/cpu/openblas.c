@@ -44,7 +44,10 @@ void tp_openblas_close(tp_openblas *blas)
     tp_free(blas);
 }
 
-const char *tp_openblas_core(const tp_openblas *blas) { return blas->get_corename(); }
+const char *tp_openblas_core(const tp_openblas *blas)
+{
+    return blas->get_corename();
+}
 
 void tp_openblas_sgemm(const tp_openblas *blas, bool nt, int64_t n, int64_t m, int64_t k, const float *a, int64_t lda,
                        const float *b, int64_t ldb, float beta, float *c, int64_t ldc)

@@ -12,7 +12,7 @@
 
 #include "base/mem.h"
 
-#define SPIN_NS 50000
+#define SPIN_NS       50000
 #define ITEMS_PER_JOB 0xffffffffu
 
 typedef struct worker {
@@ -29,14 +29,14 @@ struct tp_threads {
     _Atomic int64_t first, n; /* items first .. first + n - 1 of the caller's loop */
     _Atomic int64_t done;
 
-    atomic_int asleep;      /* workers in pthread_cond_wait */
+    atomic_int asleep; /* workers in pthread_cond_wait */
     atomic_bool caller_asleep;
     atomic_bool stop;
     pthread_mutex_t mutex;
     pthread_cond_t job_here, job_done;
 
-    int count;              /* threads including the caller */
-    worker workers[];       /* count - 1 */
+    int count;        /* threads including the caller */
+    worker workers[]; /* count - 1 */
 };
 
 static int64_t now_ns(void)
@@ -83,7 +83,10 @@ static void work(tp_threads *pool, int thread)
     }
 }
 
-static bool job_waits(tp_threads *pool) { return (uint32_t)atomic_load(&pool->claim) != 0 || atomic_load(&pool->stop); }
+static bool job_waits(tp_threads *pool)
+{
+    return (uint32_t)atomic_load(&pool->claim) != 0 || atomic_load(&pool->stop);
+}
 
 static void *worker_main(void *argument)
 {
@@ -156,7 +159,10 @@ void tp_threads_free(tp_threads *pool)
     tp_free(pool);
 }
 
-int tp_threads_count(const tp_threads *pool) { return pool->count; }
+int tp_threads_count(const tp_threads *pool)
+{
+    return pool->count;
+}
 
 static void wait_until_done(tp_threads *pool, int64_t n)
 {

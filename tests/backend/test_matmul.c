@@ -31,7 +31,10 @@ static guarded guarded_new(size_t bytes)
     return g;
 }
 
-static void guarded_free(guarded *g) { munmap(g->map, g->map_bytes); }
+static void guarded_free(guarded *g)
+{
+    munmap(g->map, g->map_bytes);
+}
 
 /* ---- random numbers ---- */
 
@@ -42,11 +45,20 @@ static uint32_t next_bits(void)
     state = state * 6364136223846793005u + 1442695040888963407u;
     return (uint32_t)(state >> 32);
 }
-static int64_t below(int64_t n) { return (int64_t)(next_bits() % (uint64_t)n); }
-static float next_value(void) { return (float)next_bits() / 2147483648.0f - 1.0f; }
+static int64_t below(int64_t n)
+{
+    return (int64_t)(next_bits() % (uint64_t)n);
+}
+static float next_value(void)
+{
+    return (float)next_bits() / 2147483648.0f - 1.0f;
+}
 
 static const int64_t sizes[] = {1, 2, 3, 7, 8, 13, 14, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 257, 576};
-static int64_t next_size(void) { return sizes[below((int64_t)(sizeof sizes / sizeof *sizes))]; }
+static int64_t next_size(void)
+{
+    return sizes[below((int64_t)(sizeof sizes / sizeof *sizes))];
+}
 
 /* ---- operands ---- */
 
@@ -58,8 +70,10 @@ typedef struct rows {
 
 static void rows_set(const tp_rows *r, int64_t i, float x)
 {
-    if (r->dtype == TP_BF16) ((uint16_t *)r->data)[i] = tp_f32_to_bf16(x);
-    else ((float *)r->data)[i] = x;
+    if (r->dtype == TP_BF16)
+        ((uint16_t *)r->data)[i] = tp_f32_to_bf16(x);
+    else
+        ((float *)r->data)[i] = x;
 }
 static double rows_get(const tp_rows *r, int64_t i)
 {
@@ -103,9 +117,12 @@ static void matrix_fill(unsigned char *data, size_t bytes, tp_format_id format)
     for (size_t i = 0; i + block <= bytes; i += block) { /* finite values of moderate size */
         float x = next_value();
         uint16_t h = tp_f32_to_bf16(x), d = tp_f32_to_f16(x / 16), m = tp_f32_to_f16(next_value());
-        if (format == TP_FORMAT_F32) memcpy(data + i, &x, 4);
-        else if (format == TP_FORMAT_BF16) memcpy(data + i, &h, 2);
-        else memcpy(data + i, &d, 2);
+        if (format == TP_FORMAT_F32)
+            memcpy(data + i, &x, 4);
+        else if (format == TP_FORMAT_BF16)
+            memcpy(data + i, &h, 2);
+        else
+            memcpy(data + i, &d, 2);
         if (format == TP_FORMAT_Q4_1) memcpy(data + i + 2, &m, 2);
     }
 }
@@ -130,7 +147,8 @@ static matrix matrix_new(tp_format_id format, int64_t n_rows, int64_t cols, int6
     float *row = calloc((size_t)stored_cols + 32, sizeof *row);
     assert_non_null(row);
     for (int64_t r = 0; r < (transposed ? cols : n_rows); r++) {
-        int64_t stored = transposed ? r : tp_matrix_stored_row(&m.view, r), n = (stored_cols + f->block - 1) / f->block * f->block;
+        int64_t stored = transposed ? r : tp_matrix_stored_row(&m.view, r),
+                n = (stored_cols + f->block - 1) / f->block * f->block;
         f->decode((const unsigned char *)m.memory.data + stored * row_bytes, 0, n, row);
         for (int64_t c = 0; c < stored_cols; c++) {
             float x = round_bf16 ? tp_bf16_to_f32(tp_f32_to_bf16(row[c])) : row[c];
@@ -153,7 +171,7 @@ typedef struct shape {
     int64_t n, m, k;
     bool nt;
     tp_format_id format;
-    int64_t pad;              /* of a's rows, c's rows, and dense stored rows */
+    int64_t pad; /* of a's rows, c's rows, and dense stored rows */
     bool transposed, round_bf16;
     int32_t rope_pairs;
     tp_dtype a_dtype, c_dtype, precision;
@@ -163,14 +181,19 @@ typedef struct shape {
 
 static void describe(const shape *s, char out[300])
 {
-    snprintf(out, 300, "%s n=%lld m=%lld k=%lld %s pad=%lld transposed=%d rope=%d round=%d a=%s c=%s precision=%s alpha=%g beta=%g "
-             "bias=%d residual=%d,%d", s->nt ? "nt" : "nn", (long long)s->n, (long long)s->m, (long long)s->k,
-             tp_formats[s->format].name, (long long)s->pad, s->transposed, s->rope_pairs, s->round_bf16,
-             tp_dtype_name(s->a_dtype), tp_dtype_name(s->c_dtype), tp_dtype_name(s->precision), (double)s->alpha,
-             (double)s->beta, s->bias, s->residual, s->residual_is_c);
+    snprintf(out, 300,
+             "%s n=%lld m=%lld k=%lld %s pad=%lld transposed=%d rope=%d round=%d a=%s c=%s precision=%s alpha=%g beta=%g "
+             "bias=%d residual=%d,%d",
+             s->nt ? "nt" : "nn", (long long)s->n, (long long)s->m, (long long)s->k, tp_formats[s->format].name,
+             (long long)s->pad, s->transposed, s->rope_pairs, s->round_bf16, tp_dtype_name(s->a_dtype),
+             tp_dtype_name(s->c_dtype), tp_dtype_name(s->precision), (double)s->alpha, (double)s->beta, s->bias, s->residual,
+             s->residual_is_c);
 }
 
-static double bf16_if(bool rounded, double x) { return rounded ? (double)tp_bf16_to_f32(tp_f32_to_bf16((float)x)) : x; }
+static double bf16_if(bool rounded, double x)
+{
+    return rounded ? (double)tp_bf16_to_f32(tp_f32_to_bf16((float)x)) : x;
+}
 
 /* Tolerance: a sum of k products in f32, in any order that adds blocks, is off by about sqrt(k) roundings of 2^-24 of the
  * sum of magnitudes; 4 of them leave room. Each further term adds one rounding. A bf16 result adds half a unit of 2^-8. */
@@ -178,7 +201,8 @@ static void check(tp_ctx *ctx, const tp_mm_engine *engine, const shape *s)
 {
     rows a = rows_new(s->n, s->k, s->a_dtype, s->k + s->pad), c = rows_new(s->n, s->m, s->c_dtype, s->m + s->pad);
     rows residual = rows_new(s->n, s->m, s->c_dtype, s->m + 2 * s->pad);
-    matrix b = matrix_new(s->format, s->nt ? s->m : s->k, s->nt ? s->k : s->m, s->pad, s->transposed, s->rope_pairs, s->round_bf16);
+    matrix b =
+        matrix_new(s->format, s->nt ? s->m : s->k, s->nt ? s->k : s->m, s->pad, s->transposed, s->rope_pairs, s->round_bf16);
     guarded bias = guarded_new((size_t)s->m * 4);
     for (int64_t j = 0; j < s->m; j++) ((float *)bias.data)[j] = next_value();
     if (s->beta == 0 && !s->residual_is_c) {
@@ -186,8 +210,17 @@ static void check(tp_ctx *ctx, const tp_mm_engine *engine, const shape *s)
             for (int64_t j = 0; j < s->m; j++) rows_set(&c.view, i * c.view.ld + j, NAN);
         }
     }
-    tp_matmul_args args = {.n = s->n, .m = s->m, .k = s->k, .a = a.view, .b = b.view, .nt = s->nt, .c = c.view, .alpha = s->alpha,
-                           .beta = s->beta, .bias = s->bias ? bias.data : NULL, .precision = s->precision};
+    tp_matmul_args args = {.n = s->n,
+                           .m = s->m,
+                           .k = s->k,
+                           .a = a.view,
+                           .b = b.view,
+                           .nt = s->nt,
+                           .c = c.view,
+                           .alpha = s->alpha,
+                           .beta = s->beta,
+                           .bias = s->bias ? bias.data : NULL,
+                           .precision = s->precision};
     if (s->residual) args.residual = s->residual_is_c ? c.view.data : residual.view.data;
     args.residual_ld = s->residual_is_c ? c.view.ld : residual.view.ld;
     assert_ok(ctx, tp_mm_run(ctx, engine, &args));
@@ -206,14 +239,14 @@ static void check(tp_ctx *ctx, const tp_mm_engine *engine, const shape *s)
             if (s->bias) extra += (double)((float *)bias.data)[j];
             if (s->residual) extra += s->residual_is_c ? c.values[i * s->m + j] : residual.values[i * s->m + j];
             expected = s->alpha * sum + old + extra;
-            limit = 0x1p-24 * (fabs((double)s->alpha) * magnitude * (4 * sqrt((double)s->k) + 4) + 8 * (fabs(old) + 4)) ;
+            limit = 0x1p-24 * (fabs((double)s->alpha) * magnitude * (4 * sqrt((double)s->k) + 4) + 8 * (fabs(old) + 4));
             if (s->c_dtype == TP_BF16) limit += 0x1.1p-8 * fabs(expected);
             double got = rows_get(&c.view, i * c.view.ld + j);
             if (!(fabs(got - expected) <= limit)) {
                 char text[300];
                 describe(s, text);
-                fail_msg("%s, %s: c[%lld, %lld] is %.9g, expected %.9g within %.3g", engine->name, text, (long long)i, (long long)j,
-                         got, expected, limit);
+                fail_msg("%s, %s: c[%lld, %lld] is %.9g, expected %.9g within %.3g", engine->name, text, (long long)i,
+                         (long long)j, got, expected, limit);
             }
         }
         for (int64_t j = s->m; j < c.view.ld && i + 1 < s->n; j++) assert_true(isnan(rows_get(&c.view, i * c.view.ld + j)));
@@ -228,7 +261,11 @@ static void check(tp_ctx *ctx, const tp_mm_engine *engine, const shape *s)
 static shape next_shape(void)
 {
     static const float factors[] = {0, 1, 1, 0.5f, -2};
-    shape s = {.n = next_size(), .m = next_size(), .k = next_size(), .nt = below(2) == 0, .format = (tp_format_id)below(TP_FORMAT_COUNT)};
+    shape s = {.n = next_size(),
+               .m = next_size(),
+               .k = next_size(),
+               .nt = below(2) == 0,
+               .format = (tp_format_id)below(TP_FORMAT_COUNT)};
     while (s.n * s.m * s.k > 4000000) s.n = next_size(), s.m = next_size();
     s.pad = below(2) * 5;
     bool dense = tp_formats[s.format].dense;
@@ -250,21 +287,28 @@ static shape next_shape(void)
 
 /* ---- devices ---- */
 
+/* "generic" is plain C, "openblas" the same with OpenBLAS where the machine has it. */
 static tp_status open_cpu(tp_ctx *ctx, const char *isa, int threads)
 {
+    bool blas = strcmp(isa, "openblas") == 0;
     tp_ctx_init(ctx);
-    setenv("TAPEFT_CPU", isa, 1);
+    setenv("TAPEFT_CPU", blas ? "generic" : isa, 1);
+    setenv("TAPEFT_BLAS", blas ? "" : "none", 1);
     tp_status status = tp_cpu_backend.open(ctx, 0, threads, &ctx->device);
     unsetenv("TAPEFT_CPU");
+    unsetenv("TAPEFT_BLAS");
     return status;
 }
 
-static void close_cpu(tp_ctx *ctx) { tp_cpu_backend.close(ctx->device); }
+static void close_cpu(tp_ctx *ctx)
+{
+    tp_cpu_backend.close(ctx->device);
+}
 
 /* Runs `body` with every engine that this CPU can run; prints which it cannot. */
 static void with_engines(int threads, void (*body)(tp_ctx *ctx, const tp_mm_engine *engine))
 {
-    static const char *const isas[] = {"generic", "avx2", "avx512", "bf16"};
+    static const char *const isas[] = {"generic", "openblas", "avx2", "avx512", "bf16"};
     for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
         tp_ctx ctx;
         if (open_cpu(&ctx, isas[i], threads) != TP_OK) {
@@ -307,7 +351,13 @@ static void every_size(tp_ctx *ctx, const tp_mm_engine *engine)
     state = 8;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         for (int f = 0; f < TP_FORMAT_COUNT; f++) {
-            shape s = {.n = 9, .m = 33, .k = 34, .format = (tp_format_id)f, .alpha = 1, .precision = TP_BF16, .a_dtype = TP_BF16,
+            shape s = {.n = 9,
+                       .m = 33,
+                       .k = 34,
+                       .format = (tp_format_id)f,
+                       .alpha = 1,
+                       .precision = TP_BF16,
+                       .a_dtype = TP_BF16,
                        .c_dtype = TP_F32};
             for (int nt = 0; nt < 2; nt++) {
                 s.nt = nt != 0;
@@ -333,15 +383,48 @@ static void test_every_size(void **unused)
 static void large_products(tp_ctx *ctx, const tp_mm_engine *engine)
 {
     state = 9;
-    if (strcmp(engine->name, "avx512") != 0 && strcmp(engine->name, "avx2") != 0 && strcmp(engine->name, "bf16_dot") != 0) return;
-    shape s = {.n = 515, .m = 40, .k = 12000, .nt = true, .format = TP_FORMAT_BF16, .a_dtype = TP_BF16, .c_dtype = TP_BF16,
-               .precision = TP_BF16, .alpha = 0.5f, .beta = 1, .bias = true};
+    if (strcmp(engine->name, "avx512") != 0 && strcmp(engine->name, "avx2") != 0 && strcmp(engine->name, "bf16_dot") != 0)
+        return;
+    shape s = {.n = 515,
+               .m = 40,
+               .k = 12000,
+               .nt = true,
+               .format = TP_FORMAT_BF16,
+               .a_dtype = TP_BF16,
+               .c_dtype = TP_BF16,
+               .precision = TP_BF16,
+               .alpha = 0.5f,
+               .beta = 1,
+               .bias = true};
     check(ctx, engine, &s);
-    s = (shape){.n = 1200, .m = 70, .k = 65, .format = TP_FORMAT_Q4_1, .c_dtype = TP_F32, .a_dtype = TP_F32, .precision = TP_F32, .alpha = 1};
+    s = (shape){.n = 1200,
+                .m = 70,
+                .k = 65,
+                .format = TP_FORMAT_Q4_1,
+                .c_dtype = TP_F32,
+                .a_dtype = TP_F32,
+                .precision = TP_F32,
+                .alpha = 1};
     check(ctx, engine, &s);
-    s = (shape){.n = 520, .m = 2500, .k = 40, .nt = true, .format = TP_FORMAT_F32, .c_dtype = TP_F32, .a_dtype = TP_F32, .precision = TP_F32, .alpha = 1};
+    s = (shape){.n = 520,
+                .m = 2500,
+                .k = 40,
+                .nt = true,
+                .format = TP_FORMAT_F32,
+                .c_dtype = TP_F32,
+                .a_dtype = TP_F32,
+                .precision = TP_F32,
+                .alpha = 1};
     check(ctx, engine, &s);
-    s = (shape){.n = 3, .m = 5, .k = 1300000, .nt = true, .format = TP_FORMAT_F32, .c_dtype = TP_F32, .a_dtype = TP_F32, .precision = TP_F32, .alpha = 1};
+    s = (shape){.n = 3,
+                .m = 5,
+                .k = 1300000,
+                .nt = true,
+                .format = TP_FORMAT_F32,
+                .c_dtype = TP_F32,
+                .a_dtype = TP_F32,
+                .precision = TP_F32,
+                .alpha = 1};
     check(ctx, engine, &s);
 }
 
@@ -354,8 +437,17 @@ static void test_large(void **unused)
 static void empty_products(tp_ctx *ctx, const tp_mm_engine *engine)
 {
     state = 10;
-    shape s = {.n = 9, .m = 5, .k = 0, .nt = true, .format = TP_FORMAT_F32, .a_dtype = TP_F32, .c_dtype = TP_F32, .precision = TP_F32,
-               .alpha = 1, .beta = 2, .bias = true};
+    shape s = {.n = 9,
+               .m = 5,
+               .k = 0,
+               .nt = true,
+               .format = TP_FORMAT_F32,
+               .a_dtype = TP_F32,
+               .c_dtype = TP_F32,
+               .precision = TP_F32,
+               .alpha = 1,
+               .beta = 2,
+               .bias = true};
     check(ctx, engine, &s);
     s.n = 0, s.k = 3;
     check(ctx, engine, &s);
@@ -378,16 +470,20 @@ static void not_finite(tp_ctx *ctx, const tp_mm_engine *engine)
     rows_set(&a.view, 3 * 33 + 32, NAN);
     rows_set(&a.view, 5 * 33, INFINITY);
     ((float *)b.memory.data)[39 * 33 + 32] = INFINITY;
-    tp_matmul_args args = {.n = 20, .m = 40, .k = 33, .a = a.view, .b = b.view, .nt = true, .c = c.view, .alpha = 1, .precision = TP_BF16};
+    tp_matmul_args args = {
+        .n = 20, .m = 40, .k = 33, .a = a.view, .b = b.view, .nt = true, .c = c.view, .alpha = 1, .precision = TP_BF16};
     for (int few = 0; few < 2; few++) {
         if (few) args.n = 6;
         assert_ok(ctx, tp_mm_run(ctx, engine, &args));
         for (int64_t i = 0; i < args.n; i++) {
             for (int64_t j = 0; j < 40; j++) {
                 double x = rows_get(&c.view, i * 40 + j);
-                if (i == 3) assert_true(isnan(x));
-                else if (i == 5 || j == 39) assert_true(!isfinite(x));
-                else assert_true(isfinite(x));
+                if (i == 3)
+                    assert_true(isnan(x));
+                else if (i == 5 || j == 39)
+                    assert_true(!isfinite(x));
+                else
+                    assert_true(isfinite(x));
             }
         }
     }
@@ -423,8 +519,9 @@ static void check_tn(tp_ctx *ctx, int64_t n, int64_t m, int64_t k, tp_dtype a_dt
             double limit = 0x1p-24 * (fabs((double)alpha) * magnitude * (4 * sqrt((double)n) + 4) + 4 * fabs(old));
             double got = rows_get(&c.view, i * k + j), expected = alpha * sum + old;
             if (!(fabs(got - expected) <= limit))
-                fail_msg("tn n=%lld m=%lld k=%lld %s %s: c[%lld, %lld] is %.9g, expected %.9g", (long long)n, (long long)m, (long long)k,
-                         tp_dtype_name(a_dtype), tp_dtype_name(b_dtype), (long long)i, (long long)j, got, expected);
+                fail_msg("tn n=%lld m=%lld k=%lld %s %s: c[%lld, %lld] is %.9g, expected %.9g", (long long)n, (long long)m,
+                         (long long)k, tp_dtype_name(a_dtype), tp_dtype_name(b_dtype), (long long)i, (long long)j, got,
+                         expected);
         }
     }
     rows_free(&a);
@@ -473,7 +570,8 @@ static float *bits_of(const char *isa, int threads, int64_t n, int64_t m, int64_
     } else {
         matrix b = matrix_new(format, nt ? m : k, nt ? k : m, 0, false, 0, false);
         rows a = rows_new(n, k, TP_F32, k);
-        tp_matmul_args args = {.n = n, .m = m, .k = k, .a = a.view, .b = b.view, .nt = nt, .c = {c, TP_F32, m}, .alpha = 1, .precision = TP_BF16};
+        tp_matmul_args args = {
+            .n = n, .m = m, .k = k, .a = a.view, .b = b.view, .nt = nt, .c = {c, TP_F32, m}, .alpha = 1, .precision = TP_BF16};
         assert_ok(&ctx, tp_cpu_matmul(&ctx, &args));
         rows_free(&a);
         matrix_free(&b);
@@ -482,7 +580,8 @@ static float *bits_of(const char *isa, int threads, int64_t n, int64_t m, int64_
     return c;
 }
 
-static const char *const vector_isas[] = {"generic", "avx2", "avx512", "bf16"};
+static const char *const all_isas[] = {"generic", "avx2", "avx512", "bf16", "openblas"};
+static const size_t n_own = 4; /* all but OpenBLAS, whose sums may depend on the shape */
 
 static bool runs(const char *isa)
 {
@@ -499,14 +598,14 @@ static void test_threads_do_not_change_bits(void **unused)
 {
     (void)unused;
     static const int64_t shapes[][3] = {{1, 300, 576}, {5, 257, 100}, {64, 576, 257}, {300, 16, 576}, {530, 33, 700}};
-    for (size_t v = 0; v < sizeof vector_isas / sizeof *vector_isas; v++) {
-        if (!runs(vector_isas[v])) continue;
+    for (size_t v = 0; v < sizeof all_isas / sizeof *all_isas; v++) {
+        if (!runs(all_isas[v])) continue;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             for (int form = 0; form < 3; form++) {
                 int64_t n = shapes[i][0], m = shapes[i][1], k = shapes[i][2];
-                float *one = bits_of(vector_isas[v], 1, n, m, k, form == 0, TP_FORMAT_Q4_1, form == 2);
+                float *one = bits_of(all_isas[v], 1, n, m, k, form == 0, TP_FORMAT_Q4_1, form == 2);
                 for (int threads = 2; threads <= 3; threads++) {
-                    float *more = bits_of(vector_isas[v], threads, n, m, k, form == 0, TP_FORMAT_Q4_1, form == 2);
+                    float *more = bits_of(all_isas[v], threads, n, m, k, form == 0, TP_FORMAT_Q4_1, form == 2);
                     assert_memory_equal(one, more, (size_t)(form == 2 ? m * k : n * m) * sizeof *one);
                     free(more);
                 }
@@ -520,13 +619,13 @@ static void test_threads_do_not_change_bits(void **unused)
 static void test_batch_does_not_change_bits(void **unused)
 {
     (void)unused;
-    for (size_t v = 0; v < sizeof vector_isas / sizeof *vector_isas; v++) {
-        if (!runs(vector_isas[v])) continue;
+    for (size_t v = 0; v < n_own; v++) {
+        if (!runs(all_isas[v])) continue;
         for (int nt = 0; nt < 2; nt++) {
-            float *many = bits_of(vector_isas[v], 2, 600, 50, 577, nt != 0, TP_FORMAT_F32, false);
-            float *some = bits_of(vector_isas[v], 2, 8, 50, 577, nt != 0, TP_FORMAT_F32, false);
-            float *seven = bits_of(vector_isas[v], 2, 7, 50, 577, nt != 0, TP_FORMAT_F32, false);
-            float *one = bits_of(vector_isas[v], 2, 1, 50, 577, nt != 0, TP_FORMAT_F32, false);
+            float *many = bits_of(all_isas[v], 2, 600, 50, 577, nt != 0, TP_FORMAT_F32, false);
+            float *some = bits_of(all_isas[v], 2, 8, 50, 577, nt != 0, TP_FORMAT_F32, false);
+            float *seven = bits_of(all_isas[v], 2, 7, 50, 577, nt != 0, TP_FORMAT_F32, false);
+            float *one = bits_of(all_isas[v], 2, 1, 50, 577, nt != 0, TP_FORMAT_F32, false);
             assert_memory_equal(many, some, 8 * 50 * sizeof *many);
             assert_memory_equal(seven, one, 50 * sizeof *one);
             free(many);
@@ -537,13 +636,68 @@ static void test_batch_does_not_change_bits(void **unused)
     }
 }
 
+/* What an engine unpacks is what the format's definition decodes, bit for bit, NaN scales and all-ones blocks included:
+ * products with a unit matrix would round, so the panel itself is looked at. */
+static void unpack_is_decode(tp_ctx *ctx, const tp_mm_engine *engine)
+{
+    enum { ROWS = 41, COLS = 96 };
+    (void)ctx;
+    state = 14;
+    float *panel = aligned_alloc(64, (size_t)TP_MM_KC_WORDS * 32 * sizeof *panel);
+    assert_non_null(panel);
+    for (int f = 0; f < TP_FORMAT_COUNT; f++) {
+        for (int form = 0; form < 4; form++) {
+            bool along = form % 2 == 0, round = form >= 2 && f != TP_FORMAT_BF16;
+            matrix w = matrix_new((tp_format_id)f, ROWS, COLS, 0, false, 0, false);
+            unsigned char *bytes = w.memory.data;
+            for (size_t i = 0; i < w.memory.bytes; i++) bytes[i] = i % 5 == 0 ? 0xff : (unsigned char)next_bits();
+            tp_mm_right b = {.format = (tp_format_id)f,
+                             .data = bytes,
+                             .row_bytes = tp_format_row_bytes((tp_format_id)f, COLS),
+                             .k = along ? COLS : ROWS,
+                             .m = along ? ROWS : COLS,
+                             .along_k = along,
+                             .round_bf16 = round};
+            for (int64_t col = 0; col < b.m; col += engine->nr) {
+                int cols = (int)tp_mm_min(engine->nr, b.m - col);
+                engine->unpack(&b, 0, b.k, col, cols, panel);
+                for (int64_t k = 0; k < b.k; k++) {
+                    for (int c = 0; c < cols; c++) {
+                        float expected, got;
+                        int64_t in = along ? k : col + c;
+                        tp_mm_decode(&b, tp_mm_stored_row(&b, along ? col + c : k), in, 1, &expected);
+                        if (engine->per_word == 1)
+                            got = panel[k * engine->nr + c];
+                        else
+                            got = tp_bf16_to_f32(((uint16_t *)panel)[(k / 2 * engine->nr + c) * 2 + k % 2]);
+                        if (engine->per_word == 2) expected = tp_bf16_to_f32(tp_f32_to_bf16(expected));
+                        if (isnan(expected) ? !isnan(got) : tp_f32_bits(got) != tp_f32_bits(expected))
+                            fail_msg("%s, %s, along=%d round=%d: [%lld, %lld] is %.9g, expected %.9g", engine->name,
+                                     tp_formats[f].name, along, round, (long long)k, (long long)(col + c), (double)got,
+                                     (double)expected);
+                    }
+                }
+            }
+            matrix_free(&w);
+        }
+    }
+    free(panel);
+}
+
+static void test_unpack_is_decode(void **unused)
+{
+    (void)unused;
+    with_engines(1, unpack_is_decode);
+}
+
 static void test_refusals(void **unused)
 {
     (void)unused;
     tp_ctx ctx;
     assert_ok(&ctx, open_cpu(&ctx, "", 1));
     float x[64] = {0};
-    tp_matmul_args args = {.n = 1, .m = 4, .k = 4, .a = {x, TP_F32, 4}, .nt = true, .c = {x, TP_F32, 4}, .alpha = 1, .precision = TP_F32};
+    tp_matmul_args args = {
+        .n = 1, .m = 4, .k = 4, .a = {x, TP_F32, 4}, .nt = true, .c = {x, TP_F32, 4}, .alpha = 1, .precision = TP_F32};
     args.b = (tp_matrix){TP_FORMAT_COUNT, x, 4, 4, 0, false, 0, false};
     assert_status(&ctx, TP_UNSUPPORTED, tp_cpu_matmul(&ctx, &args));
     args.b = (tp_matrix){TP_FORMAT_Q8_0, x, 4, 4, 0, true, 0, false};
@@ -592,6 +746,7 @@ int main(void)
         cmocka_unit_test(test_tn),
         cmocka_unit_test(test_threads_do_not_change_bits),
         cmocka_unit_test(test_batch_does_not_change_bits),
+        cmocka_unit_test(test_unpack_is_decode),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_device),
     };

@@ -8,7 +8,7 @@
 #include "backend/cpu/threads.h"
 
 #define MOST_THREADS 9
-#define MOST_ITEMS 3000
+#define MOST_ITEMS   3000
 
 typedef struct job {
     int64_t n;

@@ -55,22 +55,28 @@ typedef struct ceiling {
 /* clang-format on */
 
 /* Twelve independent chains of one instruction; named variables, so that each is a register. */
-#define PEAK_LOOP(target, name, type, start, step, add, first)         \
-    static target float name(void)                                                 \
-    {                                                                              \
-        CHAINS(start)                                                              \
-        for (int l = 0; l < FMA_LOOPS; l++) {                                      \
-            CHAINS(step)                                                           \
-        }                                                                          \
-        type s = s0;                                                               \
-        CHAINS(add)                                                                \
-        return first(s);                                                           \
+#define PEAK_LOOP(target, name, type, start, step, add, first)                                                                 \
+    static target float name(void)                                                                                             \
+    {                                                                                                                          \
+        CHAINS(start)                                                                                                          \
+        for (int l = 0; l < FMA_LOOPS; l++) {                                                                                  \
+            CHAINS(step)                                                                                                       \
+        }                                                                                                                      \
+        type s = s0;                                                                                                           \
+        CHAINS(add)                                                                                                            \
+        return first(s);                                                                                                       \
     }
 #define START_512(i) __m512 s##i = _mm512_set1_ps(1.0f + i);
 #define START_256(i) __m256 s##i = _mm256_set1_ps(1.0f + i);
-#define STEP_512(i) s##i = _mm512_fmadd_ps(s##i, _mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f)); __asm__ volatile("" : "+v"(s##i));
-#define STEP_DOT(i) s##i = _mm512_dpbf16_ps(s##i, (__m512bh)_mm512_set1_epi32(0x3f003f00), (__m512bh)_mm512_set1_epi32(0x3f003f00)); __asm__ volatile("" : "+v"(s##i));
-#define STEP_256(i) s##i = _mm256_fmadd_ps(s##i, _mm256_set1_ps(0.5f), _mm256_set1_ps(0.25f)); __asm__ volatile("" : "+x"(s##i));
+#define STEP_512(i)                                                                                                            \
+    s##i = _mm512_fmadd_ps(s##i, _mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f));                                                 \
+    __asm__ volatile("" : "+v"(s##i));
+#define STEP_DOT(i)                                                                                                            \
+    s##i = _mm512_dpbf16_ps(s##i, (__m512bh)_mm512_set1_epi32(0x3f003f00), (__m512bh)_mm512_set1_epi32(0x3f003f00));           \
+    __asm__ volatile("" : "+v"(s##i));
+#define STEP_256(i)                                                                                                            \
+    s##i = _mm256_fmadd_ps(s##i, _mm256_set1_ps(0.5f), _mm256_set1_ps(0.25f));                                                 \
+    __asm__ volatile("" : "+x"(s##i));
 #define ADD_512(i) s = _mm512_add_ps(s, s##i);
 #define ADD_256(i) s = _mm256_add_ps(s, s##i);
 PEAK_LOOP(TP_TARGET_AVX512, fma_avx512, __m512, START_512, STEP_512, ADD_512, _mm512_cvtss_f32)
@@ -135,7 +141,8 @@ static void read_item(void *arg, int64_t item, int thread)
     __m128i s[4] = {_mm_setzero_si128(), _mm_setzero_si128(), _mm_setzero_si128(), _mm_setzero_si128()};
     for (int64_t i = 0; i < c->part; i += 64) {
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) s[j] = _mm_xor_si128(s[j], _mm_loadu_si128((const __m128i *)(const void *)(p + i + 16 * j)));
+        for (int j = 0; j < 4; j++)
+            s[j] = _mm_xor_si128(s[j], _mm_loadu_si128((const __m128i *)(const void *)(p + i + 16 * j)));
     }
     s[0] = _mm_xor_si128(_mm_xor_si128(s[0], s[1]), _mm_xor_si128(s[2], s[3]));
     sum = (uint64_t)_mm_cvtsi128_si64(s[0]);
@@ -218,16 +225,26 @@ static double time_product(tp_ctx *ctx, const tp_openblas *blas, const char *for
     size_t c_bytes = (size_t)((tn ? m * k : n * m) * 4);
     tp_format_id as = activations == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32;
     void *a = filled(ctx, a_bytes, as), *b = filled(ctx, b_bytes, tn ? as : format), *c = filled(ctx, c_bytes, as);
-    tp_matmul_args args = {.n = n, .m = m, .k = k, .a = {a, activations, k}, .b = {format, b, rows, cols, 0, false, 0, false},
-                           .nt = nt, .c = {c, activations, m}, .alpha = 1, .precision = precision};
-    tp_matmul_tn_args tn_args = {.n = n, .m = m, .k = k, .a = {a, activations, m}, .b = {b, activations, k}, .c = c, .alpha = 1};
+    tp_matmul_args args = {.n = n,
+                           .m = m,
+                           .k = k,
+                           .a = {a, activations, k},
+                           .b = {format, b, rows, cols, 0, false, 0, false},
+                           .nt = nt,
+                           .c = {c, activations, m},
+                           .alpha = 1,
+                           .precision = precision};
+    tp_matmul_tn_args tn_args = {
+        .n = n, .m = m, .k = k, .a = {a, activations, m}, .b = {b, activations, k}, .c = c, .alpha = 1};
     double flop = 2.0 * (double)n * (double)m * (double)k, shares[REPEATS], blas_times[REPEATS], times[REPEATS];
     int inner = (int)fmax(1, 1e9 / flop);
     for (int i = -1; i < REPEATS; i++) {
         double before = peak_flops(cpu, dot), t = now();
         for (int j = 0; j < inner; j++) {
-            if (tn) (void)tp_run_matmul_tn(ctx, &tn_args);
-            else run(ctx, &args);
+            if (tn)
+                (void)tp_run_matmul_tn(ctx, &tn_args);
+            else
+                run(ctx, &args);
         }
         t = (now() - t) / inner;
         double after = peak_flops(cpu, dot), peak = before > after ? before : after;
@@ -241,8 +258,8 @@ static double time_product(tp_ctx *ctx, const tp_openblas *blas, const char *for
     }
     double share = median(shares, REPEATS), t = median(times, REPEATS), other = median(blas_times, REPEATS);
     printf("%-4s n=%-4lld m=%-6lld k=%-6lld %-5s %-4s %8.1f GFLOP/s  %.3f of %s peak (%.3f .. %.3f)", form, (long long)n,
-           (long long)m, (long long)k, tn ? "" : tp_formats[format].name, activations == TP_BF16 ? "bf16" : "f32", flop / t * 1e-9,
-           share, dot ? "bf16" : "f32", shares[0], shares[REPEATS - 1]);
+           (long long)m, (long long)k, tn ? "" : tp_formats[format].name, activations == TP_BF16 ? "bf16" : "f32",
+           flop / t * 1e-9, share, dot ? "bf16" : "f32", shares[0], shares[REPEATS - 1]);
     if (other > 0) printf("  %.2f x OpenBLAS", other / t);
     printf("\n");
     fflush(stdout);
@@ -258,9 +275,17 @@ static void time_few(tp_ctx *ctx, bool nt, int64_t n, tp_format_id format)
     enum { ROWS = 8192, COLS = 8192 };
     tp_cpu *cpu = tp_cpu_of(ctx);
     size_t bytes = (size_t)ROWS * (size_t)tp_format_row_bytes(format, COLS);
-    void *b = filled(ctx, bytes, format), *a = filled(ctx, n * 8192 * 4, TP_FORMAT_F32), *c = filled(ctx, n * 8192 * 4, TP_FORMAT_F32);
-    tp_matmul_args args = {.n = n, .m = 8192, .k = 8192, .a = {a, TP_F32, 8192}, .b = {format, b, ROWS, COLS, 0, false, 0, false},
-                           .nt = nt, .c = {c, TP_F32, 8192}, .alpha = 1, .precision = TP_F32};
+    void *b = filled(ctx, bytes, format), *a = filled(ctx, n * 8192 * 4, TP_FORMAT_F32),
+         *c = filled(ctx, n * 8192 * 4, TP_FORMAT_F32);
+    tp_matmul_args args = {.n = n,
+                           .m = 8192,
+                           .k = 8192,
+                           .a = {a, TP_F32, 8192},
+                           .b = {format, b, ROWS, COLS, 0, false, 0, false},
+                           .nt = nt,
+                           .c = {c, TP_F32, 8192},
+                           .alpha = 1,
+                           .precision = TP_F32};
     double shares[REPEATS], times[REPEATS];
     for (int i = -1; i < REPEATS; i++) {
         double before = read_bytes_per_second(cpu, b, (int64_t)bytes), t = now();
@@ -286,7 +311,8 @@ static void time_shapes(tp_ctx *ctx, const tp_openblas *blas, const char *form, 
     double product = 1;
     for (int i = 0; i < 5; i++) {
         bool nt = strcmp(form, "nt") == 0;
-        product *= time_product(ctx, blas, form, n, shapes[i][nt ? 0 : 1], shapes[i][nt ? 1 : 0], format, activations, precision);
+        product *=
+            time_product(ctx, blas, form, n, shapes[i][nt ? 0 : 1], shapes[i][nt ? 1 : 0], format, activations, precision);
     }
     printf("     geometric mean %.3f\n", pow(product, 0.2));
 }

@@ -58,11 +58,13 @@ static bool content_is_attributed(const tp_json *messages, const tp_chat_text *o
 {
     for (size_t m = 0; m < tp_json_count(messages); m++) {
         tp_span content = tp_json_string(tp_json_get(tp_json_at(messages, m), "content"));
-        bool unique = content.len >= 12, found = false;
-        if (!unique) continue;
+        size_t begin, end;
+        bool found = false, taken_apart = memmem(content.data, content.len, "<think>", 7) != NULL; /* and put together again */
+        if (content.len < 12) continue; /* may stand there by chance */
         const char *text = tp_buf_cstr(&out->text), *hit = memmem(text, out->text.len, content.data, content.len);
         if (hit == NULL) continue;
         for (size_t k = 0; k < out->n_spans; k++) found = found || (out->spans[k].message == m && out->spans[k].begin <= (size_t)(hit - text) && out->spans[k].end >= (size_t)(hit - text) + content.len);
+        if (taken_apart) found = tp_chat_turn(out, m, &begin, &end) && begin < (size_t)(hit - text) + content.len && end > (size_t)(hit - text);
         if (!found) {
             print_message("  content of message %zu is not attributed\n", m);
             return false;
@@ -156,10 +158,7 @@ static void check_folder(const char *folder, bool required)
     tp_ctx_init(&s.ctx);
     snprintf(relative, sizeof relative, "%s/index.json", folder);
     tp_status st = tp_json_read(&s.ctx, golden_path(path, sizeof path, relative), 1 << 20, &s.index);
-    if (st == TP_IO_READ && !required) {
-        print_message("%s is not part of this copy of the data\n", folder);
-        return;
-    }
+    if (st == TP_IO_READ && !required) skip();
     assert_ok(&s.ctx, st);
     snprintf(relative, sizeof relative, "%s/conversations.json", folder);
     assert_ok(&s.ctx, tp_json_read(&s.ctx, golden_path(path, sizeof path, relative), 1 << 24, &s.conversations));

@@ -260,7 +260,7 @@ static void test_nesting_is_limited(void **state)
     free(closed);
     static const char *const units[] = {"(", "[", "{1:", "-", "x[", "f(", "1 if 1 else "};
     for (size_t i = 0; i < sizeof units / sizeof units[0]; i++) {
-        char *text = repeated("{{ ", units[i], 100000, "1 }}");
+        char *text = repeated("{{ ", units[i], 50000, "1 }}");
         assert_does_not_parse(text, "256 nested parentheses");
         free(text);
     }
@@ -288,7 +288,7 @@ static void test_recursion_is_limited(void **state)
     assert_fails_with("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", TP_TEMPLATE_RECURSION);
     assert_fails_with("{% macro f(x) %}{% for i in [1] %}{% if x %}{% filter trim %}{% set y %}{{ [[f(x) ~ 'a']] | map('first') | join }}{% endset %}{{ y }}{% endfilter %}"
                       "{% endif %}{% endfor %}{% endmacro %}{{ f(1) }}", TP_TEMPLATE_RECURSION);
-    assert_fails_with("{% macro f() %}{{ caller() }}{% call f() %}{{ caller() }}{% endcall %}{% endmacro %}{% call f() %}{% endcall %}", TP_TEMPLATE_RECURSION);
+    assert_fails_with("{% macro f() %}{{ caller() }}{% call f() %}x{% endcall %}{% endmacro %}{% call f() %}{% endcall %}", TP_TEMPLATE_RECURSION);
     assert_fails_with("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", TP_TEMPLATE_RECURSION);
     assert_fails_with("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", TP_TEMPLATE_RECURSION);
     static const char *const uses[] = {"{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.y }}", "{{ ns.x < ns.y }}"};

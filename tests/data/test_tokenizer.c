@@ -1,11 +1,13 @@
 /* Tokenizers against the reference library: ids, decoded texts, pairs of every file in golden/tokenizers whose model is
- * BPE; and what must hold for any of them: places, streaming, threads' scratch, running out of memory elsewhere. */
+ * BPE; and what must hold for any of them: places in the
+ * text, streaming, special tokens as text, the files of a folder. */
 #include "tests/support.h"
 
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "data/tokenizer.h"
+#include "tests/scratch.h"
 
 struct golden {
     char name[64];
@@ -92,7 +94,8 @@ static int check_encoded(tp_ctx *ctx, const struct golden *g, const tp_json *row
     tp_span text = tp_json_string(tp_json_get(row, "text"));
     const tp_json *root = tp_json_root(g->cases), *special = tp_json_get(row, "ids_special");
     size_t n = read_ids(tp_json_get(row, "ids"), &ids);
-    size_t n_before = read_ids(tp_json_get(root, "before"), &before), n_after = read_ids(tp_json_get(root, "after"), &after), n_full;
+    size_t n_before = read_ids(tp_json_get(root, "before"), &before), n_after = read_ids(tp_json_get(root, "after"), &after),
+           n_full;
     assert_ok(ctx, tp_tokenizer_encode(ctx, g->tokenizer, text, TP_ENCODE_PLAIN, tokens));
     bad += !same_ids(g, text, "ids", tokens, ids, n);
     if (special != NULL) {
@@ -128,8 +131,11 @@ static int check_decoded(tp_ctx *ctx, const struct golden *g, const int32_t *ids
     assert_ok(ctx, tp_stream_decoder_finish(ctx, decoder, &stream));
     bool same = tp_span_equal((tp_span){tp_buf_cstr(&whole), whole.len}, expected);
     bool streamed = tp_span_equal((tp_span){tp_buf_cstr(&stream), stream.len}, expected);
-    if (!same) print_error("%s: decoded \"%s\", expected \"%.*s\"\n", g->name, tp_buf_cstr(&whole), (int)expected.len, expected.data);
-    if (!streamed) print_error("%s: streamed \"%s\", expected \"%.*s\"\n", g->name, tp_buf_cstr(&stream), (int)expected.len, expected.data);
+    if (!same)
+        print_error("%s: decoded \"%s\", expected \"%.*s\"\n", g->name, tp_buf_cstr(&whole), (int)expected.len, expected.data);
+    if (!streamed)
+        print_error("%s: streamed \"%s\", expected \"%.*s\"\n", g->name, tp_buf_cstr(&stream), (int)expected.len,
+                    expected.data);
     tp_stream_decoder_free(decoder);
     tp_buf_free(&whole);
     tp_buf_free(&stream);
@@ -175,8 +181,8 @@ static void check_cases(tp_ctx *ctx, const struct golden *g)
     }
     for (size_t i = 0; i < tp_json_count(decode); i++) bad += check_decoding(ctx, g, tp_json_at(decode, i));
     for (size_t i = 0; i < tp_json_count(pairs); i++) bad += check_pair(ctx, g, tp_json_at(pairs, i), &tokens);
-    print_message("%s: %zu texts, %zu id lists, %zu pairs, %d differences\n", g->name, tp_json_count(cases), tp_json_count(decode),
-                  tp_json_count(pairs), bad);
+    print_message("%s: %zu texts, %zu id lists, %zu pairs, %d differences\n", g->name, tp_json_count(cases),
+                  tp_json_count(decode), tp_json_count(pairs), bad);
     tp_tokens_free(&tokens);
     assert_int_equal(bad, 0);
 }
@@ -187,10 +193,199 @@ static void test_golden_cases(void **state)
     each_golden(check_cases);
 }
 
+/* ---- small tokenizers of our own ---- */
+
+#define VOCAB                                                                                                                  \
+    "\"vocab\":{\"<u>\":0,\"\u2581\":1,\"a\":2,\"b\":3,\"\u2581a\":4,\"ab\":5,\"<0xC3>\":6,\"<0xA9>\":7,\"<s>\":8,\"</"        \
+    "s>\":9,\"i\":10}"
+#define SPM_MODEL                                                                                                              \
+    "\"added_tokens\":[{\"id\":8,\"content\":\"<s>\",\"special\":true},{\"id\":9,\"content\":\"</s>\",\"special\":true}],"     \
+    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<u>\",\"byte_fallback\":true," VOCAB ",\"merges\":[\"\u2581 a\",\"a b\"]}"
+
+static tp_tokenizer *from_text(tp_ctx *ctx, const char *json)
+{
+    tp_tokenizer *t;
+    assert_ok(ctx, tp_tokenizer_from_json(ctx, "t", json, strlen(json), &t));
+    return t;
+}
+
+struct expected {
+    int32_t id;
+    size_t begin, end;
+};
+
+static void check_tokens(tp_ctx *ctx, const tp_tokenizer *t, const char *text, unsigned flags, const struct expected *expected,
+                         size_t n)
+{
+    tp_tokens tokens = {0};
+    assert_ok(ctx, tp_tokenizer_encode(ctx, t, tp_span_of(text), flags, &tokens));
+    assert_int_equal(tokens.count, n);
+    for (size_t i = 0; i < n; i++) {
+        assert_int_equal(tokens.items[i].id, expected[i].id);
+        assert_int_equal(tokens.items[i].begin, expected[i].begin);
+        assert_int_equal(tokens.items[i].end, expected[i].end);
+    }
+    tp_tokens_free(&tokens);
+}
+
+/* Through normalizers that insert, widen, drop and replace. By hand. */
+static void test_places(void **state)
+{
+    (void)state;
+    tp_ctx ctx;
+    tp_ctx_init(&ctx);
+    tp_tokenizer *t =
+        from_text(&ctx, "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},"
+                        "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}]}," SPM_MODEL "}");
+    check_tokens(&ctx, t, "ab a", TP_ENCODE_PLAIN, (struct expected[]){{4, 0, 1}, {3, 1, 2}, {4, 2, 4}}, 3);
+    check_tokens(&ctx, t, "b<s>a\u00e9", TP_ENCODE_PLAIN,
+                 (struct expected[]){{1, 0, 0}, {3, 0, 1}, {8, 1, 4}, {4, 4, 5}, {6, 5, 6}, {7, 6, 7}}, 6);
+    tp_tokenizer_free(t);
+    t = from_text(
+        &ctx,
+        "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFKC\"},{\"type\":\"Strip\",\"strip_left\":true,"
+        "\"strip_right\":true},{\"type\":\"Lowercase\"},{\"type\":\"StripAccents\"}]},"
+        "\"pre_tokenizer\":{\"type\":\"WhitespaceSplit\"}," SPM_MODEL "}");
+    /* two blanks; E with an acute as one character; B; a blank; fullwidth a; capital I with a dot, which becomes i and a mark
+     */
+    check_tokens(&ctx, t, "  \u00c9B \uff41\u0130 ", TP_ENCODE_PLAIN,
+                 (struct expected[]){{6, 2, 3}, {7, 3, 4}, {3, 4, 5}, {2, 6, 9}, {10, 9, 11}}, 5);
+    tp_tokenizer_free(t);
+}
+
+static void test_special_tokens_as_text(void **state)
+{
+    (void)state;
+    tp_ctx ctx;
+    tp_ctx_init(&ctx);
+    tp_tokenizer *t = from_text(&ctx, "{" SPM_MODEL "}");
+    check_tokens(&ctx, t, "a<s>", TP_ENCODE_PLAIN, (struct expected[]){{2, 0, 1}, {8, 1, 4}}, 2);
+    check_tokens(&ctx, t, "a<s>", TP_ENCODE_SPECIAL_AS_TEXT, (struct expected[]){{2, 0, 1}, {0, 1, 2}, {0, 2, 3}, {0, 3, 4}},
+                 4);
+    assert_int_equal(tp_tokenizer_size(t), 11);
+    assert_int_equal(tp_tokenizer_id(t, tp_span_of("ab")), 5);
+    assert_int_equal(tp_tokenizer_id(t, tp_span_of("nothing")), -1);
+    assert_true(tp_tokenizer_is_special(t, 8) && !tp_tokenizer_is_special(t, 5) && !tp_tokenizer_is_special(t, -1));
+    assert_null(tp_tokenizer_token(t, 11).data);
+    tp_tokenizer_free(t);
+}
+
+/* One tp_tokens for several tokenizers: the cache of words must not leak from one to the next. */
+static void test_cache_belongs_to_a_tokenizer(void **state)
+{
+    (void)state;
+    tp_ctx ctx;
+    tp_tokens tokens = {0};
+    tp_ctx_init(&ctx);
+    for (int i = 0; i < 6; i++) {
+        char json[1024];
+        snprintf(json, sizeof json, "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[%s]}}",
+                 i % 2 ? "\"a b\"" : "");
+        tp_tokenizer *t = from_text(&ctx, json);
+        for (int k = 0; k < 2; k++) {
+            assert_ok(&ctx, tp_tokenizer_encode(&ctx, t, tp_span_of("ab"), TP_ENCODE_PLAIN, &tokens));
+            assert_int_equal(tokens.count, i % 2 ? 1 : 2);
+        }
+        tp_tokenizer_free(t);
+    }
+    tp_tokens_free(&tokens);
+}
+
+/* What the text of a tokenizer's every golden case tells about places: in order, inside, and without gap for
+ * byte-level ones that have all bytes (SmolLM2's vocabulary lacks some, which are dropped as in the reference library). */
+static void check_case_places(tp_ctx *ctx, const struct golden *g)
+{
+    tp_tokens tokens = {0};
+    const tp_json *cases = tp_json_get(tp_json_root(g->cases), "cases");
+    bool tiles = strcmp(g->name, "gpt2") == 0 || strcmp(g->name, "llama3") == 0;
+    for (size_t i = 0; i < tp_json_count(cases); i++) {
+        tp_span text = tp_json_string(tp_json_get(tp_json_at(cases, i), "text"));
+        size_t end = 0;
+        assert_ok(ctx, tp_tokenizer_encode(ctx, g->tokenizer, text, TP_ENCODE_PLAIN, &tokens));
+        for (size_t k = 0; k < tokens.count; k++) {
+            const tp_token *token = &tokens.items[k];
+            assert_true(token->begin <= token->end && token->end <= text.len);
+            if (tiles) assert_int_equal(token->begin, end);
+            end = token->end;
+        }
+        if (tiles) assert_int_equal(end, text.len);
+    }
+    tp_tokens_free(&tokens);
+}
+
+static void test_golden_places(void **state)
+{
+    (void)state;
+    each_golden(check_case_places);
+}
+
+/* ---- folders ---- */
+
+static void write_file(tp_ctx *ctx, scratch *s, const char *name, const char *text)
+{
+    assert_ok(ctx, tp_file_write(ctx, scratch_path(s, name), text, strlen(text)));
+}
+
+static bool span_is(tp_span span, const char *text)
+{
+    return span.data != NULL && tp_span_is(span, text);
+}
+
+static void test_folder(void **state)
+{
+    (void)state;
+    scratch s;
+    tp_ctx ctx;
+    tp_tokenizer *t;
+    tp_span name, text;
+    tp_ctx_init(&ctx);
+    scratch_begin(&s);
+    write_file(&ctx, &s, "tokenizer.json",
+               "{" SPM_MODEL ",\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"<s>\",8],\"sep\":[\"</s>\",9]}}");
+    assert_ok(&ctx, tp_tokenizer_open(&ctx, s.folder, &t));
+    assert_int_equal(tp_tokenizer_role(t, TP_TOKEN_BOS), -1);
+    assert_null(tp_tokenizer_chat_template(t, NULL).data);
+    tp_tokenizer_free(t);
+    write_file(&ctx, &s, "tokenizer_config.json",
+               "{\"bos_token\":\"<s>\",\"eos_token\":{\"content\":\"</"
+               "s>\",\"lstrip\":false},\"pad_token\":null,\"add_bos_token\":true,"
+               "\"chat_template\":[{\"name\":\"default\",\"template\":\"D\"},{\"name\":\"tool_use\",\"template\":\"T\"}]}");
+    write_file(&ctx, &s, "special_tokens_map.json",
+               "{\"bos_token\":\"other\",\"unk_token\":\"<u>\",\"additional_special_tokens\":[\"a\",\"b\"]}");
+    assert_ok(&ctx, tp_tokenizer_open(&ctx, s.folder, &t));
+    assert_int_equal(tp_tokenizer_role(t, TP_TOKEN_BOS), 8);
+    assert_int_equal(tp_tokenizer_role(t, TP_TOKEN_EOS), 9);
+    assert_int_equal(tp_tokenizer_role(t, TP_TOKEN_UNK), 0);
+    assert_int_equal(tp_tokenizer_role(t, TP_TOKEN_PAD), -1);
+    assert_true(span_is(tp_tokenizer_role_text(t, TP_TOKEN_EOS), "</s>"));
+    assert_true(tp_tokenizer_adds_bos(t) && tp_tokenizer_adds_eos(t));
+    assert_true(span_is(tp_tokenizer_chat_template(t, NULL), "D"));
+    assert_true(span_is(tp_tokenizer_chat_template(t, "tool_use"), "T"));
+    assert_null(tp_tokenizer_chat_template(t, "rag").data);
+    size_t n = 0, additional = 0;
+    for (; tp_tokenizer_named(t, n, &name, &text); n++) additional += span_is(name, "additional_special_tokens");
+    assert_int_equal(n, 5);
+    assert_int_equal(additional, 2);
+    tp_tokenizer_free(t);
+    write_file(&ctx, &s, "chat_template.jinja", "J\n");
+    assert_ok(&ctx, tp_tokenizer_open(&ctx, s.folder, &t));
+    assert_true(span_is(tp_tokenizer_chat_template(t, NULL), "J\n")); /* the file beside wins */
+    tp_tokenizer_free(t);
+    write_file(&ctx, &s, "tokenizer_config.json", "[]");
+    assert_status(&ctx, TP_FORMAT, tp_tokenizer_open(&ctx, s.folder, &t));
+    assert_null(t);
+    scratch_end(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_cases),
+        cmocka_unit_test(test_golden_places),
+        cmocka_unit_test(test_places),
+        cmocka_unit_test(test_special_tokens_as_text),
+        cmocka_unit_test(test_cache_belongs_to_a_tokenizer),
+        cmocka_unit_test(test_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

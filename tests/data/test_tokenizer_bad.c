@@ -35,7 +35,8 @@ static void check_bad_file(const char *path, tp_span verdict)
         char slow[4096];
         memset(slow, 'a', sizeof slow);
         slow[sizeof slow - 1] = 'b';
-        tp_status encoded = tp_tokenizer_encode(&ctx, tokenizer, tp_span_of("abcd ef <|end|> xyz"), TP_ENCODE_ADD_SPECIAL, &tokens);
+        tp_status encoded =
+            tp_tokenizer_encode(&ctx, tokenizer, tp_span_of("abcd ef <|end|> xyz"), TP_ENCODE_ADD_SPECIAL, &tokens);
         if (encoded != TP_OK) { /* only where an unknown character needs a token that is missing */
             check_message(&ctx, path);
             assert_int_equal(encoded, TP_FORMAT);
@@ -81,26 +82,31 @@ static void test_bad_files(void **state)
 
 /* ---- small files of our own ---- */
 
-#define HEAD "{\"version\":\"1.0\","
+#define HEAD    "{\"version\":\"1.0\","
 #define LETTERS "\"a\":0,\"b\":1,\"\u0120\":2,\"ab\":3,\"\u0120a\":4,\"\u010a\":5,\"c\":6,\"aa\":7,\"aaaa\":8"
-#define MERGES "[[\"a\",\"b\"],[\"\u0120\",\"a\"],[\"a\",\"a\"],[\"aa\",\"aa\"]]"
+#define MERGES  "[[\"a\",\"b\"],[\"\u0120\",\"a\"],[\"a\",\"a\"],[\"aa\",\"aa\"]]"
 
-static const char byte_level[] = HEAD
-    "\"added_tokens\":[{\"id\":9,\"content\":\"<|x|>\",\"special\":true},{\"id\":10,\"content\":\"ca\",\"special\":false,\"lstrip\":true}],"
-    "\"normalizer\":{\"type\":\"NFC\"},"
-    "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"c+|x\"},"
-    "\"behavior\":\"MergedWithNext\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":true}]},"
-    "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"x\",\"type_id\":0}},"
-    "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"x\":{\"id\":\"x\",\"ids\":[9],\"tokens\":[\"<|x|>\"]}}},"
-    "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{" LETTERS "},\"merges\":" MERGES "}}";
+static const char byte_level[] =
+    HEAD "\"added_tokens\":[{\"id\":9,\"content\":\"<|x|>\",\"special\":true},{\"id\":10,\"content\":\"ca\",\"special\":false,"
+         "\"lstrip\":true}],"
+         "\"normalizer\":{\"type\":\"NFC\"},"
+         "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"c+|x\"},"
+         "\"behavior\":\"MergedWithNext\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":true}]},"
+         "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"x\",\"type_id\":0}},"
+         "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"x\":{\"id\":\"x\",\"ids\":[9],"
+         "\"tokens\":[\"<|x|>\"]}}},"
+         "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{" LETTERS "},\"merges\":" MERGES "}}";
 
-static const char spm[] = HEAD
-    "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},"
-    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"},{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"b{2,}\"},\"content\":\"b\"}]},"
-    "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},\"content\":\" \"},"
-    "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},"
-    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<u>\",\"fuse_unk\":true,\"byte_fallback\":true,\"vocab\":{\"<u>\":0,\"\u2581\":1,\"a\":2,\"b\":3,"
-    "\"\u2581a\":4,\"ab\":5,\"<0x0A>\":6,\"<0xC3>\":7,\"<0xA9>\":8},\"merges\":[\"\u2581 a\",\"a b\"]}}";
+static const char spm[] =
+    HEAD "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},"
+         "{\"type\":\"Replace\",\"pattern\":{\"String\":\" "
+         "\"},\"content\":\"\u2581\"},{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"b{2,}\"},\"content\":\"b\"}]},"
+         "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},"
+         "\"content\":\" \"},"
+         "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},"
+         "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<u>\",\"fuse_unk\":true,\"byte_fallback\":true,\"vocab\":{\"<u>\":0,"
+         "\"\u2581\":1,\"a\":2,\"b\":3,"
+         "\"\u2581a\":4,\"ab\":5,\"<0x0A>\":6,\"<0xC3>\":7,\"<0xA9>\":8},\"merges\":[\"\u2581 a\",\"a b\"]}}";
 
 static tp_status whole_life(tp_ctx *ctx, const char *json)
 {
@@ -114,7 +120,8 @@ static tp_status whole_life(tp_ctx *ctx, const char *json)
     memcpy(text + 120, "bb e\xcc\x81 \n ca<|x|>\xc3\xa9", 18);
     tp_status status = tp_tokenizer_from_json(ctx, "t", json, strlen(json), &t);
     if (status == TP_OK) status = tp_tokenizer_encode(ctx, t, (tp_span){text, sizeof text}, TP_ENCODE_ADD_SPECIAL, &tokens);
-    if (status == TP_OK) status = tp_tokenizer_encode_pair(ctx, t, tp_span_of("ab c"), tp_span_of("ba"), TP_ENCODE_APPEND, &tokens);
+    if (status == TP_OK)
+        status = tp_tokenizer_encode_pair(ctx, t, tp_span_of("ab c"), tp_span_of("ba"), TP_ENCODE_APPEND, &tokens);
     size_t n = tokens.count < 64 ? tokens.count : 64;
     for (size_t i = 0; i < n; i++) ids[i] = tokens.items[i].id;
     if (status == TP_OK) status = tp_tokenizer_decode(ctx, t, ids, n, false, &out);
@@ -160,7 +167,8 @@ static void test_long_runs(void **state)
     tp_tokenizer *t;
     tp_ctx_init(&ctx);
     assert_ok(&ctx, tp_tokenizer_from_json(&ctx, "t", byte_level, strlen(byte_level), &t));
-    assert_int_equal(count_equal(&ctx, t, "a", MANY), MANY / 4 + 2); /* the prefix blank takes one a, three are left over: aa a */
+    assert_int_equal(count_equal(&ctx, t, "a", MANY),
+                     MANY / 4 + 2); /* the prefix blank takes one a, three are left over: aa a */
     assert_int_equal(count_equal(&ctx, t, " ", MANY), MANY);
     assert_int_equal(count_equal(&ctx, t, "\n", MANY), MANY + 1);
     assert_int_equal(count_equal(&ctx, t, "b", MANY), MANY + 1);

@@ -8,12 +8,12 @@
 /* Characters of every general category, doubled where a pattern names them: blanks of all kinds, newlines, apostrophes and
  * the letters of contractions, U+017F, U+212A, marks, digits of several scripts, CJK, symbols, controls, U+180E. */
 static const uint32_t alphabet[] = {
-    ' ',    ' ',    ' ',    '\n',   '\n',   '\r',   '\t',   0x0b,   0x85,   0xa0,   0x1680, 0x2003, 0x2028, 0x2029, 0x202f,
-    0x205f, 0x3000, 0x180e, 0x200b, 0x200d, 0xfeff, '\'',   '\'',   '\'',   's',    't',    'r',    'e',    'v',    'm',
-    'l',    'L',    'd',    'S',    'T',    'E',    0x17f,  0x212a, 'a',    'Z',    '0',    '1',    '9',    0xb2,   0x664,
-    0x967,  0x2167, 0x1d7d8, 0xbd,  '.',    ',',    '!',    '_',    '-',    '(',    0xab,   0x2019, '+',    '$',    '^',
-    0xa9,   0x301,  0x93e,  0x20dd, 0x1c5,  0x2b0,  0x5d0,  0x639,  0x4f60, 0x3042, 0xac00, 0x1f600, 0x1f3fd, 0x10330, 0,
-    0x1f,   0x7f,   0xad,   0xe000, 0xfffd,
+    ' ',    ' ',     ' ',     '\n',    '\n',   '\r',    '\t',   0x0b,   0x85,   0xa0,   0x1680, 0x2003, 0x2028, 0x2029,
+    0x202f, 0x205f,  0x3000,  0x180e,  0x200b, 0x200d,  0xfeff, '\'',   '\'',   '\'',   's',    't',    'r',    'e',
+    'v',    'm',     'l',     'L',     'd',    'S',     'T',    'E',    0x17f,  0x212a, 'a',    'Z',    '0',    '1',
+    '9',    0xb2,    0x664,   0x967,   0x2167, 0x1d7d8, 0xbd,   '.',    ',',    '!',    '_',    '-',    '(',    0xab,
+    0x2019, '+',     '$',     '^',     0xa9,   0x301,   0x93e,  0x20dd, 0x1c5,  0x2b0,  0x5d0,  0x639,  0x4f60, 0x3042,
+    0xac00, 0x1f600, 0x1f3fd, 0x10330, 0,      0x1f,    0x7f,   0xad,   0xe000, 0xfffd,
 };
 
 /* Numerical Recipes' 64-bit linear congruential generator: the same texts in every run. */
@@ -47,7 +47,8 @@ static void compare_cuts(const tp_scanner *scanner, const tp_regex *regex, const
         if (!found) break;
         assert_int_equal(begin, at); /* these patterns leave nothing out */
         size_t cut = tp_scanner_next(scanner, text, n, at);
-        if (cut != end) fail_msg("%s: cut at %zu, the pattern at %zu, of \"%.*s\"", scanner->name, cut, end, (int)(n - at), text + at);
+        if (cut != end)
+            fail_msg("%s: cut at %zu, the pattern at %zu, of \"%.*s\"", scanner->name, cut, end, (int)(n - at), text + at);
         at = end;
     }
     assert_int_equal(at, n);
@@ -66,7 +67,8 @@ static void test_scanners_cut_as_the_patterns_do(void **state)
         uint64_t random = 7 + i;
         assert_ptr_equal(tp_scanner_find(tp_span_of(scanner->pattern)), scanner);
         assert_ok(&ctx, tp_regex_new(&ctx, "test", tp_span_of(scanner->pattern), &regex));
-        for (int k = 0; k < 20000; k++) compare_cuts(scanner, regex, text, random_text(&random, text, 1 + next_random(&random) % 24));
+        for (int k = 0; k < 20000; k++)
+            compare_cuts(scanner, regex, text, random_text(&random, text, 1 + next_random(&random) % 24));
         tp_regex_free(regex);
     }
 }
@@ -96,13 +98,13 @@ static uint64_t match_ends(const char *pattern, const char *text)
 static void test_dialect(void **state)
 {
     (void)state;
-    assert_int_equal(match_ends("\\s", "\u180e \u3000"), 1u << 4 | 1u << 7);            /* U+180E is no blank */
+    assert_int_equal(match_ends("\\s", "\u180e \u3000"), 1u << 4 | 1u << 7); /* U+180E is no blank */
     assert_int_equal(match_ends("[^\\s]", "\u180e "), 1u << 3);
-    assert_int_equal(match_ends("\\w+", "e\u0301x-\u2167"), 1u << 4 | 1u << 8);         /* marks and letter numbers are words */
-    assert_int_equal(match_ends("\\h+", "xfF09g"), 1u << 5);                            /* hexadecimal digits, no blanks */
+    assert_int_equal(match_ends("\\w+", "e\u0301x-\u2167"), 1u << 4 | 1u << 8); /* marks and letter numbers are words */
+    assert_int_equal(match_ends("\\h+", "xfF09g"), 1u << 5);                    /* hexadecimal digits, no blanks */
     assert_int_equal(match_ends("[^(\\s|[.,])]+", "ab.cd (e"), 1u << 2 | 1u << 5 | 1u << 8); /* a class in a class */
-    assert_int_equal(match_ends("b$", "ab\nb"), 1u << 2 | 1u << 4);                     /* $ at each line */
-    assert_int_equal(match_ends("a*", "baac"), 1u << 0 | 1u << 3 | 1u << 4);            /* empty matches, none behind a match */
+    assert_int_equal(match_ends("b$", "ab\nb"), 1u << 2 | 1u << 4);                          /* $ at each line */
+    assert_int_equal(match_ends("a*", "baac"), 1u << 0 | 1u << 3 | 1u << 4); /* empty matches, none behind a match */
     assert_int_equal(match_ends("", "\u00e9a"), 1u << 0 | 1u << 2 | 1u << 3);
 }
 
@@ -179,7 +181,10 @@ static void test_normal_forms(void **state)
     check_form(TP_NFKD, "\u1e9b\u0323", "s\u0323\u0307");
     check_form(TP_NFC, "A\u030a\u1100\u1161\u11a8x", "\u00c5\uac01x");
     check_form(TP_NFC, "\u0958\u09c7\u09be", "\u0915\u093c\u09cb"); /* an exclusion; a vowel sign that composes */
-    check_form(TP_NFKC, "\uff76\uff9e\ufb01\u00bd", "\u30ac" "fi1\u2044" "2");
+    check_form(TP_NFKC, "\uff76\uff9e\ufb01\u00bd",
+               "\u30ac"
+               "fi1\u2044"
+               "2");
     enum { MANY = 200000 };
     char *text = malloc(4 * MANY + 2), *expected = malloc(4 * MANY + 2);
     text[0] = expected[0] = 'q';
@@ -197,8 +202,10 @@ static void test_normal_forms(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scanners_cut_as_the_patterns_do), cmocka_unit_test(test_dialect),
-        cmocka_unit_test(test_refused_patterns),                cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_scanners_cut_as_the_patterns_do),
+        cmocka_unit_test(test_dialect),
+        cmocka_unit_test(test_refused_patterns),
+        cmocka_unit_test(test_limits),
         cmocka_unit_test(test_normal_forms),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -49,8 +49,9 @@ static void bench_end(struct bench *b)
 
 /* ---- a small folder, whose parts tests change ---- */
 
-static const char config_text[] = "{\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 12, \"num_hidden_layers\": 1, "
-                                  "\"num_attention_heads\": 2, \"vocab_size\": 10, \"tie_word_embeddings\": %s}";
+static const char config_text[] =
+    "{\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 12, \"num_hidden_layers\": 1, "
+    "\"num_attention_heads\": 2, \"vocab_size\": 10, \"tie_word_embeddings\": %s}";
 
 #define N_TENSORS 12
 struct tensor {
@@ -78,17 +79,23 @@ struct folder {
     bool tied;
     tp_dtype dtype;
     const char *leave_out;
-    const char *extra;         /* one more tensor [3] */
-    const char *odd;           /* this tensor */
-    int64_t odd_rows;          /* gets this many rows, */
-    bool odd_nan, odd_is_f64;  /* a NaN as value 5, another dtype */
-    bool head_is_embedding;    /* same bytes */
+    const char *extra;        /* one more tensor [3] */
+    const char *odd;          /* this tensor */
+    int64_t odd_rows;         /* gets this many rows, */
+    bool odd_nan, odd_is_f64; /* a NaN as value 5, another dtype */
+    bool head_is_embedding;   /* same bytes */
     bool without_prefix;
 };
 
-static float value_at(size_t tensor, int64_t i) { return 0.01f * (float)(tensor + 1) * (float)(i % 17 - 8); }
+static float value_at(size_t tensor, int64_t i)
+{
+    return 0.01f * (float)(tensor + 1) * (float)(i % 17 - 8);
+}
 
-static int64_t elements(const tp_named_array *a) { return a->shape[0] * (a->rank == 2 ? a->shape[1] : 1); }
+static int64_t elements(const tp_named_array *a)
+{
+    return a->shape[0] * (a->rank == 2 ? a->shape[1] : 1);
+}
 
 static void *make_values(const tp_named_array *a, size_t number, bool nan)
 {
@@ -108,9 +115,14 @@ static size_t make_arrays(const struct folder *f, tp_named_array *out)
     for (size_t i = 0; i < N_TENSORS; i++) {
         const struct tensor *t = &tensors[i];
         bool odd = f->odd != NULL && strcmp(f->odd, t->name) == 0;
-        if ((f->tied && i == N_TENSORS - 1 && !f->head_is_embedding && f->leave_out == NULL) || (f->leave_out != NULL && strcmp(f->leave_out, t->name) == 0)) continue;
+        if ((f->tied && i == N_TENSORS - 1 && !f->head_is_embedding && f->leave_out == NULL) ||
+            (f->leave_out != NULL && strcmp(f->leave_out, t->name) == 0))
+            continue;
         tp_named_array *a = &out[n++];
-        *a = (tp_named_array){.name = t->name, .dtype = odd && f->odd_is_f64 ? TP_F64 : f->dtype, .rank = t->rank, .shape = {t->shape[0], t->shape[1]}};
+        *a = (tp_named_array){.name = t->name,
+                              .dtype = odd && f->odd_is_f64 ? TP_F64 : f->dtype,
+                              .rank = t->rank,
+                              .shape = {t->shape[0], t->shape[1]}};
         if (f->without_prefix && tp_starts_with(t->name, "model.")) a->name += strlen("model.");
         if (odd && f->odd_rows > 0) a->shape[0] = f->odd_rows;
         a->data = make_values(a, i == N_TENSORS - 1 && f->head_is_embedding ? 0 : i, odd && f->odd_nan);
@@ -168,7 +180,8 @@ static void assert_refused(struct bench *b, const char *path, tp_status expected
     tp_model *model;
     tp_status status = open_with(b, path, TP_F32, true, &model);
     if (status != expected || strstr(b->ctx.message, word) == NULL || strstr(b->ctx.message, other) == NULL)
-        fail_msg("expected %s with \"%s\" and \"%s\", got %s: %s", tp_status_name(expected), word, other, tp_status_name(status), b->ctx.message);
+        fail_msg("expected %s with \"%s\" and \"%s\", got %s: %s", tp_status_name(expected), word, other,
+                 tp_status_name(status), b->ctx.message);
     assert_null(model);
     tp_ctx_clear(&b->ctx);
 }
@@ -187,7 +200,9 @@ static void assert_matrix(const tp_matrix *w, size_t tensor, int64_t rows, int64
             float wanted = value_at(tensor, r * cols + c);
             if (precision == TP_BF16) wanted = tp_bf16_to_f32(tp_f32_to_bf16(wanted));
             if (precision == TP_F16) wanted = tp_f16_to_f32(tp_f32_to_f16(wanted));
-            if (got[c] != wanted) fail_msg("%zu [%lld, %lld]: %g, expected %g", tensor, (long long)r, (long long)c, (double)got[c], (double)wanted);
+            if (got[c] != wanted)
+                fail_msg("%zu [%lld, %lld]: %g, expected %g", tensor, (long long)r, (long long)c, (double)got[c],
+                         (double)wanted);
         }
     }
 }
@@ -213,7 +228,8 @@ static void every_tensor_reaches_its_place(void **state)
             assert_matrix(&k->up.weight, 8, 12, 8, dtypes[d]);
             assert_matrix(&k->down.weight, 9, 8, 12, dtypes[d]);
             assert_matrix(&m->head.weight, 11, 10, 8, dtypes[d]);
-            assert_matrix(&(tp_matrix){.format = TP_FORMAT_F32, .data = k->norm2.data, .rows = 1, .cols = 8}, 2, 1, 8, dtypes[d]);
+            assert_matrix(&(tp_matrix){.format = TP_FORMAT_F32, .data = k->norm2.data, .rows = 1, .cols = 8}, 2, 1, 8,
+                          dtypes[d]);
             assert_null(k->norm1_bias.data);
             assert_null(k->q.bias.data);
             assert_int_equal(m->n_linears, 8);
@@ -272,21 +288,27 @@ static void narrowing_is_round_to_nearest_even(void **state)
         uint32_t *wide = malloc((size_t)V * D * 4);
         uint16_t *half = (uint16_t *)wide;
         for (uint32_t i = 0; i < (uint32_t)V * D; i++) {
-            if (dtype == TP_F16) half[i] = (uint16_t)i;
-            else wide[i] = i * 0x7fff3u + (i % 3) * 0x8000u;
+            if (dtype == TP_F16)
+                half[i] = (uint16_t)i;
+            else
+                wide[i] = i * 0x7fff3u + (i % 3) * 0x8000u;
         }
         free_arrays(arrays, 1);
         arrays[0].shape[0] = V;
         arrays[0].data = wide;
         save_arrays(&b, "model.safetensors", arrays, n);
-        snprintf(text, sizeof text, "{\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 12, \"num_hidden_layers\": 1, "
-                                    "\"num_attention_heads\": 2, \"vocab_size\": %d, \"tie_word_embeddings\": true}", V);
+        snprintf(text, sizeof text,
+                 "{\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 12, \"num_hidden_layers\": 1, "
+                 "\"num_attention_heads\": 2, \"vocab_size\": %d, \"tie_word_embeddings\": true}",
+                 V);
         write_text(&b, "config.json", text);
         assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_BF16, false, &m));
         const uint16_t *got = m->embedding.data;
         for (uint32_t i = 0; i < (uint32_t)V * D; i++) {
             uint16_t wanted = tp_f32_to_bf16(dtype == TP_F16 ? tp_f16_to_f32(half[i]) : tp_f32_from_bits(wide[i]));
-            if (got[i] != wanted) fail_msg("%s %#x: %#x, expected %#x", tp_dtype_name(dtype), dtype == TP_F16 ? half[i] : wide[i], got[i], wanted);
+            if (got[i] != wanted)
+                fail_msg("%s %#x: %#x, expected %#x", tp_dtype_name(dtype), dtype == TP_F16 ? half[i] : wide[i], got[i],
+                         wanted);
         }
         tp_model_free(m);
         free_arrays(arrays, n);
@@ -312,12 +334,15 @@ static void tied_heads(void **state)
     assert_ptr_equal(m->head.weight.data, m->embedding.data);
     assert_int_equal(b.notes, 0);
     tp_model_free(m);
-    make_folder(&b, &(struct folder){.dtype = TP_F32, .tied = true, .leave_out = "model.embed_tokens.weight"}); /* only lm_head: it is the embedding */
+    make_folder(&b, &(struct folder){.dtype = TP_F32,
+                                     .tied = true,
+                                     .leave_out = "model.embed_tokens.weight"}); /* only lm_head: it is the embedding */
     assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_F32, true, &m));
     assert_matrix(&m->embedding, 11, 10, 8, TP_F32);
     assert_ptr_equal(m->head.weight.data, m->embedding.data);
     tp_model_free(m);
-    make_folder(&b, &(struct folder){.dtype = TP_F32, .tied = true, .leave_out = "nothing"}); /* another head: the file's counts */
+    make_folder(&b,
+                &(struct folder){.dtype = TP_F32, .tied = true, .leave_out = "nothing"}); /* another head: the file's counts */
     assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_F32, true, &m));
     assert_matrix(&m->embedding, 0, 10, 8, TP_F32);
     assert_matrix(&m->head.weight, 11, 10, 8, TP_F32);
@@ -361,7 +386,8 @@ static void wrong_tensors_are_named(void **state)
 /* N10: found where the check is asked for, in place, while converting, and in vectors. */
 static void values_that_are_not_finite_are_found(void **state)
 {
-    static const char *const odd[] = {"model.layers.0.mlp.gate_proj.weight", "model.layers.0.input_layernorm.weight", "lm_head.weight"};
+    static const char *const odd[] = {"model.layers.0.mlp.gate_proj.weight", "model.layers.0.input_layernorm.weight",
+                                      "lm_head.weight"};
     static const tp_dtype dtypes[] = {TP_F32, TP_BF16, TP_F16};
     struct bench b;
     tp_model *m;
@@ -410,7 +436,9 @@ static void make_shards(struct bench *b, const char *first, const char *second, 
     save_arrays(b, "b.safetensors", arrays + half, n - half);
     tp_buf_init(&text, 0);
     tp_buf_text(&text, "{\"weight_map\": {");
-    for (size_t i = 0; i < n; i++) tp_buf_printf(&text, "%s\"%s\": \"%s\"", i > 0 ? ", " : "", arrays[i].name, (i < half) != (i == moved) ? first : second);
+    for (size_t i = 0; i < n; i++)
+        tp_buf_printf(&text, "%s\"%s\": \"%s\"", i > 0 ? ", " : "", arrays[i].name,
+                      (i < half) != (i == moved) ? first : second);
     tp_buf_text(&text, "}}");
     write_text(b, "model.safetensors.index.json", tp_buf_cstr(&text));
     tp_buf_free(&text);
@@ -564,13 +592,16 @@ static void gguf_files_we_cannot_run_are_refused(void **state)
     tp_model *m;
     (void)state;
     bench_begin(&b, "cpu");
-    assert_ok(&b.ctx, open_with(&b, patched_gguf(&b, "general.architecture", 12, "l", 1), TP_F32, true, &m)); /* nothing changed */
+    assert_ok(&b.ctx,
+              open_with(&b, patched_gguf(&b, "general.architecture", 12, "l", 1), TP_F32, true, &m)); /* nothing changed */
     tp_model_free(m);
     /* A matrix's type stands behind the count of dimensions and two of them; IQ4_NL has the size of Q4_0. */
-    assert_refused(&b, patched_gguf(&b, "blk.0.ffn_up.weight", 4 + 2 * 8, "\x14", 1), TP_UNSUPPORTED, "blk.0.ffn_up.weight", "IQ4_NL");
+    assert_refused(&b, patched_gguf(&b, "blk.0.ffn_up.weight", 4 + 2 * 8, "\x14", 1), TP_UNSUPPORTED, "blk.0.ffn_up.weight",
+                   "IQ4_NL");
     assert_refused(&b, patched_gguf(&b, "general.architecture", 12, "x", 1), TP_UNSUPPORTED, "xlama", "available: llama");
     assert_refused(&b, patched_gguf(&b, "blk.0.ffn_u", 0, "q", 1), TP_FORMAT, "missing", "blk.0.ffn_up.weight");
-    assert_refused(&b, patched_gguf(&b, "llama.feed_forward_length", 4, "\x60", 1), TP_SHAPE, "blk.0.ffn_gate.weight: shape [64, 256]", "[96, 256]");
+    assert_refused(&b, patched_gguf(&b, "llama.feed_forward_length", 4, "\x60", 1), TP_SHAPE,
+                   "blk.0.ffn_gate.weight: shape [64, 256]", "[96, 256]");
     bench_end(&b);
 }
 
@@ -619,11 +650,16 @@ static void gguf_rows_are_put_back(void **state)
         const tp_matrix *a = &hf->linears[i]->weight, *c = &gguf->linears[i]->weight;
         assert_string_equal(hf->linears[i]->path, gguf->linears[i]->path);
         assert_int_equal(a->rows, c->rows);
-        assert_true((c->rope_pairs > 0) == (strstr(hf->linears[i]->path, "q_proj") != NULL || strstr(hf->linears[i]->path, "k_proj") != NULL));
+        assert_true((c->rope_pairs > 0) ==
+                    (strstr(hf->linears[i]->path, "q_proj") != NULL || strstr(hf->linears[i]->path, "k_proj") != NULL));
         for (int64_t r = 0; r < a->rows; r++) {
-            tp_formats[a->format].decode((const char *)a->data + (size_t)(r * tp_format_row_bytes(a->format, a->cols)), 0, a->cols, x);
-            tp_formats[c->format].decode((const char *)c->data + (size_t)(tp_matrix_stored_row(c, r) * tp_format_row_bytes(c->format, c->cols)), 0, c->cols, y);
-            if (memcmp(x, y, (size_t)a->cols * sizeof *x) != 0) fail_msg("%s: row %lld differs", hf->linears[i]->path, (long long)r);
+            tp_formats[a->format].decode((const char *)a->data + (size_t)(r * tp_format_row_bytes(a->format, a->cols)), 0,
+                                         a->cols, x);
+            tp_formats[c->format].decode((const char *)c->data +
+                                             (size_t)(tp_matrix_stored_row(c, r) * tp_format_row_bytes(c->format, c->cols)),
+                                         0, c->cols, y);
+            if (memcmp(x, y, (size_t)a->cols * sizeof *x) != 0)
+                fail_msg("%s: row %lld differs", hf->linears[i]->path, (long long)r);
         }
     }
     tp_model_free(hf);

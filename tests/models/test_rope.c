@@ -15,14 +15,18 @@ static tp_model_config llama(int64_t head_dim, double theta)
     return (tp_model_config){.head_dim = head_dim, .max_positions = 64, .rope = {.theta = theta}};
 }
 
-static double base_frequency(const tp_model_config *c, double theta, int i) { return pow(theta, -2.0 * i / (double)c->head_dim); }
+static double base_frequency(const tp_model_config *c, double theta, int i)
+{
+    return pow(theta, -2.0 * i / (double)c->head_dim);
+}
 
 static void compare(const tp_model_config *c, int64_t length, const double *wanted, double wanted_factor, double tolerance)
 {
     float f[MAX_HALF], factor;
     tp_rope_frequencies(c, length, f, &factor);
     for (int i = 0; i < c->head_dim / 2; i++)
-        if (!(fabs((double)f[i] - wanted[i]) <= tolerance * wanted[i])) fail_msg("frequency %d: %.9g, expected %.9g", i, (double)f[i], wanted[i]);
+        if (!(fabs((double)f[i] - wanted[i]) <= tolerance * wanted[i]))
+            fail_msg("frequency %d: %.9g, expected %.9g", i, (double)f[i], wanted[i]);
     if (!(fabs((double)factor - wanted_factor) <= 1e-6)) fail_msg("factor %.9g, expected %.9g", (double)factor, wanted_factor);
 }
 
@@ -67,9 +71,16 @@ static void llama3_has_three_bands(void **state)
     c.rope.original_max_positions = 8192;
     for (int i = 0; i < 64; i++) {
         double f = base_frequency(&c, 500000, i), wave = 2 * pi / f, t = (8192 / wave - 1) / 3;
-        if (wave < 8192.0 / 4) { wanted[i] = f; kept++; }
-        else if (wave > 8192) { wanted[i] = f / 8; stretched++; }
-        else { wanted[i] = (1 - t) * f / 8 + t * f; mixed++; }
+        if (wave < 8192.0 / 4) {
+            wanted[i] = f;
+            kept++;
+        } else if (wave > 8192) {
+            wanted[i] = f / 8;
+            stretched++;
+        } else {
+            wanted[i] = (1 - t) * f / 8 + t * f;
+            mixed++;
+        }
     }
     assert_true(kept > 10 && stretched > 10 && mixed > 3);
     compare(&c, 10, wanted, 1, 2e-6); /* the mixing weight is a difference of numbers near 1 */
@@ -81,7 +92,13 @@ static void yarn_ramps(void **state)
     (void)state;
     for (int truncate = 0; truncate < 2; truncate++) {
         tp_model_config c = llama(64, 10000);
-        c.rope = (tp_rope_config){.type = TP_ROPE_YARN, .theta = 10000, .factor = 4, .original_max_positions = 2048, .beta_fast = 32, .beta_slow = 1, .truncate = truncate};
+        c.rope = (tp_rope_config){.type = TP_ROPE_YARN,
+                                  .theta = 10000,
+                                  .factor = 4,
+                                  .original_max_positions = 2048,
+                                  .beta_fast = 32,
+                                  .beta_slow = 1,
+                                  .truncate = truncate};
         double low = 64 * log(2048 / (32 * 2 * pi)) / (2 * log(10000)), high = 64 * log(2048 / (2 * pi)) / (2 * log(10000));
         if (truncate) low = floor(low), high = ceil(high);
         for (int i = 0; i < 32; i++) {
@@ -122,7 +139,7 @@ static void factors_divide(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plain_and_linear),     cmocka_unit_test(dynamic_grows_beyond_the_trained_length),
+        cmocka_unit_test(plain_and_linear),       cmocka_unit_test(dynamic_grows_beyond_the_trained_length),
         cmocka_unit_test(llama3_has_three_bands), cmocka_unit_test(yarn_ramps),
         cmocka_unit_test(factors_divide),
     };

@@ -7,7 +7,10 @@
 #include "base/safetensors.h"
 
 /* NaN has many bit patterns and no two programs agree on them: any equals any. */
-static bool same(float a, float b) { return tp_f32_bits(a) == tp_f32_bits(b) || (a != a && b != b); }
+static bool same(float a, float b)
+{
+    return tp_f32_bits(a) == tp_f32_bits(b) || (a != a && b != b);
+}
 
 static void check_blocks(tp_ctx *ctx, const tp_safetensors *file, tp_format_id id, const char *type)
 {
@@ -31,7 +34,8 @@ static void check_blocks(tp_ctx *ctx, const tp_safetensors *file, tp_format_id i
     assert_ok(ctx, tp_safetensors_read_f32(ctx, file, values, 0, count, expected));
     f->decode(raw, 0, n * f->block, got); /* as one row */
     for (size_t i = 0; i < count; i++) {
-        if (!same(got[i], expected[i])) fail_msg("%s: value %zu is %.9g, expected %.9g", type, i, (double)got[i], (double)expected[i]);
+        if (!same(got[i], expected[i]))
+            fail_msg("%s: value %zu is %.9g, expected %.9g", type, i, (double)got[i], (double)expected[i]);
     }
     for (int64_t block = 0; block < n; block++) { /* and from the middle */
         f->decode(raw, block * f->block, f->block, got);
@@ -72,8 +76,9 @@ static void test_dense(void **unused)
     tp_formats[TP_FORMAT_F16].decode(raw + 1, 0, 65536, got);
     for (uint32_t h = 0; h < 65536; h++) { /* by the definition of binary16 */
         int exponent = (int)(h >> 10 & 31), fraction = (int)(h & 1023);
-        double x = exponent == 31 ? (fraction != 0 ? (double)NAN : (double)INFINITY)
-                                  : exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+        double x = exponent == 31  ? (fraction != 0 ? (double)NAN : (double)INFINITY)
+                   : exponent == 0 ? ldexp(fraction, -24)
+                                   : ldexp(1024 + fraction, exponent - 25);
         assert_true(same(got[h], (float)(h >> 15 != 0 ? -x : x)));
     }
     static const float values[3] = {1.5f, -0.0f, 3e38f};

@@ -25,34 +25,35 @@ typedef struct attention_tile {
     bool few;                   /* scores are [row][FEW_KEYS], else [key][TILE] */
     bool started;               /* a key tile has been seen */
     float *q;                   /* few: [row][dim], else [head_dim][TILE]; times scale */
-    float *k, *v;               /* [key][dim] */
+    float *k_room, *v_room;     /* [key][dim], if keys and values must be converted */
+    tile_rows k, v;
     float *scores, *out;        /* out [row][dim] */
     float *greatest, *sum, *shrink; /* per row: so far, so far, factor of this step */
     float *before, *after;      /* per row: keys j of this tile with after < j < before are seen */
     float *slope, *offset;      /* per row, ALiBi: slope, and position of the tile's key 0 minus the diagonal's */
 } attention_tile;
 
-TP_INLINE int64_t row_query(const attention_tile *t, int64_t r) { return t->query + r / t->n_heads; }
-
 /* Marks what each row sees of keys k0 .. k0+n-1 of its segment. True if every row sees all of them. */
 static bool mark_rows(attention_tile *t, const key_run *run, int64_t k0, int64_t n)
 {
     const tp_attention_args *a = t->a;
-    if (a->alibi_slopes != NULL) {
-        for (int64_t r = 0; r < t->rows; r++) {
-            int64_t diagonal = row_query(t, r) + t->segment->k_len - t->segment->q_len;
-            t->offset[r] = (float)(run->position + k0 - diagonal);
-        }
+    for (int64_t i = 0; a->alibi_slopes != NULL && i < t->n_queries; i++) {
+        int64_t diagonal = t->query + i + t->segment->k_len - t->segment->q_len;
+        for (int64_t r = i * t->n_heads; r < (i + 1) * t->n_heads; r++) t->offset[r] = (float)(run->position + k0 - diagonal);
     }
     if (run->prefix) return true;
     span first = keys_seen(a, t->segment, t->query);
     span last = keys_seen(a, t->segment, t->query + t->n_queries - 1);
     if (last.first <= k0 && first.end >= k0 + n) return true;
-    for (int64_t r = 0; r < t->rows; r++) {
-        span seen = keys_seen(a, t->segment, row_query(t, r));
+    for (int64_t i = 0; i < t->n_queries; i++) {
+        span seen = keys_seen(a, t->segment, t->query + i);
         int64_t after = seen.first - k0 - 1, before = seen.end - k0;
-        t->after[r] = (float)(after < -1 ? -1 : after < n ? after : n);
-        t->before[r] = (float)(before < 0 ? 0 : before < n ? before : n);
+        after = after < -1 ? -1 : after < n ? after : n;
+        before = before < 0 ? 0 : before < n ? before : n;
+        for (int64_t r = i * t->n_heads; r < (i + 1) * t->n_heads; r++) {
+            t->after[r] = (float)after;
+            t->before[r] = (float)before;
+        }
     }
     return false;
 }
@@ -68,7 +69,7 @@ static void lane_scores(attention_tile *t, int64_t n, bool all_seen)
         while (!all_seen && row < t->rows && t->before[row] <= (float)j) row++;
         int64_t skip = row / VL;
         if (skip == t->vectors) continue;
-        product(keys, t->vectors - skip, t->a->head_dim, t->k + j * t->dim, t->dim, t->q + skip * VL, TILE,
+        product(keys, t->vectors - skip, t->a->head_dim, t->k.data + j * t->k.ld, t->k.ld, t->q + skip * VL, TILE,
                 t->scores + j * TILE + skip * VL, TILE, false);
     }
 }
@@ -135,7 +136,7 @@ static void lane_values(attention_tile *t, int64_t n, bool all_seen)
             end = (int64_t)t->before[r + rows - 1];
             if (first > end) first = end;
         }
-        product_tn(rows, t->dim / VL, end - first, t->scores + first * TILE + r, TILE, t->v + first * t->dim, t->dim,
+        product_tn(rows, t->dim / VL, end - first, t->scores + first * TILE + r, TILE, t->v.data + first * t->v.ld, t->v.ld,
                    t->out + r * t->dim, t->dim, t->started);
     }
 }
@@ -232,8 +233,8 @@ static void few_values(attention_tile *t, const key_run *run, int64_t k0, int64_
     }
     for (int64_t j = 0; j < n; j += TILE) {
         int64_t keys = n - j < TILE ? n - j : TILE;
-        copy_tile(t->v, run->v, run->row + k0 + j, keys, column, t->a->head_dim, 1.0f);
-        product(t->rows, t->dim / VL, keys, t->scores + j, FEW_KEYS, t->v, t->dim, t->out, t->dim, t->started || j > 0);
+        copy_tile(t->v_room, run->v, run->row + k0 + j, keys, column, t->a->head_dim, 1.0f);
+        product(t->rows, t->dim / VL, keys, t->scores + j, FEW_KEYS, t->v_room, t->dim, t->out, t->dim, t->started || j > 0);
     }
 }
 
@@ -263,8 +264,8 @@ static void attend_keys(attention_tile *t, const key_run *run, int64_t k0, int64
         few_values(t, run, k0, n);
     } else {
         int64_t column = t->kv_head * a->head_dim;
-        copy_tile(t->k, run->k, run->row + k0, n, column, a->head_dim, 1.0f);
-        copy_tile(t->v, run->v, run->row + k0, n, column, a->head_dim, 1.0f);
+        t->k = tile_of(t->k_room, run->k, run->row + k0, n, column, a->head_dim);
+        t->v = tile_of(t->v_room, run->v, run->row + k0, n, column, a->head_dim);
         lane_scores(t, n, all_seen);
         if (shaped) lane_shape(t, n);
         if (!all_seen) lane_mask(t, n);
@@ -291,8 +292,8 @@ static void begin_tile(attention_tile *t, float *scratch)
     t->dim = padded(a->head_dim);
     t->started = false;
     t->q = take(&scratch, TILE * t->dim);
-    t->k = take(&scratch, TILE * t->dim);
-    t->v = take(&scratch, TILE * t->dim);
+    t->k_room = take(&scratch, TILE * t->dim);
+    t->v_room = take(&scratch, TILE * t->dim);
     t->out = take(&scratch, TILE * t->dim);
     t->scores = take(&scratch, TILE * TILE); /* no less than FEW_ROWS * FEW_KEYS */
     float **arrays[] = {&t->greatest, &t->sum, &t->shrink, &t->before, &t->after, &t->slope, &t->offset};
@@ -300,35 +301,41 @@ static void begin_tile(attention_tile *t, float *scratch)
         *arrays[i] = take(&scratch, TILE);
         memset(*arrays[i], 0, TILE * sizeof(float)); /* lanes without a row must not hold NaN */
     }
-    for (int64_t r = 0; r < t->rows; r++) {
-        t->greatest[r] = -INFINITY;
-        if (a->alibi_slopes != NULL) t->slope[r] = a->alibi_slopes[t->head + r % t->n_heads];
-    }
-    float *rows = t->few ? t->q : t->k; /* k is free until the first keys come */
-    for (int64_t r = 0; r < t->rows; r++) {
-        copy_tile(rows + r * t->dim, a->q, t->segment->q_start + row_query(t, r), 1,
-                  (t->head + r % t->n_heads) * a->head_dim, a->head_dim, a->scale);
+    float *rows = t->few ? t->q : t->k_room; /* k_room is free until the first keys come */
+    for (int64_t i = 0; i < t->n_queries; i++) {
+        for (int64_t h = 0; h < t->n_heads; h++) {
+            int64_t r = i * t->n_heads + h, head = t->head + h;
+            t->greatest[r] = -INFINITY;
+            if (a->alibi_slopes != NULL) t->slope[r] = a->alibi_slopes[head];
+            copy_tile(rows + r * t->dim, a->q, t->segment->q_start + t->query + i, 1, head * a->head_dim, a->head_dim, a->scale);
+        }
     }
     if (t->few) return;
     memset(t->q, 0, (size_t)(TILE * a->head_dim) * sizeof(float));
     transpose_tile(t->q, rows, t->rows, a->head_dim);
 }
 
-static void end_tile(const attention_tile *t)
+/* Row r of the tile, finished, goes to a row and head of out. */
+static void end_row(const attention_tile *t, int64_t r, int64_t row, int64_t head)
 {
     const tp_attention_args *a = t->a;
-    bool bf16 = is_bf16(a->out);
-    for (int64_t r = 0; r < t->rows; r++) {
-        int64_t row = t->segment->q_start + row_query(t, r), head = t->head + r % t->n_heads;
-        bool empty = !t->started || t->sum[r] == 0.0f;
-        vf factor = v_set(1.0f / t->sum[r]);
-        unsigned char *out = (unsigned char *)row_at(a->out, row) + head * a->head_dim * (bf16 ? 2 : 4);
-        for (int64_t d = 0; d < a->head_dim; d += VL) {
-            vf x = v_set(0.0f);
-            if (!empty) x = v_load(t->out + r * t->dim + d) * factor;
-            v_put(out, bf16, d, a->head_dim - d, x);
+    bool bf16 = is_bf16(a->out), empty = !t->started || t->sum[r] == 0.0f;
+    vf factor = v_set(1.0f / t->sum[r]);
+    unsigned char *out = (unsigned char *)row_at(a->out, row) + head * a->head_dim * (bf16 ? 2 : 4);
+    for (int64_t d = 0; d < a->head_dim; d += VL) {
+        vf x = v_set(0.0f);
+        if (!empty) x = v_load(t->out + r * t->dim + d) * factor;
+        v_put(out, bf16, d, a->head_dim - d, x);
+    }
+    if (a->lse != NULL) a->lse[row * a->heads + head] = empty ? -INFINITY : t->greatest[r] + logf(t->sum[r]);
+}
+
+static void end_tile(const attention_tile *t)
+{
+    for (int64_t i = 0; i < t->n_queries; i++) {
+        for (int64_t h = 0; h < t->n_heads; h++) {
+            end_row(t, i * t->n_heads + h, t->segment->q_start + t->query + i, t->head + h);
         }
-        if (a->lse != NULL) a->lse[row * a->heads + head] = empty ? -INFINITY : t->greatest[r] + logf(t->sum[r]);
     }
 }
 

@@ -72,6 +72,20 @@ static void copy_tile(float *to, tp_rows x, int64_t row, int64_t n, int64_t colu
         copy_tile_as(to, x, row, n, column, dim, factor, false);
 }
 
+/* Rows of a tile, wherever they lie. */
+typedef struct tile_rows {
+    const float *data;
+    int64_t ld;
+} tile_rows;
+
+/* The tile of x as f32 rows of padded(dim): x itself if that is what it holds, else a copy at `room`. */
+TP_INLINE tile_rows tile_of(float *room, tp_rows x, int64_t row, int64_t n, int64_t column, int64_t dim)
+{
+    if (!is_bf16(x) && dim % VL == 0) return (tile_rows){(const float *)row_at(x, row) + column, x.ld};
+    copy_tile(room, x, row, n, column, dim, 1.0f);
+    return (tile_rows){room, padded(dim)};
+}
+
 /* to [dim, TILE] = transpose of from [n, padded(dim)]; columns from n on are not written. */
 static void transpose_tile(float *to, const float *from, int64_t n, int64_t dim)
 {

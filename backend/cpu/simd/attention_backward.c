@@ -57,7 +57,9 @@ typedef struct backward_tile {
     float *kt, *vt;             /* [head_dim][TILE], kt times scale */
     float *ks;                  /* [TILE][dim] times scale */
     float *dk, *dv;             /* [TILE][dim] */
-    float *q, *dout, *dq;       /* [TILE][dim] */
+    float *q_room, *dout_room;  /* [TILE][dim], if q and dout must be converted */
+    tile_rows q, dout;
+    float *dq;                  /* [TILE][dim] */
     float *p, *ds;              /* [TILE queries][TILE keys] */
 } backward_tile;
 
@@ -88,8 +90,8 @@ static void backward_products(backward_tile *t)
     for (int64_t r = 0; r < t->n_queries; r += step) {
         int64_t rows = t->n_queries - r < step ? t->n_queries - r : step;
         int64_t vectors = (tile_keys_seen(t, t->query + r + rows - 1).end + VL - 1) / VL;
-        product(rows, vectors, t->a->head_dim, t->q + r * t->dim, t->dim, t->kt, TILE, t->p + r * TILE, TILE, false);
-        product(rows, vectors, t->a->head_dim, t->dout + r * t->dim, t->dim, t->vt, TILE, t->ds + r * TILE, TILE, false);
+        product(rows, vectors, t->a->head_dim, t->q.data + r * t->q.ld, t->q.ld, t->kt, TILE, t->p + r * TILE, TILE, false);
+        product(rows, vectors, t->a->head_dim, t->dout.data + r * t->dout.ld, t->dout.ld, t->vt, TILE, t->ds + r * TILE, TILE, false);
     }
 }
 
@@ -131,10 +133,20 @@ TP_INLINE void backward_row(backward_tile *t, int64_t r, int64_t head, bool shap
     }
 }
 
+/* Where query r's dq of this head is summed. */
+TP_INLINE float *dq_sum(const backward_tile *t, int64_t r, int64_t head)
+{
+    const backward_round *round = t->round;
+    int64_t row = t->segment->q_start + t->query + r - round->dq_row;
+    return round->dq + row * round->dq_ld + head * t->a->head_dim - round->dq_column;
+}
+
 static void backward_rows(backward_tile *t, int64_t head)
 {
     bool shaped = t->a->soft_cap > 0 || t->a->alibi_slopes != NULL;
     for (int64_t r = 0; r < t->n_queries; r++) {
+        const float *sum = dq_sum(t, r, head); /* needed soon: its way from memory costs nothing here */
+        for (int64_t d = 0; d < t->a->head_dim; d += 16) __builtin_prefetch(sum + d, 1, 2);
         if (shaped)
             backward_row(t, r, head, true, true);
         else if (t->all_seen)
@@ -153,9 +165,9 @@ static void backward_key_sums(backward_tile *t)
         while (first < t->n_queries && tile_keys_seen(t, t->query + first).end <= j) first++;
         int64_t queries = t->n_queries - first, at = first * TILE + j;
         if (queries == 0) return;
-        product_tn(keys, t->dim / VL, queries, t->p + at, TILE, t->dout + first * t->dim, t->dim, t->dv + j * t->dim,
+        product_tn(keys, t->dim / VL, queries, t->p + at, TILE, t->dout.data + first * t->dout.ld, t->dout.ld, t->dv + j * t->dim,
                    t->dim, true);
-        product_tn(keys, t->dim / VL, queries, t->ds + at, TILE, t->q + first * t->dim, t->dim, t->dk + j * t->dim,
+        product_tn(keys, t->dim / VL, queries, t->ds + at, TILE, t->q.data + first * t->q.ld, t->q.ld, t->dk + j * t->dim,
                    t->dim, true);
     }
 }
@@ -181,12 +193,11 @@ static void wait_for(atomic_int *turn, int mine)
 /* Adds this tile's part of dq to the sum (or begins it), and writes the sum out if that was the last part. */
 static void add_query_part(const backward_tile *t, int64_t head, bool begins, bool ends)
 {
-    const backward_round *round = t->round;
-    tp_rows out = round->b->dq;
+    tp_rows out = t->round->b->dq;
     int64_t dim = t->a->head_dim;
     for (int64_t r = 0; r < t->n_queries; r++) {
         int64_t row = t->segment->q_start + t->query + r;
-        float *sum = round->dq + (row - round->dq_row) * round->dq_ld + head * dim - round->dq_column;
+        float *sum = dq_sum(t, r, head);
         for (int64_t d = 0; d < dim; d += VL) {
             vf x = v_load(t->dq + r * t->dim + d);
             if (!begins) x = v_load_n(sum + d, dim - d) + x;
@@ -210,8 +221,8 @@ static void backward_queries(backward_tile *t, atomic_int *turn, int number, boo
     }
     for (int64_t g = 0; g < t->sharing; g++) {
         int64_t head = t->kv_head * t->sharing + g;
-        copy_tile(t->q, a->q, row, t->n_queries, head * a->head_dim, a->head_dim, 1.0f);
-        copy_tile(t->dout, t->round->b->dout, row, t->n_queries, head * a->head_dim, a->head_dim, 1.0f);
+        t->q = tile_of(t->q_room, a->q, row, t->n_queries, head * a->head_dim, a->head_dim);
+        t->dout = tile_of(t->dout_room, t->round->b->dout, row, t->n_queries, head * a->head_dim, a->head_dim);
         backward_products(t);
         backward_rows(t, head);
         backward_key_sums(t);
@@ -259,7 +270,7 @@ static void begin_keys(backward_tile *t, float *scratch)
 {
     const tp_attention_args *a = t->a;
     int64_t column = t->kv_head * a->head_dim, tile = TILE * t->dim;
-    float **tiles[] = {&t->kt, &t->vt, &t->ks, &t->dk, &t->dv, &t->q, &t->dout, &t->dq};
+    float **tiles[] = {&t->kt, &t->vt, &t->ks, &t->dk, &t->dv, &t->q_room, &t->dout_room, &t->dq};
     for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) *tiles[i] = take(&scratch, tile);
     t->p = take(&scratch, TILE * TILE);
     t->ds = take(&scratch, TILE * TILE);
@@ -267,8 +278,8 @@ static void begin_keys(backward_tile *t, float *scratch)
     memset(t->vt, 0, (size_t)tile * sizeof(float));
     memset(t->dk, 0, (size_t)tile * sizeof(float));
     memset(t->dv, 0, (size_t)tile * sizeof(float));
-    copy_tile(t->q, t->run.v, t->run.row + t->key, t->n_keys, column, a->head_dim, 1.0f); /* q is free until later */
-    transpose_tile(t->vt, t->q, t->n_keys, a->head_dim);
+    copy_tile(t->q_room, t->run.v, t->run.row + t->key, t->n_keys, column, a->head_dim, 1.0f); /* not yet in use */
+    transpose_tile(t->vt, t->q_room, t->n_keys, a->head_dim);
     copy_tile(t->ks, t->run.k, t->run.row + t->key, t->n_keys, column, a->head_dim, a->scale);
     transpose_tile(t->kt, t->ks, t->n_keys, a->head_dim);
 }
