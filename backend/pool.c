@@ -18,6 +18,8 @@ struct tp_hole {
 
 #define HOLES_INITIAL 64
 
+#define HOST_SLACK_BYTES ((size_t)1 << 20)
+
 static size_t rounded(size_t bytes) { return (bytes + TP_POOL_ALIGN - 1) / TP_POOL_ALIGN * TP_POOL_ALIGN + (bytes == 0 ? TP_POOL_ALIGN : 0); }
 
 /* Freed memory is poisoned where the host can see it, so that a kernel reading a dead tensor is caught. */
@@ -32,6 +34,9 @@ tp_status tp_pool_open(tp_ctx *ctx, tp_pool *pool, size_t capacity)
 {
     *pool = (tp_pool){.device = ctx->device};
     if (capacity == 0 && !ctx->device->backend->computes) capacity = (size_t)1 << 50;
+    /* Batches smaller than the planned one fall differently into the holes. Host memory costs nothing until it is touched, so
+     * there is room for that; on a GPU steps have the planned shape. */
+    else if (ctx->device->backend->host_memory && !tp_add_size(capacity, capacity + HOST_SLACK_BYTES, &capacity)) capacity = SIZE_MAX / 2;
     capacity = rounded(capacity);
     TP_TRY(tp_grow(ctx, &pool->holes, &pool->holes_capacity, HOLES_INITIAL, sizeof *pool->holes));
     pool->base = ctx->device->backend->alloc(ctx, ctx->device, capacity);

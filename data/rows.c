@@ -31,8 +31,8 @@ static tp_status resolve(tp_ctx *ctx, const char *path, const char *split, char 
         *resolved = tp_strdup(ctx, path);
         return *resolved != NULL ? TP_OK : TP_NOMEM;
     }
-    static const char *const endings[] = {".jsonl.gz", ".jsonl"};
-    for (size_t i = 0; i < 2; i++) {
+    static const char *const endings[] = {".jsonl", ".jsonl.gz", ".jsonl"}; /* if neither is there, the first is missed */
+    for (size_t i = 0; i < 3; i++) {
         int n = snprintf(name, sizeof name, "%s%s", split, endings[i]);
         if (n < 0 || (size_t)n >= sizeof name) return tp_fail(ctx, TP_INVALID, "%s: split: the name is too long", path);
         if (strchr(name, '/') != NULL) break; /* refused below, by name */

@@ -192,6 +192,7 @@ static tp_status filter_wordwrap(tp_jinja *j, const tp_jvalue *self, const tp_ja
     tp_jint width;
     tp_jsink sink = {0};
     TP_TRY(tp_jbind(j, "wordwrap", args, "width break_long_words wrapstring break_on_hyphens", 0, bound));
+    if (self->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, self);
     if (!tp_jis_string(self)) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "wordwrap: a string is needed, not %s", tp_jtype_name(self));
     TP_TRY(tp_jarg_int(j, &bound[0], 79, &width));
     if (width < 1 || width > 1000000) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "wordwrap: the width must lie between 1 and 1000000");
@@ -355,6 +356,7 @@ static tp_status filter_xmlattr(tp_jinja *j, const tp_jvalue *self, const tp_jar
     tp_jvalue autospace, text;
     tp_jsink sink = {0};
     TP_TRY(tp_jbind(j, "xmlattr", args, "autospace", 0, &autospace));
+    if (self->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, self);
     if (self->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "xmlattr: a mapping is needed, not %s", tp_jtype_name(self));
     for (size_t i = 0; i < self->dict->n; i++) {
         const tp_jpair *pair = &self->dict->pairs[i];
@@ -466,6 +468,7 @@ static tp_status filter_filesizeformat(tp_jinja *j, const tp_jvalue *self, const
     char text[64];
     double bytes;
     TP_TRY(tp_jbind(j, "filesizeformat", args, "binary", 0, &binary));
+    if (self->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, self);
     if (tp_jis_number(self))
         bytes = tp_jdouble_of(self);
     else if (!tp_jis_string(self))

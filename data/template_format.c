@@ -281,13 +281,22 @@ static tp_status read_spec(tp_jinja *j, tp_span text, format_spec *spec)
     return TP_OK;
 }
 
+/* Fields without a number count up; the two ways do not mix. */
+typedef struct numbering {
+    size_t next;
+    bool manual;
+} numbering;
+
 /* The argument that a field names: by number, by name, or the next one. */
-static tp_status field_root(tp_jinja *j, tp_span name, const tp_jargs *args, size_t *next, tp_jvalue *out)
+static tp_status field_root(tp_jinja *j, tp_span name, const tp_jargs *args, numbering *fields, tp_jvalue *out)
 {
     size_t at = 0;
     tp_jint index = read_number(name, &at);
     if (at == name.len) {
-        size_t i = name.len == 0 ? (*next)++ : (size_t)index;
+        if (name.len == 0 ? fields->manual : fields->next > 0)
+            return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "cannot switch between manual field specification and automatic field numbering");
+        fields->manual = name.len > 0;
+        size_t i = name.len == 0 ? fields->next++ : (size_t)index;
         if (i >= args->n) return tp_jinja_fail(j, TP_TEMPLATE_LOOKUP, "replacement index %zu out of range", i);
         *out = args->items[i];
         return TP_OK;
@@ -301,11 +310,11 @@ static tp_status field_root(tp_jinja *j, tp_span name, const tp_jargs *args, siz
 }
 
 /* name(.attribute | [item])* */
-static tp_status field_value(tp_jinja *j, tp_span field, const tp_jargs *args, size_t *next, tp_jvalue *out)
+static tp_status field_value(tp_jinja *j, tp_span field, const tp_jargs *args, numbering *fields, tp_jvalue *out)
 {
     size_t at = 0;
     while (at < field.len && field.data[at] != '.' && field.data[at] != '[') at++;
-    TP_TRY(field_root(j, (tp_span){field.data, at}, args, next, out));
+    TP_TRY(field_root(j, (tp_span){field.data, at}, args, fields, out));
     while (at < field.len) {
         tp_jvalue object = *out;
         char kind = field.data[at++];
@@ -325,7 +334,7 @@ static tp_status field_value(tp_jinja *j, tp_span field, const tp_jargs *args, s
 }
 
 /* What stands between the braces: field[!conversion][:spec] */
-static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const tp_jargs *args, size_t *next)
+static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const tp_jargs *args, numbering *fields)
 {
     size_t name = 0;
     while (name < field.len && field.data[name] != '!' && field.data[name] != ':') name++;
@@ -337,7 +346,7 @@ static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const t
     }
     format_spec spec = plain_spec;
     tp_jvalue value;
-    TP_TRY(field_value(j, (tp_span){field.data, name}, args, next, &value));
+    TP_TRY(field_value(j, (tp_span){field.data, name}, args, fields, &value));
     if (conversion == 's') TP_TRY(tp_jstr(j, &value, &value));
     if (conversion == 'r') {
         tp_jvalue object = value;
@@ -353,7 +362,7 @@ static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const t
 tp_status tp_jformat(tp_jinja *j, const tp_jvalue *text, const tp_jargs *args, tp_jvalue *out)
 {
     tp_jsink sink = {0};
-    size_t next = 0;
+    numbering fields = {0};
     for (size_t at = 0; at < text->len;) {
         size_t plain = at;
         while (plain < text->len && text->text[plain] != '{' && text->text[plain] != '}') plain++;
@@ -371,7 +380,7 @@ tp_status tp_jformat(tp_jinja *j, const tp_jvalue *text, const tp_jargs *args, t
         const char *close = c == '{' ? memchr(text->text + at, '}', text->len - at) : NULL;
         if (close == NULL) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "single '%c' encountered in format string", c);
         tp_span field = {text->text + at + 1, (size_t)(close - (text->text + at + 1))};
-        TP_TRY(write_field(j, &sink, field, args, &next));
+        TP_TRY(write_field(j, &sink, field, args, &fields));
         at = (size_t)(close - text->text) + 1;
     }
     TP_TRY(tp_jsink_value(j, &sink, out));

@@ -308,7 +308,7 @@ static tp_status need_reversible(tp_jinja *j, const tp_jvalue *v)
 {
     if (v->type == TP_J_ITERATOR || v->type == TP_J_LOOP || !tp_jiterable(v))
         return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "'%s' object is not reversible", tp_jtype_name(v));
-    return v->type == TP_J_UNDEFINED ? tp_jfail_undefined(j, v) : TP_OK;
+    return TP_OK;
 }
 
 static tp_status filter_last(tp_jinja *j, const tp_jvalue *self, const tp_jargs *args, tp_jvalue *out)

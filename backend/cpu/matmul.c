@@ -6,6 +6,8 @@
 #define SUMS_BYTES ((int64_t)4 << 20)
 /* Most rows packed at once: 37 panels of 14. Their block of kc words, 0.5 MiB, stays in L2 while panels pass. */
 #define ROWS_MAX 518
+/* Most columns of an item: the sums of 518 rows take 0.25 MiB of scratch. */
+#define ITEM_COLS 128
 /* Rows of left panels that one item packs. */
 #define PACK_PANELS 4
 
@@ -101,7 +103,7 @@ static void multiply_block(const pass *s, int64_t k, int64_t col, int64_t next_k
     for (int64_t panel = first; panel < end; panel++) {
         float *t = sums + (panel - first) * step;
         int64_t row = s->row0 + panel * s->panel_rows, rows = rows_of(s, panel);
-        if (next_col < s->col_end)
+        if (next_k < s->k_end)
             prefetch_right(&p->right, next_k, tp_mm_min(s->kc, s->k_end - next_k), next_col,
                            tp_mm_min(e->nr, s->col_end - next_col), panel - first, end - first);
         if (last) prefetch_tile(&p->out, row, rows, col, cols);
@@ -110,7 +112,8 @@ static void multiply_block(const pass *s, int64_t k, int64_t col, int64_t next_k
     }
 }
 
-/* Some column panels times a range of row panels, over the chunk. */
+/* Some column panels times a range of row panels, over the chunk. k is the outer loop: while a block of k lasts, the left
+ * side's part of it stays in L2 and serves all the panels. */
 static void multiply_item(void *arg, int64_t item, int thread)
 {
     const pass *s = arg;
@@ -118,23 +121,24 @@ static void multiply_item(void *arg, int64_t item, int thread)
     int64_t first = split * s->n_panels / s->splits, end = (split + 1) * s->n_panels / s->splits;
     int64_t col0 = s->col0 + item / s->splits * s->item_cols, col_end = tp_mm_min(s->col_end, col0 + s->item_cols);
     float *right = tp_cpu_scratch(s->cpu, thread), *sums = right + TP_MM_KC_WORDS * nr;
-    for (int64_t col = col0; col < col_end; col += nr) {
-        if (s->sums != NULL) sums = s->sums + ((col - s->col0) / nr * s->n_panels + first) * tile;
-        for (int64_t k = s->k0; k < s->k_end; k += s->kc) {
-            bool wraps = k + s->kc >= s->k_end;
-            multiply_block(s, k, col, wraps ? s->k0 : k + s->kc, wraps ? col + nr : col, first, end, right, sums);
+    if (s->sums != NULL) sums = s->sums + ((col0 - s->col0) / nr * s->n_panels + first) * tile;
+    for (int64_t k = s->k0; k < s->k_end; k += s->kc) {
+        for (int64_t col = col0; col < col_end; col += nr) {
+            bool wraps = col + nr >= col_end;
+            int64_t next_k = wraps ? k + s->kc : k, next_col = wraps ? col0 : col + nr;
+            multiply_block(s, k, col, next_k, next_col, first, end, right, sums + (col - col0) / nr * s->n_panels * tile);
         }
     }
 }
 
-/* Items are panels, or a few neighbours where there are many (then what comes next is known, and prefetched). Where there
+/* Items are panels, or a few neighbours where there are many. Where there
  * are too few for all threads, rows are cut as well, at the price of unpacking a panel more than once. */
 static void run_pass(pass *s)
 {
     int64_t threads = s->cpu->device.threads, panels = tp_mm_ceil(s->col_end - s->col0, s->e->nr), wanted = 3 * threads;
     tp_cpu_for(s->cpu, tp_mm_ceil(s->n_panels, PACK_PANELS), pack_item, s);
-    int64_t group = panels / (8 * threads);
-    s->item_cols = (group < 1 ? 1 : tp_mm_min(group, 8)) * s->e->nr;
+    int64_t group = panels / wanted;
+    s->item_cols = (group < 1 ? 1 : tp_mm_min(group, ITEM_COLS / s->e->nr)) * s->e->nr;
     s->splits = 1;
     if (threads > 1 && panels < wanted) s->splits = tp_mm_min(tp_mm_ceil(wanted, panels), tp_mm_ceil(s->n_panels, PACK_PANELS));
     tp_cpu_for(s->cpu, tp_mm_ceil(s->col_end - s->col0, s->item_cols) * s->splits, multiply_item, s);
