@@ -17,7 +17,7 @@ const char *tp_rules_column(const tp_row_rules *rules, const char *ours)
 {
     const tp_string_map *map = &rules->block->columns;
     for (size_t i = 0; i < map->n; i++)
-        if (strcmp(map->items[i].key, ours) == 0) return map->items[i].value;
+        if (strcmp(map->items[i].name, ours) == 0) return map->items[i].value;
     return ours;
 }
 

@@ -276,7 +276,7 @@ tp_status tp_jmacro_getattr(tp_jinja *j, const tp_jmacro *macro, tp_span name, t
             tp_jvalue value = tp_jtext(text.data, text.len);
             TP_TRY(tp_jpush(j, &names, &value));
         }
-        return tp_jlist_new(j, TP_J_LIST, names.items, names.n, out);
+        return tp_jlist_new(j, TP_J_TUPLE, names.items, names.n, out);
     } else if (tp_span_is(name, "catch_kwargs")) {
         *out = tp_jbool((uses & TP_N_USES_KWARGS) != 0);
     } else if (tp_span_is(name, "catch_varargs")) {

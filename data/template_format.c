@@ -13,6 +13,7 @@ typedef struct format_spec {
     tp_jint width, precision; /* precision -1: not given */
     char group;               /* ',' or '_' between thousands, or 0 */
     char type;                /* conversion letter, or 0 */
+    bool escape;              /* the text around is marked safe: what is put in is escaped */
 } format_spec;
 
 static const format_spec plain_spec = {.fill = {" ", 1}, .precision = -1};
@@ -35,7 +36,8 @@ static tp_status pad(tp_jinja *j, tp_jsink *sink, const tp_jvalue *text, const f
 static tp_status write_text(tp_jinja *j, tp_jsink *sink, const tp_jvalue *text, const format_spec *spec)
 {
     tp_jvalue cut = *text;
-    if (spec->precision >= 0 && spec->precision < (tp_jint)text->len) cut.len = tp_jchars_bytes(text->text, text->len, (size_t)spec->precision);
+    if (spec->escape) TP_TRY(tp_jescape(j, text, &cut));
+    if (spec->precision >= 0 && spec->precision < (tp_jint)cut.len) cut.len = tp_jchars_bytes(cut.text, cut.len, (size_t)spec->precision);
     return pad(j, sink, &cut, spec, spec->align == 0 || spec->align == '=' ? '<' : spec->align, 0);
 }
 
@@ -201,6 +203,7 @@ static tp_status write_conversion(tp_jinja *j, tp_jsink *sink, char c, const tp_
 static tp_status one_percent(tp_jinja *j, tp_jsink *sink, percent *p, size_t *at)
 {
     format_spec spec = plain_spec;
+    spec.escape = (p->text->flags & TP_J_MARKUP) != 0;
     const tp_jvalue *value = NULL, *star;
     tp_span text = tp_jspan(p->text);
     if (*at < text.len && text.data[*at] == '(') TP_TRY(named_value(j, p, at, &value));
@@ -334,7 +337,7 @@ static tp_status field_value(tp_jinja *j, tp_span field, const tp_jargs *args, n
 }
 
 /* What stands between the braces: field[!conversion][:spec] */
-static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const tp_jargs *args, numbering *fields)
+static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const tp_jargs *args, bool escape, numbering *fields)
 {
     size_t name = 0;
     while (name < field.len && field.data[name] != '!' && field.data[name] != ':') name++;
@@ -345,6 +348,7 @@ static tp_status write_field(tp_jinja *j, tp_jsink *sink, tp_span field, const t
         at += 2;
     }
     format_spec spec = plain_spec;
+    spec.escape = escape;
     tp_jvalue value;
     TP_TRY(field_value(j, (tp_span){field.data, name}, args, fields, &value));
     if (conversion == 's') TP_TRY(tp_jstr(j, &value, &value));
@@ -380,7 +384,7 @@ tp_status tp_jformat(tp_jinja *j, const tp_jvalue *text, const tp_jargs *args, t
         const char *close = c == '{' ? memchr(text->text + at, '}', text->len - at) : NULL;
         if (close == NULL) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "single '%c' encountered in format string", c);
         tp_span field = {text->text + at + 1, (size_t)(close - (text->text + at + 1))};
-        TP_TRY(write_field(j, &sink, field, args, &fields));
+        TP_TRY(write_field(j, &sink, field, args, (text->flags & TP_J_MARKUP) != 0, &fields));
         at = (size_t)(close - text->text) + 1;
     }
     TP_TRY(tp_jsink_value(j, &sink, out));

@@ -346,6 +346,7 @@ static tp_status parse_params(tp_jparser *p, tp_jnode *node)
             TP_TRY(tp_jparse_expression(p, &defaults[n]));
         else if (n > 0 && defaults[n - 1] != NULL)
             return tp_jparse_fail(p, "a default value, as the parameter before has one");
+        if (target->name == p->tmpl->caller && defaults[n] == NULL) return tp_jparse_fail(p, "a default value for the parameter 'caller'");
         n++;
     }
     p->frames--;

@@ -1,12 +1,8 @@
-/* Random weights of any shape, as fast as they can be written.
- *
- * A weight is a table look-up: 16 bits of the counter-based generator choose one of 65536 quantiles of the normal
- * distribution, already scaled and in the file's dtype, so one block of the generator gives eight weights. Two buffers take
- * turns: one is written while the other is filled. */
+/* Random weights of any shape, as fast as they can be written: two buffers take turns, one is written while the other is
+ * filled by all threads. */
 #include "models/init.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,15 +12,13 @@
 #include "backend/backend.h"
 #include "base/map.h"
 #include "base/mem.h"
-#include "base/rng.h"
 #include "base/safetensors.h"
 #include "models/build.h"
 #include "models/parallel.h"
+#include "models/quantiles.h"
 
-#define QUANTILES 65536
-#define BLOCK     8                  /* weights of one generator block */
-#define BUFFER    ((int64_t)8 << 20) /* weights of a buffer */
-#define PIECE     ((int64_t)1 << 18) /* weights of a thread's turn */
+#define BUFFER ((int64_t)8 << 20) /* weights of a buffer */
+#define PIECE  ((int64_t)1 << 18) /* weights of a thread's turn */
 
 /* One run. */
 struct init {
@@ -39,51 +33,11 @@ struct init {
     size_t n_parts;
     int *shard_of; /* [n_parts] */
     int n_shards;
-    size_t *order;                 /* [n_parts] parts by shard and name: the order of the files */
-    unsigned char *normal, one[4]; /* table of values in dtype; 1 in dtype */
+    size_t *order;        /* [n_parts] parts by shard and name: the order of the files */
+    void *normal;         /* quantiles in dtype */
+    unsigned char one[4]; /* 1 in dtype */
     unsigned char *buffers[2];
 };
-
-/* ---- the table ---- */
-
-/* Solves Phi(z) = u by Newton's method from a start below the solution, where it converges monotonically for u > 1/2. */
-static double quantile(double u, double start)
-{
-    double z = start;
-    for (int i = 0; i < 50; i++) {
-        double step = (0.5 * erfc(-z * M_SQRT1_2) - u) / (exp(-0.5 * z * z) * M_SQRT1_2 / sqrt(M_PI));
-        z -= step;
-        if (!(fabs(step) > 1e-12)) break;
-    }
-    return z;
-}
-
-static tp_status make_table(struct init *in)
-{
-    float *values = tp_alloc(in->ctx, QUANTILES, sizeof *values);
-    in->normal = tp_alloc(in->ctx, QUANTILES, in->size);
-    if (values == NULL || in->normal == NULL) {
-        tp_free(values);
-        return TP_NOMEM;
-    }
-    double z = 0, squares = 0, half = QUANTILES / 2;
-    for (int i = 0; i < QUANTILES / 2; i++) {
-        z = quantile(0.5 + (i + 0.5) / QUANTILES, z);
-        squares += z * z;
-        values[QUANTILES / 2 + i] = (float)z;
-    }
-    double scale = in->config->initializer_range / sqrt(squares / half); /* exact deviation in spite of the cut tails */
-    for (int i = 0; i < QUANTILES / 2; i++) {
-        float value = (float)(scale * (double)values[QUANTILES / 2 + i]);
-        values[QUANTILES / 2 + i] = value;
-        values[QUANTILES / 2 - 1 - i] = -value;
-    }
-    tp_convert_from_f32(in->dtype, values, QUANTILES, in->normal);
-    tp_free(values);
-    float one = 1;
-    tp_convert_from_f32(in->dtype, &one, 1, in->one);
-    return TP_OK;
-}
 
 /* ---- filling and writing ---- */
 
@@ -102,29 +56,12 @@ struct turn {
     tp_status written;
 };
 
-static void fill_normal(const struct init *in, const struct chunk *c, int64_t first, int64_t n)
-{
-    tp_rng_key key = {in->seed, TP_STREAM_INIT + c->number, 0};
-    const uint16_t *half = (const void *)in->normal;
-    const uint32_t *full = (const void *)in->normal;
-    for (int64_t i = first; i < first + n; i += BLOCK) {
-        uint32_t four[4], bits[BLOCK];
-        uint64_t block = (uint64_t)(c->first + i) / BLOCK;
-        int64_t count = first + n - i < BLOCK ? first + n - i : BLOCK;
-        tp_rng_block(key, block, four);
-        for (int b = 0; b < BLOCK; b++) bits[b] = four[b / 2] >> 16 * (b % 2) & 0xffff;
-        if (in->size == 2)
-            for (int64_t b = 0; b < count; b++) memcpy(c->bytes + 2 * (i + b), &half[bits[b]], 2);
-        else
-            for (int64_t b = 0; b < count; b++) memcpy(c->bytes + 4 * (i + b), &full[bits[b]], 4);
-    }
-}
-
 static void fill_piece(const struct init *in, const struct chunk *c, int64_t first)
 {
     int64_t n = c->n - first < PIECE ? c->n - first : PIECE;
     if (c->part->role == TP_PART_WEIGHT)
-        fill_normal(in, c, first, n);
+        tp_quantiles_fill(in->normal, in->size, (tp_rng_key){in->seed, TP_STREAM_INIT + c->number, 0},
+                          (uint64_t)(c->first + first), n, c->bytes + (size_t)first * in->size);
     else if (c->part->role == TP_PART_BIAS)
         memset(c->bytes + (size_t)first * in->size, 0, (size_t)n * in->size);
     else
@@ -285,7 +222,9 @@ static tp_status write_all(struct init *in)
 {
     TP_TRY(tp_parts_list(in->ctx, in->config, &in->parts, &in->n_parts));
     TP_TRY(plan_shards(in));
-    TP_TRY(make_table(in));
+    in->normal = tp_quantiles_new(in->ctx, in->config->initializer_range, in->dtype);
+    if (in->normal == NULL) return TP_NOMEM;
+    tp_convert_from_f32(in->dtype, &(float){1}, 1, in->one);
     for (int b = 0; b < 2; b++) {
         in->buffers[b] = tp_alloc_raw(in->ctx, (size_t)BUFFER, in->size);
         if (in->buffers[b] == NULL) return TP_NOMEM;

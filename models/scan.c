@@ -1,8 +1,8 @@
 /* The loops run over chunks of fixed length, which compilers turn into vector code; the place of a hit is looked for
- * afterwards. Each loop is compiled twice, for AVX2 and for any machine, from one source. */
+ * afterwards. */
 #include "models/scan.h"
 
-#include <string.h>
+#include "models/twice.h"
 
 #define CHUNK 512
 
@@ -10,32 +10,9 @@
 typedef uint32_t unaligned32 __attribute__((aligned(1), may_alias));
 typedef uint16_t unaligned16 __attribute__((aligned(1), may_alias));
 
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__x86_64__)
-#define TWICE(result, name, parameters, arguments)                                                                             \
-    __attribute__((target("avx2"))) static result name##_avx2 parameters                                                       \
-    {                                                                                                                          \
-        return name##_body arguments;                                                                                          \
-    }                                                                                                                          \
-    static result name##_any parameters                                                                                        \
-    {                                                                                                                          \
-        return name##_body arguments;                                                                                          \
-    }                                                                                                                          \
-    static result name parameters                                                                                              \
-    {                                                                                                                          \
-        return __builtin_cpu_supports("avx2") ? name##_avx2 arguments : name##_any arguments;                                  \
-    }
-#else
-#define TWICE(result, name, parameters, arguments)                                                                             \
-    static result name parameters                                                                                              \
-    {                                                                                                                          \
-        return name##_body arguments;                                                                                          \
-    }
-#endif
-
 /* ---- NaN and infinities: all bits of the exponent are set ---- */
 
-INLINE size_t finite_chunks32_body(const unaligned32 *p, size_t n)
+TP_INLINE size_t finite_chunks32_body(const unaligned32 *p, size_t n)
 {
     size_t i = 0;
     for (; n - i >= CHUNK; i += CHUNK) {
@@ -46,7 +23,7 @@ INLINE size_t finite_chunks32_body(const unaligned32 *p, size_t n)
     return i;
 }
 
-INLINE size_t finite_chunks16_body(const unaligned16 *p, size_t n, uint16_t exponent)
+TP_INLINE size_t finite_chunks16_body(const unaligned16 *p, size_t n, uint16_t exponent)
 {
     size_t i = 0;
     for (; n - i >= CHUNK; i += CHUNK) {
@@ -58,8 +35,8 @@ INLINE size_t finite_chunks16_body(const unaligned16 *p, size_t n, uint16_t expo
 }
 
 /* Values at the front that are finite, in whole chunks. */
-TWICE(size_t, finite_chunks32, (const unaligned32 *p, size_t n), (p, n))
-TWICE(size_t, finite_chunks16, (const unaligned16 *p, size_t n, uint16_t exponent), (p, n, exponent))
+TP_TWICE(size_t, finite_chunks32, (const unaligned32 *p, size_t n), (p, n))
+TP_TWICE(size_t, finite_chunks16, (const unaligned16 *p, size_t n, uint16_t exponent), (p, n, exponent))
 
 static int64_t scan32(const unaligned32 *p, size_t n)
 {
@@ -103,7 +80,7 @@ int64_t tp_scan_finite(tp_format_id format, const void *data, size_t bytes)
 /* ---- to bf16 ---- */
 
 /* tp_f32_to_bf16 without a branch. */
-INLINE uint16_t narrow(uint32_t bits)
+TP_INLINE uint16_t narrow(uint32_t bits)
 {
     uint32_t nan = (uint32_t)0 - (uint32_t)((bits & 0x7fffffffu) > 0x7f800000u);
     uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1);
@@ -111,7 +88,7 @@ INLINE uint16_t narrow(uint32_t bits)
 }
 
 /* Exact: f16's exponent is moved by a product with 2^112, which also normalises subnormals. */
-INLINE uint32_t widen_f16(uint16_t h)
+TP_INLINE uint32_t widen_f16(uint16_t h)
 {
     uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13, special = (uint32_t)0 - (uint32_t)((h & 0x7c00u) == 0x7c00u);
     uint32_t bits = tp_f32_bits(tp_f32_from_bits(magnitude) * 0x1p112f);
@@ -119,7 +96,7 @@ INLINE uint32_t widen_f16(uint16_t h)
 }
 
 /* Converts in whole chunks and returns how many values that were. */
-INLINE size_t narrow_f32_chunks_body(const unaligned32 *restrict p, size_t n, uint16_t *restrict out)
+TP_INLINE size_t narrow_f32_chunks_body(const unaligned32 *restrict p, size_t n, uint16_t *restrict out)
 {
     size_t i = 0;
     for (; n - i >= CHUNK; i += CHUNK)
@@ -127,7 +104,7 @@ INLINE size_t narrow_f32_chunks_body(const unaligned32 *restrict p, size_t n, ui
     return i;
 }
 
-INLINE size_t narrow_f16_chunks_body(const unaligned16 *restrict p, size_t n, uint16_t *restrict out)
+TP_INLINE size_t narrow_f16_chunks_body(const unaligned16 *restrict p, size_t n, uint16_t *restrict out)
 {
     size_t i = 0;
     for (; n - i >= CHUNK; i += CHUNK)
@@ -135,8 +112,8 @@ INLINE size_t narrow_f16_chunks_body(const unaligned16 *restrict p, size_t n, ui
     return i;
 }
 
-TWICE(size_t, narrow_f32_chunks, (const unaligned32 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
-TWICE(size_t, narrow_f16_chunks, (const unaligned16 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
+TP_TWICE(size_t, narrow_f32_chunks, (const unaligned32 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
+TP_TWICE(size_t, narrow_f16_chunks, (const unaligned16 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
 
 void tp_narrow_to_bf16(tp_format_id from, const void *data, size_t n, uint16_t *out)
 {

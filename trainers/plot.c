@@ -148,7 +148,8 @@ static void widen(double value, double *low, double *high)
     if (!(*high >= value)) *high = value;
 }
 
-/* Every mean and held-out loss, and all training losses but the highest half per cent: one spike must not flatten the rest. */
+/* Every mean and held-out loss, and all training losses but the highest half per cent where those tower above the rest: one spike
+ * must not flatten the curve. */
 static tp_status find_range(tp_ctx *ctx, struct plot *plot)
 {
     double low = NAN, high = NAN;
@@ -165,9 +166,9 @@ static tp_status find_range(tp_ctx *ctx, struct plot *plot)
     if (n > 0) {
         widen(sorted[0], &low, &high);
         widen(sorted[n - 1 - n / 200], &low, &high);
+        if (sorted[n - 1] <= high + 0.3 * (high - low)) widen(sorted[n - 1], &low, &high);
     }
     for (size_t i = 0; i < plot->held_out.n; i++) widen(plot->held_out.rows[i].loss, &low, &high);
-    while (n > 0 && sorted[n - 1 - plot->n_above] > high) plot->n_above++;
     tp_free(sorted);
     plot->low = low;
     plot->high = high;
@@ -183,7 +184,7 @@ static double nice_tick(double range, double ticks)
 
 static void find_axes(struct plot *plot)
 {
-    double room = fmax(1e-6, 1e-3 * fabs(plot->high));
+    double room = fmax(1e-6, 0.02 * fabs(plot->high));
     if (!(plot->high - plot->low >= room)) { /* a flat curve */
         plot->low -= room;
         plot->high += room;
@@ -198,6 +199,7 @@ static void find_axes(struct plot *plot)
     if (plot->train.n > 0) plot->last = fmax(plot->last, plot->train.rows[plot->train.n - 1].step);
     if (plot->held_out.n > 0) plot->last = fmax(plot->last, plot->held_out.rows[plot->held_out.n - 1].step);
     plot->step_tick = fmax(1, nice_tick(plot->last, 9));
+    for (size_t i = 0; i < plot->train.n; i++) plot->n_above += plot->train.rows[i].loss > plot->high;
 }
 
 static double x_of(const struct plot *plot, double step) { return LEFT + (RIGHT - LEFT) * (step - plot->first) / (plot->last - plot->first); }
@@ -424,7 +426,7 @@ static void write_summary(const struct plot *plot, tp_buf *out)
         put_fixed(out, best->loss, 4);
         tp_buf_printf(out, " at step %lld", (long long)best->step);
     }
-    if (plot->n_above > 0) tp_buf_printf(out, "; %zu losses above the picture", plot->n_above);
+    if (plot->n_above > 0) tp_buf_printf(out, "; %zu above the picture", plot->n_above);
 }
 
 static double write_key(tp_buf *out, double x, const char *sample, const char *text)
@@ -448,8 +450,22 @@ static void write_legend(const struct plot *plot, tp_buf *out)
     if (plot->n_skipped > 0) write_key(out, x, "stroke=\"" SKIP_COLOUR "\" stroke-width=\"5\" stroke-dasharray=\"1.5 4\"", "skipped steps");
 }
 
+static void write_curves(const struct plot *plot, tp_buf *out)
+{
+    write_loss_axis(plot, out);
+    write_step_axis(plot, out);
+    write_curve(plot, &plot->train, false, "training", "stroke=\"" TRAIN_COLOUR "\" stroke-width=\"1.2\"", out);
+    write_curve(plot, &plot->train, true, "mean", "stroke=\"" MEAN_COLOUR "\" stroke-width=\"2.4\"", out);
+    write_curve(plot, &plot->held_out, false, "held-out", "stroke=\"" HELD_COLOUR "\" stroke-width=\"2.2\"", out);
+    write_markers(plot, out);
+    write_skipped(plot, out);
+    write_legend(plot, out);
+}
+
 static void write_picture(struct plot *plot, tp_buf *out)
 {
+    bool any = isfinite(plot->low);
+    if (any) find_axes(plot);
     tp_buf_printf(out,
                   "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" role=\"img\" font-family=\"system-ui, 'Segoe UI', "
                   "Helvetica, Arial, sans-serif\" font-size=\"13\" fill=\"#3c434c\">\n<title>Training loss</title>\n<desc>",
@@ -463,20 +479,8 @@ static void write_picture(struct plot *plot, tp_buf *out)
     begin_text(out, LEFT, 55, "fill=\"#6a727c\"");
     write_summary(plot, out);
     tp_buf_text(out, "</text>\n");
-    if (!isfinite(plot->low)) {
-        begin_text(out, WIDTH / 2, HEIGHT / 2, "text-anchor=\"middle\" font-size=\"15\"");
-        tp_buf_text(out, "no losses were recorded</text>\n</svg>\n");
-        return;
-    }
-    find_axes(plot);
-    write_loss_axis(plot, out);
-    write_step_axis(plot, out);
-    write_curve(plot, &plot->train, false, "training", "stroke=\"" TRAIN_COLOUR "\" stroke-width=\"1.2\"", out);
-    write_curve(plot, &plot->train, true, "mean", "stroke=\"" MEAN_COLOUR "\" stroke-width=\"2.4\"", out);
-    if (plot->held_out.n > 0) write_curve(plot, &plot->held_out, false, "held-out", "stroke=\"" HELD_COLOUR "\" stroke-width=\"2.2\"", out);
-    write_markers(plot, out);
-    write_skipped(plot, out);
-    write_legend(plot, out);
+    if (any) write_curves(plot, out);
+    else tp_buf_printf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\" font-size=\"15\">no losses were recorded</text>\n", WIDTH / 2, HEIGHT / 2);
     tp_buf_text(out, "</svg>\n");
 }
 

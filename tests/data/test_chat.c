@@ -4,6 +4,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "data/chat.h"
+#include "tests/failing_memory.h"
 
 typedef struct suite {
     tp_ctx ctx;
@@ -249,6 +250,31 @@ static void test_injected_tokens_belong_to_their_message(void **state)
     tp_template_output_free(&out);
 }
 
+static tp_status render_conversation(tp_ctx *ctx)
+{
+    static const char messages[] = "[{\"role\":\"user\",\"content\":\"Hi\",\"name\":null},{\"role\":\"assistant\",\"content\":\"Yes \",\"thinking\":\"why\"}]";
+    const char *text = tp_chat_builtin("chatml");
+    tp_json_doc *doc;
+    tp_template *tmpl = NULL;
+    tp_chat_text out = {0};
+    TP_TRY(tp_json_parse(ctx, messages, strlen(messages), NULL, &doc));
+    const tp_chat_input input = {.messages = tp_json_root(doc), .continue_final = "content"};
+    tp_status st = tp_template_compile(ctx, "chatml", text, strlen(text), &tmpl);
+    if (st == TP_OK) st = tp_chat_render(ctx, tmpl, &input, &out);
+    tp_template_output_free(&out);
+    tp_template_free(tmpl);
+    tp_json_free(doc);
+    return st;
+}
+
+static void test_every_allocation_may_fail(void **state)
+{
+    tp_ctx ctx;
+    (void)state;
+    tp_ctx_init(&ctx);
+    assert_survives_failing_memory(&ctx, render_conversation(&ctx));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -256,6 +282,7 @@ int main(void)
         cmocka_unit_test(test_published_templates),
         cmocka_unit_test(test_builtin_templates),
         cmocka_unit_test(test_injected_tokens_belong_to_their_message),
+        cmocka_unit_test(test_every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

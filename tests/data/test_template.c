@@ -1,11 +1,10 @@
 /* The template interpreter against recorded renders of Jinja2 (golden/chat/snippets.json) and against its own limits. */
 #include "tests/support.h"
 
-#include <sys/resource.h>
-
 #include "base/json.h"
 #include "base/mem.h"
 #include "data/template.h"
+#include "tests/failing_memory.h"
 
 /* ---- tools ---- */
 
@@ -317,17 +316,19 @@ static void test_work_is_limited(void **state)
     for (size_t i = 0; i < sizeof greedy / sizeof greedy[0]; i++) assert_fails_with(greedy[i], TP_TEMPLATE_LIMIT);
 }
 
-/* Every allocation is made to fail in turn by lowering the address space would be slow; a small memory limit walks the same paths. */
+/* Uses most of what allocates. */
+static const char busy[] = "{% macro f(a, b=2) %}{{ a }}{{ kwargs }}{% endmacro %}{% for m in [1, 'x', {'k': [2.5]}] %}{{ f(m, z=1) | upper }}{{ loop.cycle(1, 2) }}"
+                               "{% set x %}{{ m }}{% endset %}{{ x | tojson | indent(2) }}{% endfor %}{{ 'a b'.split() | map('title') | join('-') }}"
+                           "{% for x in range(40) if x is odd %}{{ loop.length }}{% set y = x %}{% endfor %}{{ '%s{}' % 'a' }}{{ (1, [2]) | list }}";
+
 static void test_memory_limit_at_every_size(void **state)
 {
-    static const char text[] = "{% macro f(a, b=2) %}{{ a }}{{ kwargs }}{% endmacro %}{% for m in [1, 'x', {'k': [2.5]}] %}{{ f(m, z=1) | upper }}{{ loop.cycle(1, 2) }}"
-                               "{% set x %}{{ m }}{% endset %}{{ x | tojson | indent(2) }}{% endfor %}{{ 'a b'.split() | map('title') | join('-') }}";
     tp_ctx ctx;
     tp_template *tmpl;
     bool worked = false;
     (void)state;
     tp_ctx_init(&ctx);
-    assert_ok(&ctx, tp_template_compile(&ctx, "t", text, strlen(text), &tmpl));
+    assert_ok(&ctx, tp_template_compile(&ctx, "t", busy, strlen(busy), &tmpl));
     for (size_t limit = 16; !worked && limit < 100000; limit += 16) {
         tp_template_output out;
         const tp_template_options options = {.max_memory = limit};
@@ -339,6 +340,22 @@ static void test_memory_limit_at_every_size(void **state)
     }
     assert_true(worked);
     tp_template_free(tmpl);
+}
+
+static tp_status compile_and_render(tp_ctx *ctx)
+{
+    tp_template_output out;
+    tp_status st = render_text(ctx, busy, NULL, NULL, 0, &out);
+    tp_template_output_free(&out);
+    return st;
+}
+
+static void test_every_allocation_may_fail(void **state)
+{
+    tp_ctx ctx;
+    (void)state;
+    tp_ctx_init(&ctx);
+    assert_survives_failing_memory(&ctx, compile_and_render(&ctx));
 }
 
 int main(void)
@@ -354,6 +371,7 @@ int main(void)
         cmocka_unit_test(test_recursion_is_limited),
         cmocka_unit_test(test_work_is_limited),
         cmocka_unit_test(test_memory_limit_at_every_size),
+        cmocka_unit_test(test_every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
