@@ -149,16 +149,6 @@ static tp_status read_options(tp_ctx *ctx, const tp_args *args, struct request *
     return TP_OK;
 }
 
-/* End tokens: the model's, and the tokenizer's own. */
-static int collect_ends(const tp_model *model, const tp_tokenizer *tokenizer, int64_t ends[16])
-{
-    int n = 0;
-    for (int i = 0; i < model->config.n_eos; i++) ends[n++] = model->config.eos_ids[i];
-    int32_t own = tokenizer != NULL ? tp_tokenizer_role(tokenizer, TP_TOKEN_EOS) : -1;
-    if (own >= 0) ends[n++] = own;
-    return n;
-}
-
 /* ---- output ---- */
 
 static bool emit(void *state, const char *text, size_t n)
@@ -188,11 +178,11 @@ static tp_status generate_on(tp_ctx *ctx, const tp_args *args, tp_model *model, 
 {
     tp_generator *generator;
     tp_generated result;
-    int64_t ends[16], context = (int64_t)r->prompt.count + r->options.max_tokens;
+    int64_t ends[TP_CLI_MAX_ENDS], context = (int64_t)r->prompt.count + r->options.max_tokens;
     if (context > model->config.max_positions) context = model->config.max_positions;
     if ((int64_t)r->prompt.count >= context) return tp_fail(ctx, TP_SHAPE, "the prompt has %zu tokens, the model's context %lld", r->prompt.count, (long long)model->config.max_positions);
     r->options.eos_ids = ends;
-    r->options.n_eos = collect_ends(model, tokenizer, ends);
+    r->options.n_eos = tp_cli_end_tokens(model, tokenizer, ends);
     if (!tp_args_has(args, "json")) {
         r->options.emit = emit;
         r->options.emit_state = r;

@@ -60,6 +60,18 @@ void tp_cli_model_close(tp_cli_model *opened)
     *opened = (tp_cli_model){0};
 }
 
+int tp_cli_end_tokens(const tp_model *model, const tp_tokenizer *tokenizer, int64_t ends[TP_CLI_MAX_ENDS])
+{
+    int n = 0;
+    while (n < model->config.n_eos && n < TP_CLI_MAX_ENDS - 1) {
+        ends[n] = model->config.eos_ids[n];
+        n++;
+    }
+    int32_t own = tokenizer != NULL ? tp_tokenizer_role(tokenizer, TP_TOKEN_EOS) : -1;
+    if (own >= 0) ends[n++] = own;
+    return n;
+}
+
 char *tp_cli_model_file(tp_ctx *ctx, const char *model, const char *file)
 {
     if (!tp_path_is_folder(model)) return NULL;

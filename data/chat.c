@@ -1,5 +1,5 @@
-/* The rules around a chat template: how a conversation becomes its variables, and where the text is cut when the last message is
- * to be continued. */
+/* The rules around a chat template: how a conversation becomes its variables, and where the text is cut when the last message
+ * is to be continued. */
 #include "data/chat.h"
 
 #include <stdio.h>
@@ -67,8 +67,10 @@ static tp_status message_from_json(tp_jinja *j, size_t index, const tp_json *jso
     const tp_json *reasoning = NULL;
     tp_jvalue value, source;
     if (tp_json_type_of(json) != TP_JSON_OBJECT)
-        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "messages[%zu]: expected an object, got %s", index, tp_json_type_name(tp_json_type_of(json)));
-    for (int i = 0; i < N_REASONING && tp_json_type_of(reasoning) == TP_JSON_NULL; i++) reasoning = tp_json_get(json, reasoning_fields[i]);
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "messages[%zu]: expected an object, got %s", index,
+                             tp_json_type_name(tp_json_type_of(json)));
+    for (int i = 0; i < N_REASONING && tp_json_type_of(reasoning) == TP_JSON_NULL; i++)
+        reasoning = tp_json_get(json, reasoning_fields[i]);
     bool has_reasoning = tp_json_type_of(reasoning) != TP_JSON_NULL;
     TP_TRY(tp_jdict_new(j, TP_J_DICT, tp_json_count(json) + 2, message));
     if (has_reasoning) {
@@ -106,7 +108,8 @@ static tp_status make_messages(tp_jinja *j, const tp_chat_input *input, tp_jvalu
     bool from_json = input->messages != NULL;
     size_t n = from_json ? tp_json_count(input->messages) : input->n_rows;
     if (from_json && tp_json_type_of(input->messages) != TP_JSON_ARRAY)
-        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "messages: expected an array, got %s", tp_json_type_name(tp_json_type_of(input->messages)));
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "messages: expected an array, got %s",
+                             tp_json_type_name(tp_json_type_of(input->messages)));
     if (n == 0) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "the conversation is empty: at least one message is needed");
     tp_jvalue *items = tp_jinja_alloc(j, n, sizeof *items);
     if (items == NULL) return j->status;
@@ -143,10 +146,12 @@ static tp_status tag_last_part(tp_jinja *j, const tp_jvalue *parts, tp_jvalue *t
     tp_jvalue key = tp_jliteral("text"), *found = NULL;
     for (size_t i = parts->list->n; i > 0 && found == NULL; i--) {
         const tp_jvalue *part = &parts->list->items[i - 1];
-        if (part->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "continue_final_message: a part of the final message is no object");
+        if (part->type != TP_J_DICT)
+            return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "continue_final_message: a part of the final message is no object");
         TP_TRY(tp_jdict_get(j, part->dict, &key, &found));
     }
-    if (found == NULL) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "continue_final_message: the final message has no text to continue");
+    if (found == NULL)
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "continue_final_message: the final message has no text to continue");
     *text = *found;
     return append_tag(j, found);
 }
@@ -159,7 +164,8 @@ static tp_status tag_final(tp_jinja *j, const tp_chat_input *input, const tp_jva
     size_t n = 0;
     TP_TRY(tp_jdict_get(j, last, &key, &found));
     if (found == NULL)
-        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "continue_final_message: the final message has no \"%s\" to continue", input->continue_final);
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "continue_final_message: the final message has no \"%s\" to continue",
+                             input->continue_final);
     bool reasoning = false, mentioned = source_mentions(j->tmpl, input->continue_final);
     for (int i = 0; i < N_REASONING; i++) reasoning = reasoning || strcmp(reasoning_fields[i], input->continue_final) == 0;
     for (int i = 0; reasoning && i < N_REASONING; i++) {
@@ -172,7 +178,8 @@ static tp_status tag_final(tp_jinja *j, const tp_chat_input *input, const tp_jva
         mentioned = mentioned || source_mentions(j->tmpl, reasoning_fields[i]);
     }
     if (!mentioned)
-        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "continue_final_message: the template never mentions \"%s\"", input->continue_final);
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "continue_final_message: the template never mentions \"%s\"",
+                             input->continue_final);
     *text = *found;
     if (found->type == TP_J_LIST) return tag_last_part(j, found, text);
     if (!reasoning) return append_tag(j, found);
@@ -209,7 +216,8 @@ static tp_status cut_at_tag(tp_jinja *j, const tp_jvalue *text, tp_chat_text *ou
     size_t at = out->text.len >= TAG_BYTES ? out->text.len - TAG_BYTES + 1 : 0;
     while (at > 0 && memcmp(out->text.data + at - 1, tag, TAG_BYTES) != 0) at--;
     if (!appears || at == 0)
-        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "continue_final_message: the final message does not appear in the text that the template makes");
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE,
+                             "continue_final_message: the final message does not appear in the text that the template makes");
     at--;
     bool kept_blank = at + TAG_BYTES < out->text.len && out->text.data[at + TAG_BYTES] == tag[TAG_BYTES];
     truncate_output(out, kept_blank ? at : tp_jrstrip_len(out->text.data, at));

@@ -198,4 +198,4 @@ static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc 
     return status;
 }
 
-const tp_format tp_format_chat = {"chat", TP_DATASET_CHAT, "messages (or conversations)", true, fits, make};
+const tp_row_format tp_format_chat = {"chat", TP_DATASET_CHAT, "messages (or conversations)", true, fits, make};

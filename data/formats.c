@@ -8,7 +8,7 @@
 #define PLACE_BYTES 1024
 
 /* In the order in which they are tried: rows with more than one kind of columns are the richer kind. */
-static const tp_format *const formats[] = {&tp_format_chat, &tp_format_instruction, &tp_format_completion};
+static const tp_row_format *const formats[] = {&tp_format_chat, &tp_format_instruction, &tp_format_completion};
 #define N_FORMATS (sizeof formats / sizeof *formats)
 
 /* ---- columns ---- */

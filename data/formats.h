@@ -7,11 +7,11 @@
 #include "data/prompt.h"
 #include "recipes/keys.h"
 
-typedef struct tp_format tp_format;
+typedef struct tp_row_format tp_row_format;
 
 /* How the rows of one file are read. Everything is borrowed. */
 typedef struct tp_row_rules {
-    const tp_format *format;
+    const tp_row_format *format;
     const tp_dataset_config *block; /* columns, system */
     const tp_prompt *prompt;        /* what formats with needs_template render by */
     bool pairs;                     /* completion: prompt and completion, not text */
@@ -19,7 +19,7 @@ typedef struct tp_row_rules {
     int train_on_turns;             /* tp_train_turns */
 } tp_row_rules;
 
-struct tp_format {
+struct tp_row_format {
     const char *name;
     int type;            /* tp_dataset_type */
     const char *columns; /* what it wants, for messages */
@@ -28,7 +28,7 @@ struct tp_format {
     tp_status (*make)(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *doc, tp_sample *sample);
 };
 
-extern const tp_format tp_format_completion, tp_format_instruction, tp_format_chat;
+extern const tp_row_format tp_format_completion, tp_format_instruction, tp_format_chat;
 
 /* Sets rules->format and ->pairs by the first row of a file: the block's type, or for auto the first format whose columns are there.
  * FORMAT, listing the columns that are there, if none fits; UNSUPPORTED for a type without format. */

@@ -32,7 +32,7 @@ typedef enum tp_template_error {
     TP_TEMPLATE_VALUE,
     TP_TEMPLATE_ZERO_DIVISION,
     TP_TEMPLATE_OVERFLOW,
-    TP_TEMPLATE_LOOKUP,    /* KeyError, IndexError */
+    TP_TEMPLATE_LOOKUP, /* KeyError, IndexError */
     TP_TEMPLATE_ATTRIBUTE,
     TP_TEMPLATE_SECURITY,  /* reached for something that the sandbox hides */
     TP_TEMPLATE_RECURSION, /* nested too deep */
@@ -48,8 +48,8 @@ TP_API const char *tp_template_error_name(tp_template_error error);
 /* Parses text[0..n), which is copied. `name` stands in messages ("name:line: ..."). The result is immutable and may be
  * used by several threads at once; tp_template_free accepts NULL.
  * Errors: FORMAT (does not parse, larger than a limit, invalid UTF-8), NOMEM. */
-TP_API tp_status tp_template_compile(tp_ctx *ctx, const char *name, const char *text, size_t n, tp_template **tmpl)
-    TP_MUST_CHECK;
+TP_API tp_status tp_template_compile(tp_ctx *ctx, const char *name, const char *text, size_t n,
+                                     tp_template **tmpl) TP_MUST_CHECK;
 TP_API void tp_template_free(tp_template *tmpl);
 
 /* The source as it was given. */
@@ -93,13 +93,13 @@ typedef struct tp_template_range {
 
 /* Result of a render, owned by the caller, released with tp_template_output_free whether the render worked or not. */
 typedef struct tp_template_output {
-    tp_buf text;                   /* empty after an error */
-    tp_template_span *spans;       /* in order, disjoint; touching ranges of one field of one message are joined */
+    tp_buf text;             /* empty after an error */
+    tp_template_span *spans; /* in order, disjoint; touching ranges of one field of one message are joined */
     size_t n_spans;
     tp_template_range *generation; /* in the order in which the blocks began */
     size_t n_generation;
-    tp_template_error error;       /* what kind of failure, after one inside the template */
-    char *raised;                  /* the exact text given to raise_exception, NUL behind it; NULL otherwise */
+    tp_template_error error; /* what kind of failure, after one inside the template */
+    char *raised;            /* the exact text given to raise_exception, NUL behind it; NULL otherwise */
     size_t raised_len;
 } tp_template_output;
 
@@ -116,7 +116,7 @@ typedef struct tp_template_variable {
  * returns and never changed.
  * Errors: INVALID (the template failed: out->error and out->raised tell), NOMEM. */
 TP_API tp_status tp_template_render(tp_ctx *ctx, const tp_template *tmpl, const tp_template_options *options,
-                                    const tp_template_variable *variables, size_t n_variables, tp_template_output *out)
-    TP_MUST_CHECK;
+                                    const tp_template_variable *variables, size_t n_variables,
+                                    tp_template_output *out) TP_MUST_CHECK;
 
 #endif

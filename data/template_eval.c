@@ -66,8 +66,10 @@ static tp_status assign_member(tp_jinja *j, const tp_jnode *target, const tp_jva
 {
     tp_jvalue object, key = tp_jtext(target->text.data, target->text.len);
     TP_TRY(lookup(j, target->name, &object));
-    if (object.type != TP_J_NAMESPACE) return tp_jinja_fail(j, TP_TEMPLATE_RUNTIME, "cannot assign attribute on non-namespace object");
-    if (key.text[0] == '_') return tp_jinja_fail(j, TP_TEMPLATE_SECURITY, "a namespace cannot hold '%.*s'", (int)key.len, key.text);
+    if (object.type != TP_J_NAMESPACE)
+        return tp_jinja_fail(j, TP_TEMPLATE_RUNTIME, "cannot assign attribute on non-namespace object");
+    if (key.text[0] == '_')
+        return tp_jinja_fail(j, TP_TEMPLATE_SECURITY, "a namespace cannot hold '%.*s'", (int)key.len, key.text);
     return tp_jdict_set(j, object.dict, &key, value);
 }
 
@@ -76,8 +78,10 @@ static tp_status unpack(tp_jinja *j, const tp_jnode *target, const tp_jvalue *va
     tp_jvalue *items;
     size_t n;
     TP_TRY(tp_jitems(j, value, &items, &n));
-    if (n > target->n_items) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "too many values to unpack (expected %u)", target->n_items);
-    if (n < target->n_items) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "not enough values to unpack (expected %u, got %zu)", target->n_items, n);
+    if (n > target->n_items)
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "too many values to unpack (expected %u)", target->n_items);
+    if (n < target->n_items)
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "not enough values to unpack (expected %u, got %zu)", target->n_items, n);
     TP_TRY(tp_jinja_enter(j));
     for (size_t i = 0; i < n; i++) TP_TRY(tp_jassign_target(j, target->items[i], &items[i]));
     tp_jinja_leave(j);
@@ -169,7 +173,8 @@ static tp_status eval_keywords(tp_jinja *j, const tp_jcall_args *call, const tp_
     tp_jvalue more = {0};
     if (call->more_keywords != NULL) {
         TP_TRY(tp_jeval(j, call->more_keywords, &more));
-        if (more.type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "the argument after ** must be a mapping, not %s", tp_jtype_name(&more));
+        if (more.type != TP_J_DICT)
+            return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "the argument after ** must be a mapping, not %s", tp_jtype_name(&more));
     }
     size_t n_more = call->more_keywords != NULL ? more.dict->n : 0, n = 0;
     if (call->n_keywords + n_more == 0 && caller == NULL) return TP_OK;
@@ -273,10 +278,22 @@ static tp_status compare(tp_jinja *j, uint8_t op, const tp_jvalue *a, const tp_j
     case TP_T_NE: TP_TRY(tp_jequal(j, a, b, result)); break;
     case TP_N_OP_IN: return tp_jcontains(j, b, a, result);
     case TP_N_OP_NOT_IN: TP_TRY(tp_jcontains(j, b, a, result)); break;
-    case TP_T_LT: TP_TRY(tp_jcompare(j, "<", a, b, &order)); *result = order == -1; return TP_OK;
-    case TP_T_LE: TP_TRY(tp_jcompare(j, "<=", a, b, &order)); *result = order == -1 || order == 0; return TP_OK;
-    case TP_T_GT: TP_TRY(tp_jcompare(j, ">", a, b, &order)); *result = order == 1; return TP_OK;
-    default: TP_TRY(tp_jcompare(j, ">=", a, b, &order)); *result = order == 1 || order == 0; return TP_OK;
+    case TP_T_LT:
+        TP_TRY(tp_jcompare(j, "<", a, b, &order));
+        *result = order == -1;
+        return TP_OK;
+    case TP_T_LE:
+        TP_TRY(tp_jcompare(j, "<=", a, b, &order));
+        *result = order == -1 || order == 0;
+        return TP_OK;
+    case TP_T_GT:
+        TP_TRY(tp_jcompare(j, ">", a, b, &order));
+        *result = order == 1;
+        return TP_OK;
+    default:
+        TP_TRY(tp_jcompare(j, ">=", a, b, &order));
+        *result = order == 1 || order == 0;
+        return TP_OK;
     }
     *result = !*result;
     return TP_OK;

@@ -10,7 +10,7 @@ struct tp_jscope {
     struct {
         uint32_t name;
         tp_jvalue value;
-    } *entries;
+    } * entries;
     size_t n, capacity;
 };
 

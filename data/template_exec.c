@@ -17,7 +17,7 @@ struct tp_jloop {
     tp_jscope *outer;
     tp_jvalue *items; /* still to be visited from `at` on; the filter, if any, is asked when an item is reached */
     size_t n, at;
-    bool filtered;    /* the rest has passed the filter already */
+    bool filtered;                                  /* the rest has passed the filter already */
     tp_jvalue before, current, after, last_changed; /* MISSING if there is none */
     size_t index0, depth0;
 };
@@ -302,7 +302,8 @@ static tp_jvalue take_keyword(tp_jkeyword *keywords, size_t *n, tp_span name)
 }
 
 /* Sets the parameters in the macro's scope: arguments first, then defaults, which may refer to parameters before them. */
-static tp_status bind_params(tp_jinja *j, const tp_jmacro *macro, const tp_jargs *args, tp_jkeyword *keywords, size_t *n_keywords)
+static tp_status bind_params(tp_jinja *j, const tp_jmacro *macro, const tp_jargs *args, tp_jkeyword *keywords,
+                             size_t *n_keywords)
 {
     const tp_jparams *params = macro->node->params;
     for (size_t i = 0; params != NULL && i < params->n; i++) {
@@ -333,8 +334,8 @@ static tp_status bind_rest(tp_jinja *j, const tp_jmacro *macro, const tp_jargs *
         TP_TRY(tp_jfind_global(tp_span_of("dict"))->call(j, NULL, &rest, &kwargs));
         TP_TRY(tp_jassign(j, j->tmpl->kwargs, &kwargs));
     } else if (n_keywords > 0) {
-        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "macro '%.*s' takes no keyword argument '%.*s'", (int)macro->name.len, macro->name.data,
-                             (int)keywords[0].name.len, keywords[0].name.data);
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "macro '%.*s' takes no keyword argument '%.*s'", (int)macro->name.len,
+                             macro->name.data, (int)keywords[0].name.len, keywords[0].name.data);
     }
     if ((uses & TP_N_USES_VARARGS) != 0) {
         tp_jvector items = {0};
@@ -344,7 +345,8 @@ static tp_status bind_rest(tp_jinja *j, const tp_jmacro *macro, const tp_jargs *
         return tp_jassign(j, j->tmpl->varargs, &varargs);
     }
     if (args->n <= n_params) return TP_OK;
-    return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "macro '%.*s' takes not more than %zu argument(s)", (int)macro->name.len, macro->name.data, n_params);
+    return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "macro '%.*s' takes not more than %zu argument(s)", (int)macro->name.len,
+                         macro->name.data, n_params);
 }
 
 static tp_status bind_and_run(tp_jinja *j, const tp_jmacro *macro, const tp_jargs *args)
@@ -564,7 +566,9 @@ tp_status tp_jinja_run(tp_jinja *j, tp_template_output *out)
 {
     tp_jsink sink = {0};
     j->out = &sink;
-    TP_TRY(exec_body(j, j->tmpl->body));
+    tp_status st = exec_body(j, j->tmpl->body);
+    j->out = NULL;
+    if (st != TP_OK) return st;
     tp_buf_append(&out->text, sink.data, sink.len);
     TP_TRY(tp_buf_status(j->ctx, &out->text, j->tmpl->name.data));
     return keep_marks(j, &sink, out);
@@ -621,11 +625,19 @@ tp_status tp_template_render(tp_ctx *ctx, const tp_template *tmpl, const tp_temp
 
 const char *tp_template_error_name(tp_template_error error)
 {
-    static const char *const names[TP_TEMPLATE_ERROR_COUNT] = {
-        [TP_TEMPLATE_NO_ERROR] = "no error", [TP_TEMPLATE_RAISED] = "TemplateError", [TP_TEMPLATE_UNDEFINED] = "UndefinedError",
-        [TP_TEMPLATE_TYPE] = "TypeError", [TP_TEMPLATE_VALUE] = "ValueError", [TP_TEMPLATE_ZERO_DIVISION] = "ZeroDivisionError",
-        [TP_TEMPLATE_OVERFLOW] = "OverflowError", [TP_TEMPLATE_LOOKUP] = "LookupError", [TP_TEMPLATE_ATTRIBUTE] = "AttributeError", [TP_TEMPLATE_SECURITY] = "SecurityError",
-        [TP_TEMPLATE_RECURSION] = "RecursionError", [TP_TEMPLATE_RUNTIME] = "TemplateRuntimeError",
-        [TP_TEMPLATE_ARGUMENT] = "FilterArgumentError", [TP_TEMPLATE_LIMIT] = "limit reached"};
+    static const char *const names[TP_TEMPLATE_ERROR_COUNT] = {[TP_TEMPLATE_NO_ERROR] = "no error",
+                                                               [TP_TEMPLATE_RAISED] = "TemplateError",
+                                                               [TP_TEMPLATE_UNDEFINED] = "UndefinedError",
+                                                               [TP_TEMPLATE_TYPE] = "TypeError",
+                                                               [TP_TEMPLATE_VALUE] = "ValueError",
+                                                               [TP_TEMPLATE_ZERO_DIVISION] = "ZeroDivisionError",
+                                                               [TP_TEMPLATE_OVERFLOW] = "OverflowError",
+                                                               [TP_TEMPLATE_LOOKUP] = "LookupError",
+                                                               [TP_TEMPLATE_ATTRIBUTE] = "AttributeError",
+                                                               [TP_TEMPLATE_SECURITY] = "SecurityError",
+                                                               [TP_TEMPLATE_RECURSION] = "RecursionError",
+                                                               [TP_TEMPLATE_RUNTIME] = "TemplateRuntimeError",
+                                                               [TP_TEMPLATE_ARGUMENT] = "FilterArgumentError",
+                                                               [TP_TEMPLATE_LIMIT] = "limit reached"};
     return error < TP_TEMPLATE_ERROR_COUNT ? names[error] : "unknown error";
 }

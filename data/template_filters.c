@@ -57,7 +57,8 @@ static tp_status filter_title(tp_jinja *j, const tp_jvalue *self, const tp_jargs
         TP_TRY(tp_jstring_case(j, &part, tp_jmethod_upper, &mapped));
         TP_TRY(tp_jsink_string(j, &sink, &mapped));
         bool separator = tp_jspace_at(part.text, part.len) > 0 || memchr("-({[<", *part.text, 5) != NULL;
-        while (!separator && end < text.len && tp_jspace_at(text.text + end, text.len - end) == 0 && memchr("-({[<", text.text[end], 5) == NULL)
+        while (!separator && end < text.len && tp_jspace_at(text.text + end, text.len - end) == 0 &&
+               memchr("-({[<", text.text[end], 5) == NULL)
             end += tp_jchars_bytes(text.text + end, text.len - end, 1);
         part = tp_jslice(&text, at + first, end - at - first);
         TP_TRY(tp_jstring_case(j, &part, tp_jmethod_lower, &mapped));
@@ -129,7 +130,9 @@ static tp_status filter_truncate(tp_jinja *j, const tp_jvalue *self, const tp_ja
     if (bound[2].type != TP_J_MISSING) end = bound[2];
     TP_TRY(tp_jarg_string(j, "truncate", &end));
     tp_jint n = (tp_jint)size, room = length - (tp_jint)tp_jchars(end.text, end.len);
-    if (room < 0 || leeway < 0) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "truncate: the length must reach for the end text, and the leeway must not be negative");
+    if (room < 0 || leeway < 0)
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE,
+                             "truncate: the length must reach for the end text, and the leeway must not be negative");
     *out = *self;
     if (n <= length || n - length <= leeway) return TP_OK;
     TP_TRY(tp_jarg_string(j, "truncate", self));
@@ -193,15 +196,18 @@ static tp_status filter_wordwrap(tp_jinja *j, const tp_jvalue *self, const tp_ja
     tp_jsink sink = {0};
     TP_TRY(tp_jbind(j, "wordwrap", args, "width break_long_words wrapstring break_on_hyphens", 0, bound));
     if (self->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, self);
-    if (!tp_jis_string(self)) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "wordwrap: a string is needed, not %s", tp_jtype_name(self));
+    if (!tp_jis_string(self))
+        return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "wordwrap: a string is needed, not %s", tp_jtype_name(self));
     TP_TRY(tp_jarg_int(j, &bound[0], 79, &width));
-    if (width < 1 || width > 1000000) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "wordwrap: the width must lie between 1 and 1000000");
+    if (width < 1 || width > 1000000)
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "wordwrap: the width must lie between 1 and 1000000");
     if (tp_jgiven(&bound[2])) newline = bound[2];
     TP_TRY(tp_jarg_string(j, "wordwrap", &newline));
     TP_TRY(tp_jstring_lines(j, self, false, &lines));
     for (size_t i = 0; i < lines.list->n; i++) {
         if (i > 0) TP_TRY(tp_jsink_string(j, &sink, &newline));
-        TP_TRY(wrap_line(j, &lines.list->items[i], (size_t)width, bound[1].type == TP_J_MISSING || tp_jtruth(&bound[1]), &newline, &sink));
+        TP_TRY(wrap_line(j, &lines.list->items[i], (size_t)width, bound[1].type == TP_J_MISSING || tp_jtruth(&bound[1]),
+                         &newline, &sink));
     }
     return tp_jsink_value(j, &sink, out);
 }
@@ -216,7 +222,8 @@ static tp_status filter_format(tp_jinja *j, const tp_jvalue *self, const tp_jarg
         TP_TRY(tp_jlist_new(j, TP_J_TUPLE, items.items, items.n, &values));
         return tp_jpercent(j, &text, &values, out);
     }
-    if (args->n > 0) return tp_jinja_fail(j, TP_TEMPLATE_ARGUMENT, "can't handle positional and keyword arguments at the same time");
+    if (args->n > 0)
+        return tp_jinja_fail(j, TP_TEMPLATE_ARGUMENT, "can't handle positional and keyword arguments at the same time");
     TP_TRY(tp_jdict_new(j, TP_J_DICT, args->n_keywords, &values));
     for (size_t i = 0; i < args->n_keywords; i++) {
         tp_jvalue key = tp_jtext(args->keywords[i].name.data, args->keywords[i].name.len);
@@ -283,7 +290,9 @@ static tp_status filter_striptags(tp_jinja *j, const tp_jvalue *self, const tp_j
     for (size_t at = 0; at < text.len;) {
         size_t rest = text.len - at;
         bool comment = rest >= 4 && memcmp(text.text + at, "<!--", 4) == 0;
-        const char *close = text.text[at] != '<' ? NULL : comment ? memmem(text.text + at, rest, "-->", 3) : memchr(text.text + at, '>', rest);
+        const char *close = text.text[at] != '<' ? NULL
+                            : comment            ? memmem(text.text + at, rest, "-->", 3)
+                                                 : memchr(text.text + at, '>', rest);
         int space = tp_jspace_at(text.text + at, rest);
         TP_TRY(tp_jinja_charge(j, close == NULL && text.text[at] == '<' ? rest / 64 + 1 : 1));
         if (close != NULL) {
@@ -315,7 +324,8 @@ static tp_status quote_url(tp_jinja *j, tp_jsink *sink, const tp_jvalue *v, bool
     for (size_t i = 0; i < text.len; i++) {
         unsigned char c = (unsigned char)text.text[i];
         char escape[8] = {(char)c, '\0'};
-        bool plain = (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') || (c != '\0' && strchr("_.-~", c) != NULL) || (c == '/' && !query);
+        bool plain = (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') ||
+                     (c != '\0' && strchr("_.-~", c) != NULL) || (c == '/' && !query);
         if (query && c == ' ')
             escape[0] = '+';
         else if (!plain)
@@ -357,13 +367,15 @@ static tp_status filter_xmlattr(tp_jinja *j, const tp_jvalue *self, const tp_jar
     tp_jsink sink = {0};
     TP_TRY(tp_jbind(j, "xmlattr", args, "autospace", 0, &autospace));
     if (self->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, self);
-    if (self->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "xmlattr: a mapping is needed, not %s", tp_jtype_name(self));
+    if (self->type != TP_J_DICT)
+        return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "xmlattr: a mapping is needed, not %s", tp_jtype_name(self));
     for (size_t i = 0; i < self->dict->n; i++) {
         const tp_jpair *pair = &self->dict->pairs[i];
         if (pair->value.type == TP_J_NONE || pair->value.type == TP_J_UNDEFINED) continue;
         TP_TRY(tp_jarg_string(j, "xmlattr", &pair->key));
         for (size_t k = 0; k < pair->key.len; k++)
-            if (memchr(" \t\n\r\f\v/>=", pair->key.text[k], 9) != NULL) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "invalid character in attribute name");
+            if (memchr(" \t\n\r\f\v/>=", pair->key.text[k], 9) != NULL)
+                return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "invalid character in attribute name");
         if (sink.len > 0 || autospace.type == TP_J_MISSING || tp_jtruth(&autospace)) TP_TRY(tp_jsink_bytes(j, &sink, " ", 1));
         TP_TRY(tp_jescape(j, &pair->key, &text));
         TP_TRY(tp_jsink_string(j, &sink, &text));
@@ -419,7 +431,8 @@ static tp_status filter_int(tp_jinja *j, const tp_jvalue *self, const tp_jargs *
     } else if (tp_jis_string(self)) {
         bool legal = base == 0 || (base >= 2 && base <= 36);
         good = legal && tp_jparse_int(tp_jspan(self), (int)base, &value);
-        if (!good && legal && has_only_digits(tp_jspan(self))) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "an integer needs more than 128 bits");
+        if (!good && legal && has_only_digits(tp_jspan(self)))
+            return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "an integer needs more than 128 bits");
         if (!good) good = tp_jparse_float(tp_jspan(self), &d) && float_to_int(d, &value);
     }
     *out = good ? tp_jinteger(value) : bound[0].type == TP_J_MISSING ? tp_jinteger(0) : bound[0];
@@ -444,17 +457,20 @@ static tp_status filter_round(tp_jinja *j, const tp_jvalue *self, const tp_jargs
     tp_jint precision;
     TP_TRY(tp_jbind(j, "round", args, "precision method", 0, bound));
     TP_TRY(tp_jarg_int(j, &bound[0], 0, &precision));
-    tp_span method = tp_jis_string(&bound[1]) ? tp_jspan(&bound[1]) : tp_span_of(bound[1].type == TP_J_MISSING ? "common" : "?");
+    tp_span method =
+        tp_jis_string(&bound[1]) ? tp_jspan(&bound[1]) : tp_span_of(bound[1].type == TP_J_MISSING ? "common" : "?");
     if (tp_span_is(method, "common")) return tp_jround(j, self, &precision, out);
     bool up = tp_span_is(method, "ceil");
-    if (!up && !tp_span_is(method, "floor")) return tp_jinja_fail(j, TP_TEMPLATE_ARGUMENT, "method must be common, ceil or floor");
+    if (!up && !tp_span_is(method, "floor"))
+        return tp_jinja_fail(j, TP_TEMPLATE_ARGUMENT, "method must be common, ceil or floor");
     digits = tp_jinteger(precision);
     TP_TRY(tp_jarithmetic(j, TP_T_POW, &ten, &digits, &power));
     TP_TRY(tp_jarithmetic(j, TP_T_MUL, self, &power, &scaled));
     whole = scaled;
     if (scaled.type == TP_J_FLOAT) {
         double rounded = up ? ceil(scaled.real) : floor(scaled.real);
-        if (!(fabs(rounded) < 0x1p126)) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "cannot convert float infinity or NaN to integer");
+        if (!(fabs(rounded) < 0x1p126))
+            return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "cannot convert float infinity or NaN to integer");
         whole = tp_jinteger((tp_jint)rounded);
     }
     if (!tp_jis_number(&whole)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "must be real number, not %s", tp_jtype_name(self));

@@ -37,7 +37,8 @@ static tp_status write_text(tp_jinja *j, tp_jsink *sink, const tp_jvalue *text, 
 {
     tp_jvalue cut = *text;
     if (spec->escape) TP_TRY(tp_jescape(j, text, &cut));
-    if (spec->precision >= 0 && spec->precision < (tp_jint)cut.len) cut.len = tp_jchars_bytes(cut.text, cut.len, (size_t)spec->precision);
+    if (spec->precision >= 0 && spec->precision < (tp_jint)cut.len)
+        cut.len = tp_jchars_bytes(cut.text, cut.len, (size_t)spec->precision);
     return pad(j, sink, &cut, spec, spec->align == 0 || spec->align == '=' ? '<' : spec->align, 0);
 }
 
@@ -68,7 +69,8 @@ static size_t group_digits(char *text, size_t n, char separator)
     return n;
 }
 
-static tp_status write_number(tp_jinja *j, tp_jsink *sink, bool negative, const char *prefix, char *digits, size_t n, const format_spec *spec)
+static tp_status write_number(tp_jinja *j, tp_jsink *sink, bool negative, const char *prefix, char *digits, size_t n,
+                              const format_spec *spec)
 {
     char text[1024];
     digits[n] = '\0';
@@ -87,7 +89,11 @@ static tp_status write_int(tp_jinja *j, tp_jsink *sink, tp_jint i, const format_
     char digits[512];
     int base = spec->type == 'x' || spec->type == 'X' ? 16 : spec->type == 'o' ? 8 : spec->type == 'b' ? 2 : 10;
     size_t n = digits_of(i, base, spec->type == 'X', digits);
-    const char *prefix = !spec->alternate ? "" : base == 16 ? (spec->type == 'X' ? "0X" : "0x") : base == 8 ? "0o" : base == 2 ? "0b" : "";
+    const char *prefix = !spec->alternate ? ""
+                         : base == 16     ? (spec->type == 'X' ? "0X" : "0x")
+                         : base == 8      ? "0o"
+                         : base == 2      ? "0b"
+                                          : "";
     return write_number(j, sink, i < 0, prefix, digits, n, spec);
 }
 
@@ -103,8 +109,8 @@ static tp_status write_float(tp_jinja *j, tp_jsink *sink, double d, const format
     } else {
         bool general = spec->type == 0;
         snprintf(format, sizeof format, "%%%s.*%c", spec->alternate ? "#" : "", general ? 'g' : type);
-        _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wformat-nonliteral\"")
-        n = (size_t)snprintf(digits, sizeof digits, format, general && precision == 0 ? 1 : precision, fabs(d));
+        _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wformat-nonliteral\"") n =
+            (size_t)snprintf(digits, sizeof digits, format, general && precision == 0 ? 1 : precision, fabs(d));
         _Pragma("GCC diagnostic pop")
     }
     if (spec->type == '%') digits[n++] = '%';
@@ -115,11 +121,13 @@ static tp_status write_formatted(tp_jinja *j, tp_jsink *sink, const tp_jvalue *v
 {
     char t = spec->type;
     bool float_type = t == 'f' || t == 'F' || t == 'e' || t == 'E' || t == 'g' || t == 'G' || t == '%';
-    if (tp_jis_number(v) && (float_type || (v->type == TP_J_FLOAT && t == 0))) return write_float(j, sink, tp_jdouble_of(v), spec);
+    if (tp_jis_number(v) && (float_type || (v->type == TP_J_FLOAT && t == 0)))
+        return write_float(j, sink, tp_jdouble_of(v), spec);
     if (v->type == TP_J_INT || (v->type == TP_J_BOOL && t != 0 && t != 's')) {
         if (t != 's') return write_int(j, sink, tp_jint_of(v), spec);
     }
-    if (t != 0 && t != 's') return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "unknown format code '%c' for object of type '%s'", t, tp_jtype_name(v));
+    if (t != 0 && t != 's')
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "unknown format code '%c' for object of type '%s'", t, tp_jtype_name(v));
     tp_jvalue text;
     TP_TRY(tp_jstr(j, v, &text));
     return write_text(j, sink, &text, spec);
@@ -151,7 +159,8 @@ typedef struct percent {
 static tp_status next_value(tp_jinja *j, percent *p, const tp_jvalue **value)
 {
     bool tuple = p->values->type == TP_J_TUPLE;
-    if (p->used >= (tuple ? p->values->list->n : 1)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "not enough arguments for format string");
+    if (p->used >= (tuple ? p->values->list->n : 1))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "not enough arguments for format string");
     *value = tuple ? &p->values->list->items[p->used] : p->values;
     p->used++;
     return TP_OK;
@@ -182,15 +191,18 @@ static tp_status write_conversion(tp_jinja *j, tp_jsink *sink, char c, const tp_
     }
     if (c == 'c' && tp_jis_string(v)) return tp_jsink_string(j, sink, v);
     if (v->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, v);
-    if (!tp_jis_number(v)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "%%%c format: a number is required, not %s", c, tp_jtype_name(v));
+    if (!tp_jis_number(v))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "%%%c format: a number is required, not %s", c, tp_jtype_name(v));
     if (c == 'd' || c == 'i' || c == 'u') {
         c = 'd';
         if (v->type == TP_J_FLOAT) {
-            if (!(fabs(v->real) < 0x1p127)) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "cannot convert float infinity or NaN to integer");
+            if (!(fabs(v->real) < 0x1p127))
+                return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "cannot convert float infinity or NaN to integer");
             value = tp_jinteger((tp_jint)v->real);
         }
     } else if (c == 'x' || c == 'X' || c == 'o') {
-        if (v->type == TP_J_FLOAT) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "%%%c format: an integer is required, not float", c);
+        if (v->type == TP_J_FLOAT)
+            return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "%%%c format: an integer is required, not float", c);
     } else if (strchr("eEfFgG", c) == NULL) {
         return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "unsupported format character '%c'", c);
     }
@@ -247,8 +259,11 @@ tp_status tp_jpercent(tp_jinja *j, const tp_jvalue *text, const tp_jvalue *value
         TP_TRY(tp_jinja_charge(j, 1));
         TP_TRY(one_percent(j, &sink, &p, &at));
     }
-    size_t given = values->type == TP_J_TUPLE ? values->list->n : values->type == TP_J_DICT || values->type == TP_J_LIST ? p.used : 1;
-    if (p.used < given && !(values->type == TP_J_UNDEFINED)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "not all arguments converted during string formatting");
+    size_t given = values->type == TP_J_TUPLE                               ? values->list->n
+                   : values->type == TP_J_DICT || values->type == TP_J_LIST ? p.used
+                                                                            : 1;
+    if (p.used < given && !(values->type == TP_J_UNDEFINED))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "not all arguments converted during string formatting");
     TP_TRY(tp_jsink_value(j, &sink, out));
     out->flags = text->flags;
     return TP_OK;
@@ -256,7 +271,10 @@ tp_status tp_jpercent(tp_jinja *j, const tp_jvalue *text, const tp_jvalue *value
 
 /* ---- format() ---- */
 
-static bool is_align(char c) { return c == '<' || c == '>' || c == '^' || c == '='; }
+static bool is_align(char c)
+{
+    return c == '<' || c == '>' || c == '^' || c == '=';
+}
 
 /* [[fill]align][sign][#][0][width][grouping][.precision][type] */
 static tp_status read_spec(tp_jinja *j, tp_span text, format_spec *spec)
@@ -297,7 +315,8 @@ static tp_status field_root(tp_jinja *j, tp_span name, const tp_jargs *args, num
     tp_jint index = read_number(name, &at);
     if (at == name.len) {
         if (name.len == 0 ? fields->manual : fields->next > 0)
-            return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "cannot switch between manual field specification and automatic field numbering");
+            return tp_jinja_fail(j, TP_TEMPLATE_VALUE,
+                                 "cannot switch between manual field specification and automatic field numbering");
         fields->manual = name.len > 0;
         size_t i = name.len == 0 ? fields->next++ : (size_t)index;
         if (i >= args->n) return tp_jinja_fail(j, TP_TEMPLATE_LOOKUP, "replacement index %zu out of range", i);
@@ -398,7 +417,10 @@ static const char *const month_names[] = {"January", "February", "March",     "A
                                           "July",    "August",   "September", "October", "November", "December"};
 static const char *const day_names[] = {"Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"};
 
-static bool is_leap(int year) { return (year % 4 == 0 && year % 100 != 0) || year % 400 == 0; }
+static bool is_leap(int year)
+{
+    return (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+}
 
 static int days_in_month(int year, int month)
 {
@@ -546,7 +568,8 @@ bool tp_template_time_parse(const char *text, tp_template_time *time)
 {
     char rest;
     tp_template_time t;
-    if (sscanf(text, "%4d-%2d-%2dT%2d:%2d:%2d%c", &t.year, &t.month, &t.day, &t.hour, &t.minute, &t.second, &rest) != 6) return false;
+    if (sscanf(text, "%4d-%2d-%2dT%2d:%2d:%2d%c", &t.year, &t.month, &t.day, &t.hour, &t.minute, &t.second, &rest) != 6)
+        return false;
     if (t.year < 1 || t.month < 1 || t.month > 12 || t.day < 1 || t.day > days_in_month(t.year, t.month)) return false;
     if (t.hour < 0 || t.hour > 23 || t.minute < 0 || t.minute > 59 || t.second < 0 || t.second > 60) return false;
     *time = t;

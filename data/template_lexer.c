@@ -20,7 +20,10 @@ typedef struct lexer {
     size_t n, capacity;
 } lexer;
 
-static tp_status lex_fail(lexer *l, const char *what) { return tp_fail(l->ctx, TP_FORMAT, "%s:%u: %s", l->name, l->line, what); }
+static tp_status lex_fail(lexer *l, const char *what)
+{
+    return tp_fail(l->ctx, TP_FORMAT, "%s:%u: %s", l->name, l->line, what);
+}
 
 static tp_status emit(lexer *l, tp_jtoken_kind kind, const char *text, size_t n)
 {
@@ -48,7 +51,8 @@ static bool looking_at(const lexer *l, const char *p, const char *text)
     return (size_t)(l->end - p) >= n && memcmp(p, text, n) == 0;
 }
 
-/* The end of a statement or comment at p ("%}", "-%}" with the space behind it, "+%}"), or NULL. A plain end takes one newline along. */
+/* The end of a statement or comment at p ("%}", "-%}" with the space behind it, "+%}"), or NULL. A plain end takes one newline
+ * along. */
 static const char *match_close(const lexer *l, const char *p, const char *close)
 {
     if (p < l->end && *p == '+' && looking_at(l, p + 1, close)) return p + 3;
@@ -79,7 +83,8 @@ static const char *match_raw_end(const lexer *l, const char *p)
     return match_close(l, skip_space(l, p + 6), "%}");
 }
 
-/* Emits the data between l->at and the tag at `tag`, with the whitespace before the tag removed as its sign and kind ask for. */
+/* Emits the data between l->at and the tag at `tag`, with the whitespace before the tag removed as its sign and kind ask for.
+ */
 static tp_status data_before(lexer *l, const char *tag, bool variable)
 {
     const char *end = tag;
@@ -202,7 +207,10 @@ static tp_status lex_string(lexer *l)
     return TP_OK;
 }
 
-static bool is_digit(char c) { return c >= '0' && c <= '9'; }
+static bool is_digit(char c)
+{
+    return c >= '0' && c <= '9';
+}
 
 /* Digits of a base with single underscores between them; returns the end. */
 static const char *skip_digits(const lexer *l, const char *p, int base, bool leading_underscore)
@@ -263,11 +271,11 @@ static tp_status lex_name(lexer *l, bool *matched)
 static const struct {
     char text[3];
     tp_jtoken_kind kind;
-} operators[] = {{"//", TP_T_FLOORDIV}, {"**", TP_T_POW},      {"==", TP_T_EQ},      {"!=", TP_T_NE},        {">=", TP_T_GE},
-                 {"<=", TP_T_LE},       {"+", TP_T_ADD},       {"-", TP_T_SUB},      {"/", TP_T_DIV},        {"*", TP_T_MUL},
-                 {"%", TP_T_MOD},       {"~", TP_T_TILDE},     {"[", TP_T_LBRACKET}, {"]", TP_T_RBRACKET},   {"(", TP_T_LPAREN},
-                 {")", TP_T_RPAREN},    {"{", TP_T_LBRACE},    {"}", TP_T_RBRACE},   {">", TP_T_GT},         {"<", TP_T_LT},
-                 {"=", TP_T_ASSIGN},    {".", TP_T_DOT},       {":", TP_T_COLON},    {"|", TP_T_PIPE},       {",", TP_T_COMMA},
+} operators[] = {{"//", TP_T_FLOORDIV}, {"**", TP_T_POW},   {"==", TP_T_EQ},      {"!=", TP_T_NE},      {">=", TP_T_GE},
+                 {"<=", TP_T_LE},       {"+", TP_T_ADD},    {"-", TP_T_SUB},      {"/", TP_T_DIV},      {"*", TP_T_MUL},
+                 {"%", TP_T_MOD},       {"~", TP_T_TILDE},  {"[", TP_T_LBRACKET}, {"]", TP_T_RBRACKET}, {"(", TP_T_LPAREN},
+                 {")", TP_T_RPAREN},    {"{", TP_T_LBRACE}, {"}", TP_T_RBRACE},   {">", TP_T_GT},       {"<", TP_T_LT},
+                 {"=", TP_T_ASSIGN},    {".", TP_T_DOT},    {":", TP_T_COLON},    {"|", TP_T_PIPE},     {",", TP_T_COMMA},
                  {";", TP_T_SEMICOLON}};
 
 /* Brackets must match inside a tag; `open` holds the closing ones still to come. */

@@ -63,10 +63,12 @@ bool tp_jparse_int(tp_span text, int base, tp_jint *out)
         }
         if (d >= base) return false;
         digit_before = true;
-        if (__builtin_mul_overflow(value, (tp_jint)base, &value) || __builtin_sub_overflow(value, (tp_jint)d, &value)) return false;
+        if (__builtin_mul_overflow(value, (tp_jint)base, &value) || __builtin_sub_overflow(value, (tp_jint)d, &value))
+            return false;
     }
     if (!digit_before) return false;
-    return !__builtin_mul_overflow(value, (tp_jint)(negative ? 1 : -1), out); /* summed up below zero, where there is room for one more */
+    return !__builtin_mul_overflow(value, (tp_jint)(negative ? 1 : -1),
+                                   out); /* summed up below zero, where there is room for one more */
 }
 
 bool tp_jparse_float(tp_span text, double *out)
@@ -99,9 +101,15 @@ bool tp_jparse_float(tp_span text, double *out)
 
 /* ---- numbers ---- */
 
-static tp_status overflow(tp_jinja *j) { return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "an integer needs more than 128 bits"); }
+static tp_status overflow(tp_jinja *j)
+{
+    return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "an integer needs more than 128 bits");
+}
 
-static tp_status division_by_zero(tp_jinja *j) { return tp_jinja_fail(j, TP_TEMPLATE_ZERO_DIVISION, "division by zero"); }
+static tp_status division_by_zero(tp_jinja *j)
+{
+    return tp_jinja_fail(j, TP_TEMPLATE_ZERO_DIVISION, "division by zero");
+}
 
 static tp_status int_divide(tp_jinja *j, tp_jint a, tp_jint b, bool remainder, tp_jvalue *out)
 {
@@ -158,7 +166,8 @@ static tp_status float_power(tp_jinja *j, double a, double b, tp_jvalue *out)
 {
     if (a == 0 && b < 0) return tp_jinja_fail(j, TP_TEMPLATE_ZERO_DIVISION, "0.0 cannot be raised to a negative power");
     double result = pow(a, b);
-    if (isnan(result) && !isnan(a) && !isnan(b)) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "complex numbers are not supported");
+    if (isnan(result) && !isnan(a) && !isnan(b))
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "complex numbers are not supported");
     if (isinf(result) && isfinite(a) && isfinite(b)) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "result too large");
     *out = tp_jfloat(result);
     return TP_OK;
@@ -258,7 +267,10 @@ static tp_status repeat(tp_jinja *j, const tp_jvalue *sequence, tp_jint times, t
     return tp_jlist_new(j, sequence->type, items, total, out);
 }
 
-static bool is_sequence(const tp_jvalue *v) { return tp_jis_list(v) || v->type == TP_J_STRING || v->type == TP_J_BYTES; }
+static bool is_sequence(const tp_jvalue *v)
+{
+    return tp_jis_list(v) || v->type == TP_J_STRING || v->type == TP_J_BYTES;
+}
 
 static const char *operator_text(int op)
 {
@@ -284,14 +296,15 @@ tp_status tp_jarithmetic(tp_jinja *j, int op, const tp_jvalue *a, const tp_jvalu
     if (op == TP_T_ADD && tp_jis_list(a) && a->type == b->type) return concat_lists(j, a, b, out);
     if (op == TP_T_MUL && is_sequence(a) && tp_jis_int(b)) return repeat(j, a, tp_jint_of(b), out);
     if (op == TP_T_MUL && is_sequence(b) && tp_jis_int(a)) return repeat(j, b, tp_jint_of(a), out);
-    return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "unsupported operand type(s) for %s: '%s' and '%s'", operator_text(op), tp_jtype_name(a),
-                         tp_jtype_name(b));
+    return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "unsupported operand type(s) for %s: '%s' and '%s'", operator_text(op),
+                         tp_jtype_name(a), tp_jtype_name(b));
 }
 
 tp_status tp_jnegate(tp_jinja *j, const tp_jvalue *a, bool minus, tp_jvalue *out)
 {
     if (a->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, a);
-    if (!tp_jis_number(a)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "bad operand type for unary %c: '%s'", minus ? '-' : '+', tp_jtype_name(a));
+    if (!tp_jis_number(a))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "bad operand type for unary %c: '%s'", minus ? '-' : '+', tp_jtype_name(a));
     if (a->type == TP_J_FLOAT) {
         *out = tp_jfloat(minus ? -a->real : a->real);
         return TP_OK;
@@ -328,11 +341,13 @@ static tp_status round_int(tp_jinja *j, tp_jint value, tp_jint digits, tp_jvalue
 
 tp_status tp_jround(tp_jinja *j, const tp_jvalue *number, const tp_jint *digits, tp_jvalue *out)
 {
-    if (!tp_jis_number(number)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "type %s doesn't define __round__ method", tp_jtype_name(number));
+    if (!tp_jis_number(number))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "type %s doesn't define __round__ method", tp_jtype_name(number));
     if (tp_jis_int(number)) return round_int(j, tp_jint_of(number), digits == NULL ? 0 : *digits, out);
     double d = number->real;
     if (digits == NULL) {
-        if (!(fabs(d) < 0x1p127)) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "cannot convert float infinity or NaN to integer");
+        if (!(fabs(d) < 0x1p127))
+            return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "cannot convert float infinity or NaN to integer");
         *out = tp_jinteger((tp_jint)nearbyint(d));
         return TP_OK;
     }

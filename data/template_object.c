@@ -179,9 +179,9 @@ static tp_status dict_fromkeys(tp_jinja *j, const tp_jvalue *self, const tp_jarg
 
 static const tp_jbuiltin *find_method(const tp_jvalue *object, tp_span name)
 {
-    static const tp_jbuiltin dict[] = {{"get", dict_get},       {"items", dict_items}, {"keys", dict_keys},
-                                       {"values", dict_values}, {"copy", copy},        {"fromkeys", dict_fromkeys},
-                                       {NULL, NULL}};
+    static const tp_jbuiltin dict[] = {
+        {"get", dict_get}, {"items", dict_items},       {"keys", dict_keys}, {"values", dict_values},
+        {"copy", copy},    {"fromkeys", dict_fromkeys}, {NULL, NULL}};
     static const tp_jbuiltin list[] = {{"index", sequence_index}, {"count", sequence_count}, {"copy", copy}, {NULL, NULL}};
     static const tp_jbuiltin tuple[] = {{"index", sequence_index}, {"count", sequence_count}, {NULL, NULL}};
     static const tp_jbuiltin bytes[] = {{"decode", bytes_decode}, {NULL, NULL}};
@@ -219,7 +219,9 @@ static tp_status plain_attribute(tp_jinja *j, const tp_jvalue *object, tp_span n
         if (tp_span_is(name, "imag") || (object->type != TP_J_FLOAT && tp_span_is(name, "denominator"))) return TP_OK;
         break;
     case TP_J_RANGE:
-        *out = tp_jinteger(tp_span_is(name, "start") ? object->range->start : tp_span_is(name, "stop") ? object->range->stop : object->range->step);
+        *out = tp_jinteger(tp_span_is(name, "start")  ? object->range->start
+                           : tp_span_is(name, "stop") ? object->range->stop
+                                                      : object->range->step);
         if (tp_span_is(name, "start") || tp_span_is(name, "stop") || tp_span_is(name, "step")) return TP_OK;
         break;
     case TP_J_TUPLE:
@@ -333,7 +335,8 @@ static tp_status slice_bound(tp_jinja *j, const tp_jvalue *v, tp_jint n, bool ba
         *out = otherwise;
         return TP_OK;
     }
-    if (!tp_jis_int(v)) return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "slice indices must be integers or None, not %s", tp_jtype_name(v));
+    if (!tp_jis_int(v))
+        return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "slice indices must be integers or None, not %s", tp_jtype_name(v));
     tp_jint i = tp_jint_of(v);
     if (i < 0) i = i < -n ? low : i + n;
     *out = i > high ? high : i;
@@ -369,8 +372,8 @@ static tp_status slice_list(tp_jinja *j, const tp_jvalue *list, tp_jint first, t
 
 static tp_status make_range(tp_jinja *j, tp_jint start, tp_jint stop, tp_jint step, tp_jvalue *out);
 
-tp_status tp_jgetslice(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *start, const tp_jvalue *stop, const tp_jvalue *step,
-                       tp_jvalue *out)
+tp_status tp_jgetslice(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *start, const tp_jvalue *stop,
+                       const tp_jvalue *step, tp_jvalue *out)
 {
     size_t length;
     tp_jint by, first, last;
@@ -384,10 +387,12 @@ tp_status tp_jgetslice(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *st
     TP_TRY(slice_bound(j, stop, n, by < 0, by < 0 ? -1 : n, &last));
     if (by > n) by = n + 1; /* no difference, and nothing overflows */
     if (by < -n) by = -n - 1;
-    size_t count = by > 0 ? (last > first ? (size_t)((last - first - 1) / by + 1) : 0) : (first > last ? (size_t)((first - last - 1) / -by + 1) : 0);
+    size_t count = by > 0 ? (last > first ? (size_t)((last - first - 1) / by + 1) : 0)
+                          : (first > last ? (size_t)((first - last - 1) / -by + 1) : 0);
     TP_TRY(tp_jinja_charge(j, count / 16));
     const tp_jrange *r = object->range;
-    if (object->type == TP_J_RANGE) return make_range(j, r->start + first * r->step, r->start + last * r->step, by * r->step, out);
+    if (object->type == TP_J_RANGE)
+        return make_range(j, r->start + first * r->step, r->start + last * r->step, by * r->step, out);
     if (tp_jis_list(object)) return slice_list(j, object, first, by, count, out);
     if (object->type == TP_J_STRING) return slice_string(j, object, first, by, count, out);
     return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "slices of bytes are not supported");
@@ -404,7 +409,8 @@ tp_status tp_jgetpath(tp_jinja *j, const tp_jvalue *object, const tp_jvalue *pat
         tp_span part = {path->text + at, end - at};
         tp_jvalue from = *out, key = tp_jtext(part.data, part.len);
         tp_jint index;
-        if (part.len > 0 && part.data[0] >= '0' && part.data[0] <= '9' && tp_jparse_int(part, 10, &index)) key = tp_jinteger(index);
+        if (part.len > 0 && part.data[0] >= '0' && part.data[0] <= '9' && tp_jparse_int(part, 10, &index))
+            key = tp_jinteger(index);
         TP_TRY(tp_jgetitem(j, &from, &key, out));
         at = end + 1;
     }
@@ -441,7 +447,8 @@ static tp_status make_range(tp_jinja *j, tp_jint start, tp_jint stop, tp_jint st
         return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "range too big");
     tp_jint span = stop - start;
     tp_jint n = step > 0 ? (span > 0 ? (span - 1) / step + 1 : 0) : (span < 0 ? (span + 1) / step + 1 : 0);
-    if (n > MAX_RANGE) return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "range too big: the sandbox blocks ranges larger than %d", MAX_RANGE);
+    if (n > MAX_RANGE)
+        return tp_jinja_fail(j, TP_TEMPLATE_OVERFLOW, "range too big: the sandbox blocks ranges larger than %d", MAX_RANGE);
     tp_jrange *range = tp_jinja_alloc(j, 1, sizeof *range);
     if (range == NULL) return j->status;
     *range = (tp_jrange){start, stop, step};
@@ -479,7 +486,9 @@ static tp_status fill_dict(tp_jinja *j, const tp_jargs *args, tp_jtype type, tp_
         TP_TRY(tp_jitems(j, &args->items[0], &pairs, &n));
         for (size_t i = 0; i < n; i++) {
             TP_TRY(tp_jitems(j, &pairs[i], &items, &m));
-            if (m != 2) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "dictionary update sequence element #%zu has length %zu; 2 is required", i, m);
+            if (m != 2)
+                return tp_jinja_fail(j, TP_TEMPLATE_VALUE,
+                                     "dictionary update sequence element #%zu has length %zu; 2 is required", i, m);
             TP_TRY(tp_jdict_set(j, out->dict, &items[0], &items[1]));
         }
     }
@@ -503,7 +512,9 @@ static tp_status global_namespace(tp_jinja *j, const tp_jvalue *self, const tp_j
     for (size_t i = 0; i < out->dict->n; i++) {
         const tp_jvalue *key = &out->dict->pairs[i].key;
         if (tp_jis_string(key) && key->len > 0 && key->text[0] == '_')
-            return tp_jinja_fail(j, TP_TEMPLATE_SECURITY, "a namespace cannot hold '%.*s': names with an underscore in front are private", (int)key->len, key->text);
+            return tp_jinja_fail(j, TP_TEMPLATE_SECURITY,
+                                 "a namespace cannot hold '%.*s': names with an underscore in front are private", (int)key->len,
+                                 key->text);
     }
     return TP_OK;
 }
@@ -558,13 +569,9 @@ static tp_status global_cycler(tp_jinja *j, const tp_jvalue *self, const tp_jarg
 
 const tp_jbuiltin *tp_jfind_global(tp_span name)
 {
-    static const tp_jbuiltin globals[] = {{"range", global_range},
-                                          {"dict", global_dict},
-                                          {"namespace", global_namespace},
-                                          {"raise_exception", global_raise},
-                                          {"strftime_now", global_strftime},
-                                          {"joiner", global_joiner},
-                                          {"cycler", global_cycler},
-                                          {NULL, NULL}};
+    static const tp_jbuiltin globals[] = {{"range", global_range},           {"dict", global_dict},
+                                          {"namespace", global_namespace},   {"raise_exception", global_raise},
+                                          {"strftime_now", global_strftime}, {"joiner", global_joiner},
+                                          {"cycler", global_cycler},         {NULL, NULL}};
     return tp_jfind_builtin(globals, name);
 }

@@ -31,7 +31,8 @@ static const char *token_text(const tp_jparser *p, char out[64])
 tp_status tp_jparse_fail(const tp_jparser *p, const char *expected)
 {
     char text[64];
-    return tp_fail(p->ctx, TP_FORMAT, "%s:%u: found %s, expected %s", p->tmpl->name.data, p->at->line, token_text(p, text), expected);
+    return tp_fail(p->ctx, TP_FORMAT, "%s:%u: found %s, expected %s", p->tmpl->name.data, p->at->line, token_text(p, text),
+                   expected);
 }
 
 tp_status tp_jparse_expect(tp_jparser *p, tp_jtoken_kind kind, const char *expected)
@@ -346,7 +347,8 @@ static tp_status parse_params(tp_jparser *p, tp_jnode *node)
             TP_TRY(tp_jparse_expression(p, &defaults[n]));
         else if (n > 0 && defaults[n - 1] != NULL)
             return tp_jparse_fail(p, "a default value, as the parameter before has one");
-        if (target->name == p->tmpl->caller && defaults[n] == NULL) return tp_jparse_fail(p, "a default value for the parameter 'caller'");
+        if (target->name == p->tmpl->caller && defaults[n] == NULL)
+            return tp_jparse_fail(p, "a default value for the parameter 'caller'");
         n++;
     }
     p->frames--;
@@ -519,7 +521,8 @@ static tp_status compile(tp_ctx *ctx, const char *name, const char *text, size_t
 tp_status tp_template_compile(tp_ctx *ctx, const char *name, const char *text, size_t n, tp_template **tmpl)
 {
     *tmpl = NULL;
-    if (n > TP_J_MAX_SOURCE) return tp_fail(ctx, TP_FORMAT, "%s: the template has %zu bytes, the limit is %zu", name, n, TP_J_MAX_SOURCE);
+    if (n > TP_J_MAX_SOURCE)
+        return tp_fail(ctx, TP_FORMAT, "%s: the template has %zu bytes, the limit is %zu", name, n, TP_J_MAX_SOURCE);
     size_t valid = tp_utf8_valid_prefix(text, n);
     if (valid < n) return tp_fail(ctx, TP_FORMAT, "%s: the template is not UTF-8 at byte %zu", name, valid);
     tp_template *t = tp_alloc(ctx, 1, sizeof *t);
@@ -541,5 +544,11 @@ void tp_template_free(tp_template *tmpl)
     tp_free(tmpl);
 }
 
-tp_span tp_template_source(const tp_template *tmpl) { return tmpl->source; }
-bool tp_template_has_generation(const tp_template *tmpl) { return tmpl->has_generation; }
+tp_span tp_template_source(const tp_template *tmpl)
+{
+    return tmpl->source;
+}
+bool tp_template_has_generation(const tp_template *tmpl)
+{
+    return tmpl->has_generation;
+}

@@ -4,10 +4,10 @@
 
 #include "data/template_lexer.h"
 
-#define TP_J_MAX_SOURCE ((size_t)1 << 20)
-#define TP_J_MAX_STATEMENTS 128 /* nested */
-#define TP_J_MAX_PARENS 256     /* nested parentheses, unary operators, inline ifs */
-#define TP_J_MAX_HEIGHT 1000    /* of one expression's tree: a + b + c + ... leans left */
+#define TP_J_MAX_SOURCE     ((size_t)1 << 20)
+#define TP_J_MAX_STATEMENTS 128  /* nested */
+#define TP_J_MAX_PARENS     256  /* nested parentheses, unary operators, inline ifs */
+#define TP_J_MAX_HEIGHT     1000 /* of one expression's tree: a + b + c + ... leans left */
 
 typedef enum tp_jnode_kind {
     /* expressions */
@@ -29,26 +29,26 @@ typedef enum tp_jnode_kind {
     TP_N_CONCAT,  /* items */
     TP_N_COMPARE, /* a, items, ops: one per item */
     TP_N_AND,
-    TP_N_OR,      /* a, b */
-    TP_N_COND,    /* a if b else c; c may be NULL */
-    TP_N_MEMBER,  /* name . text: only as a target of set */
+    TP_N_OR,     /* a, b */
+    TP_N_COND,   /* a if b else c; c may be NULL */
+    TP_N_MEMBER, /* name . text: only as a target of set */
     /* statements */
-    TP_N_DATA,      /* text */
-    TP_N_OUTPUT,    /* a */
-    TP_N_IF,        /* a, body, otherwise (elif: an IF in otherwise) */
-    TP_N_FOR,       /* a: target, b: iterable, c: filter or NULL, body, otherwise, flags */
-    TP_N_SET,       /* a: target, b: value */
-    TP_N_SET_BLOCK, /* a: target, b: filter chain or NULL, body */
-    TP_N_MACRO,     /* name, params, body, flags */
-    TP_N_CALL_BLOCK,/* a: the call, params, body, flags */
+    TP_N_DATA,         /* text */
+    TP_N_OUTPUT,       /* a */
+    TP_N_IF,           /* a, body, otherwise (elif: an IF in otherwise) */
+    TP_N_FOR,          /* a: target, b: iterable, c: filter or NULL, body, otherwise, flags */
+    TP_N_SET,          /* a: target, b: value */
+    TP_N_SET_BLOCK,    /* a: target, b: filter chain or NULL, body */
+    TP_N_MACRO,        /* name, params, body, flags */
+    TP_N_CALL_BLOCK,   /* a: the call, params, body, flags */
     TP_N_FILTER_BLOCK, /* b: filter chain, body */
-    TP_N_WITH,      /* items: target, value, ...; body */
-    TP_N_AUTOESCAPE,/* a, body */
-    TP_N_BLOCK,     /* body */
-    TP_N_GENERATION,/* body */
+    TP_N_WITH,         /* items: target, value, ...; body */
+    TP_N_AUTOESCAPE,   /* a, body */
+    TP_N_BLOCK,        /* body */
+    TP_N_GENERATION,   /* body */
     TP_N_BREAK,
     TP_N_CONTINUE,
-    TP_N_LOAD       /* include, import, extends: there is nothing to load from */
+    TP_N_LOAD /* include, import, extends: there is nothing to load from */
 } tp_jnode_kind;
 
 /* Flags: FOR */
@@ -93,9 +93,9 @@ struct tp_template {
     tp_arena arena; /* everything below */
     tp_span name, source;
     tp_jnode *body;
-    tp_span *names;  /* of variables, by number */
-    bool *is_own;    /* by number: variables that the template sets before it reads them outside of inner blocks. As in Jinja,
-                        what the caller passes under such a name is never seen. */
+    tp_span *names; /* of variables, by number */
+    bool *is_own;   /* by number: variables that the template sets before it reads them outside of inner blocks. As in Jinja,
+                       what the caller passes under such a name is never seen. */
     size_t n_names;
     uint32_t loop, caller, kwargs, varargs; /* numbers of special names */
     bool has_generation;
@@ -108,11 +108,11 @@ typedef struct tp_jparser {
     struct tp_map *names;
     size_t capacity_names;
     int parens, statements, loops;
-    bool soft;     /* under a condition: an unknown filter is an error only when it is reached */
-    uint8_t uses;  /* caller, kwargs, varargs seen in the macro at hand */
-    bool captures; /* a macro or call block seen in the loop at hand */
-    int frames, branches; /* blocks with variables of their own, and ifs, around the current place */
-    bool *is_read;        /* by number: names read, or set under a condition, outside of all frames */
+    bool soft;               /* under a condition: an unknown filter is an error only when it is reached */
+    uint8_t uses;            /* caller, kwargs, varargs seen in the macro at hand */
+    bool captures;           /* a macro or call block seen in the loop at hand */
+    int frames, branches;    /* blocks with variables of their own, and ifs, around the current place */
+    bool *is_read;           /* by number: names read, or set under a condition, outside of all frames */
     const tp_jnode *unknown; /* first filter or test without a meaning that no condition guards */
 } tp_jparser;
 

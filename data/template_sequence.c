@@ -33,7 +33,8 @@ static tp_status need_name(tp_jinja *j, const tp_jargs *args, size_t at, bool fi
     TP_TRY(tp_jarg_string(j, filter ? "map" : "select", name));
     c->def = filter ? tp_jfind_filter(tp_jspan(name)) : tp_jfind_test(tp_jspan(name));
     if (c->def == NULL)
-        return tp_jinja_fail(j, TP_TEMPLATE_RUNTIME, "no %s named '%.*s'", filter ? "filter" : "test", (int)name->len, name->text);
+        return tp_jinja_fail(j, TP_TEMPLATE_RUNTIME, "no %s named '%.*s'", filter ? "filter" : "test", (int)name->len,
+                             name->text);
     c->args = (tp_jargs){args->items + at + 1, args->n - at - 1, args->keywords, args->n_keywords};
     return TP_OK;
 }
@@ -75,7 +76,8 @@ static tp_status filter_map(tp_jinja *j, const tp_jvalue *self, const tp_jargs *
     return tp_jiter_new(j, mapped.items, mapped.n, out);
 }
 
-static tp_status select_items(tp_jinja *j, const tp_jvalue *self, const tp_jargs *args, bool keep, bool attribute, tp_jvalue *out)
+static tp_status select_items(tp_jinja *j, const tp_jvalue *self, const tp_jargs *args, bool keep, bool attribute,
+                              tp_jvalue *out)
 {
     callback c = {.path = tp_jvalue_of(TP_J_MISSING)};
     tp_jvector kept = {0};
@@ -126,8 +128,8 @@ static tp_status key_of(tp_jinja *j, const tp_jvalue *item, const tp_jvalue *pat
     return lowered(j, &value, case_sensitive, out);
 }
 
-/* sort takes several paths, separated by commas, whose values are compared one after the other. They are compared as a list even
- * if there is one: lists pass over items that are equal, undefined ones among them, which have no order. */
+/* sort takes several paths, separated by commas, whose values are compared one after the other. They are compared as a list
+ * even if there is one: lists pass over items that are equal, undefined ones among them, which have no order. */
 static tp_status sort_key(tp_jinja *j, const tp_jvalue *item, const tp_jvalue *paths, bool case_sensitive, tp_jvalue *out)
 {
     tp_jvector keys = {0};
@@ -160,8 +162,8 @@ static tp_status items_copy(tp_jinja *j, const tp_jvalue *v, tp_jvalue **copy, s
 
 typedef tp_status key_function(tp_jinja *j, const tp_jvalue *item, const tp_jvalue *path, bool case_sensitive, tp_jvalue *out);
 
-static tp_status sorted_by(tp_jinja *j, const tp_jvalue *v, key_function *key, const tp_jvalue *path, bool case_sensitive, bool reverse,
-                           tp_jvalue **items, size_t *n)
+static tp_status sorted_by(tp_jinja *j, const tp_jvalue *v, key_function *key, const tp_jvalue *path, bool case_sensitive,
+                           bool reverse, tp_jvalue **items, size_t *n)
 {
     TP_TRY(items_copy(j, v, items, n));
     tp_jvalue *keys = tp_jinja_alloc(j, *n, sizeof *keys);
@@ -185,7 +187,8 @@ static tp_status filter_dictsort(tp_jinja *j, const tp_jvalue *self, const tp_ja
     size_t n;
     TP_TRY(tp_jbind(j, "dictsort", args, "case_sensitive by reverse", 0, bound));
     if (self->type == TP_J_UNDEFINED) return tp_jfail_undefined(j, self);
-    if (self->type != TP_J_DICT) return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "dictsort: a mapping is needed, not %s", tp_jtype_name(self));
+    if (self->type != TP_J_DICT)
+        return tp_jinja_fail(j, TP_TEMPLATE_ATTRIBUTE, "dictsort: a mapping is needed, not %s", tp_jtype_name(self));
     if (bound[1].type != TP_J_MISSING) {
         bool by_value = tp_jis_string(&bound[1]) && tp_span_is(tp_jspan(&bound[1]), "value");
         if (!by_value && !(tp_jis_string(&bound[1]) && tp_span_is(tp_jspan(&bound[1]), "key")))
@@ -407,7 +410,8 @@ static tp_status filter_batch(tp_jinja *j, const tp_jvalue *self, const tp_jargs
     size_t n;
     TP_TRY(tp_jbind(j, "batch", args, "linecount fill_with", 1, bound));
     TP_TRY(tp_jarg_int(j, &bound[0], 0, &width));
-    if (width < 1 || width > 100000) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "batch: the line count must lie between 1 and 100000");
+    if (width < 1 || width > 100000)
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "batch: the line count must lie between 1 and 100000");
     TP_TRY(tp_jitems(j, self, &items, &n));
     for (size_t i = 0; i < n; i += (size_t)width) {
         tp_jvector cells = {0};
@@ -431,7 +435,8 @@ static tp_status filter_slice(tp_jinja *j, const tp_jvalue *self, const tp_jargs
     size_t n, at = 0;
     TP_TRY(tp_jbind(j, "slice", args, "slices fill_with", 1, bound));
     TP_TRY(tp_jarg_int(j, &bound[0], 0, &slices));
-    if (slices < 1 || slices > 100000) return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "slice: the number of slices must lie between 1 and 100000");
+    if (slices < 1 || slices > 100000)
+        return tp_jinja_fail(j, TP_TEMPLATE_VALUE, "slice: the number of slices must lie between 1 and 100000");
     TP_TRY(tp_jitems(j, self, &items, &n));
     size_t each = n / (size_t)slices, longer = n % (size_t)slices;
     for (size_t i = 0; i < (size_t)slices; i++) {
@@ -447,10 +452,27 @@ static tp_status filter_slice(tp_jinja *j, const tp_jvalue *self, const tp_jargs
 }
 
 const tp_jbuiltin tp_jsequence_filters[] = {
-    {"batch", filter_batch},     {"count", filter_length},           {"dictsort", filter_dictsort},     {"first", filter_first},
-    {"groupby", filter_groupby}, {"items", filter_items},            {"join", filter_join},             {"last", filter_last},
-    {"length", filter_length},   {"list", filter_list},              {"map", filter_map},               {"max", filter_max},
-    {"min", filter_min},         {"reject", filter_reject},          {"rejectattr", filter_rejectattr}, {"reverse", filter_reverse},
-    {"select", filter_select},   {"selectattr", filter_selectattr},  {"slice", filter_slice},           {"sort", filter_sort},
-    {"sum", filter_sum},         {"unique", filter_unique},          {NULL, NULL},
+    {"batch", filter_batch},
+    {"count", filter_length},
+    {"dictsort", filter_dictsort},
+    {"first", filter_first},
+    {"groupby", filter_groupby},
+    {"items", filter_items},
+    {"join", filter_join},
+    {"last", filter_last},
+    {"length", filter_length},
+    {"list", filter_list},
+    {"map", filter_map},
+    {"max", filter_max},
+    {"min", filter_min},
+    {"reject", filter_reject},
+    {"rejectattr", filter_rejectattr},
+    {"reverse", filter_reverse},
+    {"select", filter_select},
+    {"selectattr", filter_selectattr},
+    {"slice", filter_slice},
+    {"sort", filter_sort},
+    {"sum", filter_sum},
+    {"unique", filter_unique},
+    {NULL, NULL},
 };

@@ -3,12 +3,12 @@
 #include "data/template_text.h"
 
 /* A test without arguments whose answer is `condition` over the value v. */
-#define SIMPLE_TEST(name, condition)                                                                                     \
-    static tp_status name(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args, tp_jvalue *out)                         \
-    {                                                                                                                    \
-        TP_TRY(tp_jbind(j, "a test", args, "", 0, NULL));                                                                \
-        *out = tp_jbool(condition);                                                                                      \
-        return TP_OK;                                                                                                    \
+#define SIMPLE_TEST(name, condition)                                                                                           \
+    static tp_status name(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args, tp_jvalue *out)                               \
+    {                                                                                                                          \
+        TP_TRY(tp_jbind(j, "a test", args, "", 0, NULL));                                                                      \
+        *out = tp_jbool(condition);                                                                                            \
+        return TP_OK;                                                                                                          \
     }
 
 static bool has_items(const tp_jvalue *v) /* len() and [] both work */
@@ -146,13 +146,13 @@ static tp_status order_of(tp_jinja *j, const char *op, const tp_jvalue *v, const
     return tp_jcompare(j, op, v, &other, order);
 }
 
-#define ORDER_TEST(name, op, condition)                                                                                  \
-    static tp_status name(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args, tp_jvalue *out)                         \
-    {                                                                                                                    \
-        int order;                                                                                                       \
-        TP_TRY(order_of(j, op, v, args, &order));                                                                        \
-        *out = tp_jbool(condition);                                                                                      \
-        return TP_OK;                                                                                                    \
+#define ORDER_TEST(name, op, condition)                                                                                        \
+    static tp_status name(tp_jinja *j, const tp_jvalue *v, const tp_jargs *args, tp_jvalue *out)                               \
+    {                                                                                                                          \
+        int order;                                                                                                             \
+        TP_TRY(order_of(j, op, v, args, &order));                                                                              \
+        *out = tp_jbool(condition);                                                                                            \
+        return TP_OK;                                                                                                          \
     }
 ORDER_TEST(is_less, "<", order == -1)
 ORDER_TEST(is_less_or_equal, "<=", order == -1 || order == 0)

@@ -131,7 +131,8 @@ static tp_status write_repr_string(tp_jinja *j, tp_jsink *sink, const tp_jvalue 
     return markup ? tp_jsink_text(j, sink, ")") : TP_OK;
 }
 
-static tp_status write_repr_items(tp_jinja *j, tp_jsink *sink, const tp_jvalue *items, size_t n, const char *open, const char *close)
+static tp_status write_repr_items(tp_jinja *j, tp_jsink *sink, const tp_jvalue *items, size_t n, const char *open,
+                                  const char *close)
 {
     TP_TRY(tp_jsink_text(j, sink, open));
     for (size_t i = 0; i < n; i++) {
@@ -291,8 +292,14 @@ tp_status tp_jescape(tp_jinja *j, const tp_jvalue *v, tp_jvalue *out)
 /* The escape of character c in a JSON string, or false if it stands for itself. */
 static bool json_escape(uint32_t c, bool ensure_ascii, char out[16])
 {
-    const char *named = c == '"' ? "\\\"" : c == '\\' ? "\\\\" : c == '\n' ? "\\n" : c == '\r' ? "\\r" : c == '\t' ? "\\t"
-                      : c == '\b' ? "\\b" : c == '\f' ? "\\f" : NULL;
+    const char *named = c == '"'    ? "\\\""
+                        : c == '\\' ? "\\\\"
+                        : c == '\n' ? "\\n"
+                        : c == '\r' ? "\\r"
+                        : c == '\t' ? "\\t"
+                        : c == '\b' ? "\\b"
+                        : c == '\f' ? "\\f"
+                                    : NULL;
     if (named != NULL) {
         memcpy(out, named, 3);
         return true;
@@ -407,7 +414,8 @@ static tp_status write_json_container(tp_jinja *j, tp_jsink *sink, const tp_jval
     uint32_t source = v->type == TP_J_DICT ? v->dict->source : v->list->source;
     TP_TRY(tp_jinja_enter(j));
     if (source != 0) sink->muted++;
-    tp_status st = v->type == TP_J_DICT ? write_json_dict(j, sink, v->dict, style, level) : write_json_list(j, sink, v->list, style, level);
+    tp_status st = v->type == TP_J_DICT ? write_json_dict(j, sink, v->dict, style, level)
+                                        : write_json_list(j, sink, v->list, style, level);
     if (source != 0) sink->muted--;
     tp_jinja_leave(j);
     return st == TP_OK ? tp_jsink_mark(j, sink, begin, source) : st;

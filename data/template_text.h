@@ -20,8 +20,8 @@ tp_status tp_jescape(tp_jinja *j, const tp_jvalue *v, tp_jvalue *out) TP_MUST_CH
 
 typedef struct tp_jjson_style {
     bool ensure_ascii, sort_keys, indented;
-    tp_span indent;         /* one level of it */
-    tp_span comma, colon;   /* separators */
+    tp_span indent;       /* one level of it */
+    tp_span comma, colon; /* separators */
 } tp_jjson_style;
 tp_status tp_jwrite_json(tp_jinja *j, tp_jsink *sink, const tp_jvalue *v, const tp_jjson_style *style) TP_MUST_CHECK;
 

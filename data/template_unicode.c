@@ -4,13 +4,16 @@
 
 #include <utf8proc.h>
 
-static utf8proc_category_t category(uint32_t c) { return utf8proc_category((utf8proc_int32_t)c); }
+static utf8proc_category_t category(uint32_t c)
+{
+    return utf8proc_category((utf8proc_int32_t)c);
+}
 
 bool tp_jis_space(uint32_t c)
 {
     if (c < 0x80) return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20);
-    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202F || c == 0x205F || c == 0x3000;
+    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
+           c == 0x205F || c == 0x3000;
 }
 
 int tp_jspace_at(const char *s, size_t n)
@@ -61,7 +64,10 @@ bool tp_jis_lower_char(uint32_t c)
            (c >= 0x2170 && c <= 0x217F) || (c >= 0x24D0 && c <= 0x24E9);
 }
 
-bool tp_jis_title_char(uint32_t c) { return category(c) == UTF8PROC_CATEGORY_LT; }
+bool tp_jis_title_char(uint32_t c)
+{
+    return category(c) == UTF8PROC_CATEGORY_LT;
+}
 
 bool tp_jis_alpha(uint32_t c)
 {
@@ -69,7 +75,10 @@ bool tp_jis_alpha(uint32_t c)
     return k >= UTF8PROC_CATEGORY_LU && k <= UTF8PROC_CATEGORY_LO;
 }
 
-bool tp_jis_decimal(uint32_t c) { return category(c) == UTF8PROC_CATEGORY_ND; }
+bool tp_jis_decimal(uint32_t c)
+{
+    return category(c) == UTF8PROC_CATEGORY_ND;
+}
 
 bool tp_jis_digit(uint32_t c)
 {
@@ -251,7 +260,10 @@ size_t tp_jmap_case(uint32_t c, tp_jcase to, char out[TP_J_CASE_BYTES])
     return (size_t)tp_utf8_encode((uint32_t)mapped, out);
 }
 
-static bool is_cased(uint32_t c) { return tp_jis_upper_char(c) || tp_jis_lower_char(c) || tp_jis_title_char(c); }
+static bool is_cased(uint32_t c)
+{
+    return tp_jis_upper_char(c) || tp_jis_lower_char(c) || tp_jis_title_char(c);
+}
 
 static bool is_case_ignorable(uint32_t c)
 {

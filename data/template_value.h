@@ -43,10 +43,10 @@ typedef enum tp_jtype {
 } tp_jtype;
 
 /* Flags of a value, by type. */
-enum { TP_J_MARKUP = 1 };                                          /* string: already escaped */
-enum { TP_J_UNSAFE = 1, TP_J_HINT = 2, TP_J_MEMBER = 4 };          /* undefined: why */
-enum { TP_J_KEYS = 0, TP_J_VALUES = 1, TP_J_ITEMS = 2 };           /* view */
-enum { TP_J_GROUP = 1 };                                           /* tuple of groupby: .grouper and .list */
+enum { TP_J_MARKUP = 1 };                                 /* string: already escaped */
+enum { TP_J_UNSAFE = 1, TP_J_HINT = 2, TP_J_MEMBER = 4 }; /* undefined: why */
+enum { TP_J_KEYS = 0, TP_J_VALUES = 1, TP_J_ITEMS = 2 };  /* view */
+enum { TP_J_GROUP = 1 };                                  /* tuple of groupby: .grouper and .list */
 
 /* ---- provenance ---- */
 /* A source is a field of a message (message * 4 + field) or a generation block; 0 is none. */
@@ -191,18 +191,24 @@ void *tp_jinja_alloc(tp_jinja *j, size_t count, size_t size);
 /* Uses up steps. */
 tp_status tp_jinja_charge(tp_jinja *j, size_t steps) TP_MUST_CHECK;
 /* Steps for looking at or copying n bytes. */
-static inline tp_status tp_jinja_charge_bytes(tp_jinja *j, size_t n) { return tp_jinja_charge(j, n / 64); }
+static inline tp_status tp_jinja_charge_bytes(tp_jinja *j, size_t n)
+{
+    return tp_jinja_charge(j, n / 64);
+}
 /* One level deeper; pair with tp_jinja_leave unless it failed. */
 tp_status tp_jinja_enter(tp_jinja *j) TP_MUST_CHECK;
-static inline void tp_jinja_leave(tp_jinja *j) { j->depth--; }
+static inline void tp_jinja_leave(tp_jinja *j)
+{
+    j->depth--;
+}
 
 tp_status tp_jsink_bytes(tp_jinja *j, tp_jsink *sink, const char *bytes, size_t n) TP_MUST_CHECK;
 tp_status tp_jsink_text(tp_jinja *j, tp_jsink *sink, const char *text) TP_MUST_CHECK;
 /* Appends a string together with what is known of its origin. */
 tp_status tp_jsink_string(tp_jinja *j, tp_jsink *sink, const tp_jvalue *string) TP_MUST_CHECK;
 /* Appends bytes that stand for what is at `offset` of `string`: a case mapping, an escape. */
-tp_status tp_jsink_for(tp_jinja *j, tp_jsink *sink, const char *bytes, size_t n, const tp_jvalue *string, size_t offset)
-    TP_MUST_CHECK;
+tp_status tp_jsink_for(tp_jinja *j, tp_jsink *sink, const char *bytes, size_t n, const tp_jvalue *string,
+                       size_t offset) TP_MUST_CHECK;
 /* Says that everything from byte `begin` on stems from `source` (0: nothing is said). */
 tp_status tp_jsink_mark(tp_jinja *j, tp_jsink *sink, size_t begin, uint32_t source) TP_MUST_CHECK;
 /* The sink's content as a string. */
@@ -214,10 +220,22 @@ static inline tp_jvalue tp_jvalue_of(tp_jtype type)
     tp_jvalue v = {.type = (uint8_t)type};
     return v;
 }
-static inline tp_jvalue tp_jnone(void) { return tp_jvalue_of(TP_J_NONE); }
-static inline tp_jvalue tp_jbool(bool truth) { return (tp_jvalue){.type = TP_J_BOOL, .truth = truth}; }
-static inline tp_jvalue tp_jinteger(tp_jint i) { return (tp_jvalue){.type = TP_J_INT, .integer = i}; }
-static inline tp_jvalue tp_jfloat(double d) { return (tp_jvalue){.type = TP_J_FLOAT, .real = d}; }
+static inline tp_jvalue tp_jnone(void)
+{
+    return tp_jvalue_of(TP_J_NONE);
+}
+static inline tp_jvalue tp_jbool(bool truth)
+{
+    return (tp_jvalue){.type = TP_J_BOOL, .truth = truth};
+}
+static inline tp_jvalue tp_jinteger(tp_jint i)
+{
+    return (tp_jvalue){.type = TP_J_INT, .integer = i};
+}
+static inline tp_jvalue tp_jfloat(double d)
+{
+    return (tp_jvalue){.type = TP_J_FLOAT, .real = d};
+}
 static inline tp_jvalue tp_jtext(const char *text, size_t n)
 {
     return (tp_jvalue){.type = TP_J_STRING, .len = n, .text = text};
@@ -230,10 +248,16 @@ static inline tp_jvalue tp_jslice(const tp_jvalue *s, size_t from, size_t n)
     v.len = n;
     return v;
 }
-static inline tp_span tp_jspan(const tp_jvalue *s) { return (tp_span){s->text, s->len}; }
+static inline tp_span tp_jspan(const tp_jvalue *s)
+{
+    return (tp_span){s->text, s->len};
+}
 /* A copy of bytes as a string; of a C string that lives long enough, without copying. */
 tp_status tp_jstring_copy(tp_jinja *j, const char *bytes, size_t n, tp_jvalue *out) TP_MUST_CHECK;
-static inline tp_jvalue tp_jliteral(const char *text) { return tp_jtext(text, strlen(text)); }
+static inline tp_jvalue tp_jliteral(const char *text)
+{
+    return tp_jtext(text, strlen(text));
+}
 /* Undefined with a message of its own. */
 static inline tp_jvalue tp_jundefined(const char *hint)
 {
@@ -267,12 +291,30 @@ tp_status tp_jpush(tp_jinja *j, tp_jvector *vector, const tp_jvalue *value) TP_M
 
 /* ---- asking values ---- */
 const char *tp_jtype_name(const tp_jvalue *v); /* "int", "NoneType", ... */
-static inline bool tp_jis_string(const tp_jvalue *v) { return v->type == TP_J_STRING; }
-static inline bool tp_jis_int(const tp_jvalue *v) { return v->type == TP_J_INT || v->type == TP_J_BOOL; }
-static inline bool tp_jis_number(const tp_jvalue *v) { return tp_jis_int(v) || v->type == TP_J_FLOAT; }
-static inline bool tp_jis_list(const tp_jvalue *v) { return v->type == TP_J_LIST || v->type == TP_J_TUPLE; }
-static inline tp_jint tp_jint_of(const tp_jvalue *v) { return v->type == TP_J_BOOL ? (tp_jint)v->truth : v->integer; }
-static inline double tp_jdouble_of(const tp_jvalue *v) { return v->type == TP_J_FLOAT ? v->real : (double)tp_jint_of(v); }
+static inline bool tp_jis_string(const tp_jvalue *v)
+{
+    return v->type == TP_J_STRING;
+}
+static inline bool tp_jis_int(const tp_jvalue *v)
+{
+    return v->type == TP_J_INT || v->type == TP_J_BOOL;
+}
+static inline bool tp_jis_number(const tp_jvalue *v)
+{
+    return tp_jis_int(v) || v->type == TP_J_FLOAT;
+}
+static inline bool tp_jis_list(const tp_jvalue *v)
+{
+    return v->type == TP_J_LIST || v->type == TP_J_TUPLE;
+}
+static inline tp_jint tp_jint_of(const tp_jvalue *v)
+{
+    return v->type == TP_J_BOOL ? (tp_jint)v->truth : v->integer;
+}
+static inline double tp_jdouble_of(const tp_jvalue *v)
+{
+    return v->type == TP_J_FLOAT ? v->real : (double)tp_jint_of(v);
+}
 bool tp_jtruth(const tp_jvalue *v);
 bool tp_jhashable(const tp_jvalue *v);
 bool tp_jiterable(const tp_jvalue *v);
@@ -289,8 +331,8 @@ tp_status tp_jitems(tp_jinja *j, const tp_jvalue *v, tp_jvalue **items, size_t *
 tp_status tp_jfail_undefined(tp_jinja *j, const tp_jvalue *v) TP_MUST_CHECK;
 /* Fills out[i] with the argument for the i-th name of `names` ("sep maxsplit"), or MISSING. Names behind a "/" are
  * positional only. Fewer than `required` or more arguments than names are type errors. */
-tp_status tp_jbind(tp_jinja *j, const char *what, const tp_jargs *args, const char *names, size_t required, tp_jvalue *out)
-    TP_MUST_CHECK;
+tp_status tp_jbind(tp_jinja *j, const char *what, const tp_jargs *args, const char *names, size_t required,
+                   tp_jvalue *out) TP_MUST_CHECK;
 /* Bytes of the first n characters of s (all of them if it has fewer), and the number of characters. */
 size_t tp_jchars_bytes(const char *s, size_t len, size_t n);
 size_t tp_jchars(const char *s, size_t len);

@@ -81,30 +81,42 @@ TP_INLINE int64_t draw_body(tp_rng_key key, uint64_t block, struct lanes *l)
 
 TP_TWICE(int64_t, draw, (tp_rng_key key, uint64_t block, struct lanes *l), (key, block, l))
 
-/* The 16 bits of weight i of these lanes. */
-static uint32_t bits_of(const struct lanes *l, uint32_t i)
+#define PER_LANES (LANES * TP_QUANTILES_BLOCK)
+
+static void look_up16(const struct lanes *l, const uint16_t *quantiles, uint16_t out[PER_LANES])
 {
-    return l->words[i % 8 / 2][i / 8] >> 16 * (i % 2) & 0xffff;
+    for (int block = 0; block < LANES; block++)
+        for (int w = 0; w < 4; w++) {
+            uint32_t bits = l->words[w][block];
+            out[TP_QUANTILES_BLOCK * block + 2 * w] = quantiles[bits & 0xffff];
+            out[TP_QUANTILES_BLOCK * block + 2 * w + 1] = quantiles[bits >> 16];
+        }
 }
 
-static void look_up(const struct lanes *l, const void *quantiles, size_t value_bytes, uint32_t n, void *out)
+static void look_up32(const struct lanes *l, const uint32_t *quantiles, uint32_t out[PER_LANES])
 {
-    const uint16_t *half = quantiles;
-    const uint32_t *full = quantiles;
-    uint16_t *out_half = out;
-    uint32_t *out_full = out;
-    if (value_bytes == 2)
-        for (uint32_t i = 0; i < n; i++) out_half[i] = half[bits_of(l, i)];
-    else
-        for (uint32_t i = 0; i < n; i++) out_full[i] = full[bits_of(l, i)];
+    for (int block = 0; block < LANES; block++)
+        for (int w = 0; w < 4; w++) {
+            uint32_t bits = l->words[w][block];
+            out[TP_QUANTILES_BLOCK * block + 2 * w] = quantiles[bits & 0xffff];
+            out[TP_QUANTILES_BLOCK * block + 2 * w + 1] = quantiles[bits >> 16];
+        }
 }
 
 void tp_quantiles_fill(const void *quantiles, size_t value_bytes, tp_rng_key key, uint64_t first, int64_t n, void *out)
 {
-    const int64_t step = LANES * TP_QUANTILES_BLOCK;
-    for (int64_t at = 0; at < n; at += step) {
+    for (int64_t at = 0; at < n; at += PER_LANES) {
         struct lanes l;
+        union {
+            uint16_t half[PER_LANES];
+            uint32_t full[PER_LANES];
+        } values;
         draw(key, (first + (uint64_t)at) / TP_QUANTILES_BLOCK, &l);
-        look_up(&l, quantiles, value_bytes, (uint32_t)(n - at < step ? n - at : step), (char *)out + (size_t)at * value_bytes);
+        if (value_bytes == 2)
+            look_up16(&l, quantiles, values.half);
+        else
+            look_up32(&l, quantiles, values.full);
+        memcpy((char *)out + (size_t)at * value_bytes, &values,
+               (size_t)(n - at < PER_LANES ? n - at : PER_LANES) * value_bytes);
     }
 }

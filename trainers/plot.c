@@ -416,7 +416,10 @@ static const struct row *best_of(const struct series *s)
 static void write_summary(const struct plot *plot, tp_buf *out)
 {
     const struct row *last = last_finite(&plot->train), *best = best_of(&plot->held_out);
-    if (plot->train.n > 0) tp_buf_printf(out, "%lld steps", (long long)plot->train.rows[plot->train.n - 1].step);
+    if (plot->train.n > 0) {
+        long long steps = (long long)plot->train.rows[plot->train.n - 1].step;
+        tp_buf_printf(out, "%lld step%s", steps, steps == 1 ? "" : "s");
+    }
     if (last != NULL) {
         tp_buf_text(out, ", last training loss ");
         put_fixed(out, last->loss, 4);

@@ -8,7 +8,7 @@
 #define ROWS_MAX 518
 /* Most columns of an item: the sums of 518 rows take 0.25 MiB of scratch. */
 #define ITEM_COLS 128
-/* Rows of left panels that one item packs. */
+/* Left panels that one item packs. */
 #define PACK_PANELS 4
 
 _Static_assert(LEFT_BYTES + SUMS_BYTES <= (int64_t)TP_CPU_WORKSPACE_BYTES, "the shares must fit");
@@ -99,15 +99,17 @@ static void multiply_block(const pass *s, int64_t k, int64_t col, int64_t next_k
     int64_t step = s->kc >= p->k ? 0 : tile; /* of one block, each tile is finished before the next begins */
     int cols = (int)tp_mm_min(e->nr, s->col_end - col);
     bool last = k + kc == p->k;
+    const float *left = left_panel(s, k, first);
+    int64_t left_step = s->panel_rows * block_words(s, k);
     e->unpack(&p->right, k, kc, col, cols, right);
-    for (int64_t panel = first; panel < end; panel++) {
+    for (int64_t panel = first; panel < end; panel++, left += left_step) {
         float *t = sums + (panel - first) * step;
         int64_t row = s->row0 + panel * s->panel_rows, rows = rows_of(s, panel);
         if (next_k < s->k_end)
             prefetch_right(&p->right, next_k, tp_mm_min(s->kc, s->k_end - next_k), next_col,
                            tp_mm_min(e->nr, s->col_end - next_col), panel - first, end - first);
         if (last) prefetch_tile(&p->out, row, rows, col, cols);
-        e->tile((int)rows, cols, words, left_panel(s, k, panel), right, t, k > 0);
+        e->tile((int)rows, cols, words, left, right, t, k > 0);
         if (last) e->finish(&p->out, row, rows, col, cols, t, e->nr);
     }
 }
@@ -203,26 +205,33 @@ static void thin_unpack_item(void *arg, int64_t item, int thread)
                  thin_right(s, block, column));
 }
 
+/* One row panel times all columns, for one block of k. */
+static void thin_panel(const thin *s, int64_t block, int64_t panel, float *left, float *sums)
+{
+    const tp_mm_engine *e = s->e;
+    const tp_mm_product *p = s->p;
+    int64_t tile = s->blocks == 1 ? 0 : (int64_t)e->mr * e->nr; /* of one block, each tile is finished before the next */
+    int64_t row = panel * s->panel_rows, rows = tp_mm_min(s->panel_rows, p->n - row), words = thin_words(s, block);
+    const float *right = thin_right(s, block, 0);
+    bool last = block + 1 == s->blocks;
+    e->pack(&p->left, row, (int)rows, block * s->kc, tp_mm_min(s->kc, p->k - block * s->kc), left);
+    for (int64_t col = 0; col < p->m; col += e->nr, sums += tile, right += words * e->nr) {
+        int64_t cols = tp_mm_min(e->nr, p->m - col), next = col + e->nr;
+        if (last && next < p->m) prefetch_tile(&p->out, row, rows, next, tp_mm_min(e->nr, p->m - next));
+        e->tile((int)rows, (int)cols, words, left, right, sums, block > 0);
+        if (last) e->finish(&p->out, row, rows, col, cols, sums, e->nr);
+    }
+}
+
 static void thin_item(void *arg, int64_t item, int thread)
 {
     const thin *s = arg;
-    const tp_mm_engine *e = s->e;
-    const tp_mm_product *p = s->p;
-    int64_t tile = (int64_t)e->mr * e->nr, first = item * s->item_panels;
-    int64_t end = tp_mm_min(first + s->item_panels, s->n_panels), step = s->blocks == 1 ? 0 : tile;
-    float *left = tp_cpu_scratch(s->cpu, thread), *sums = left + TP_MM_KC_WORDS * e->mr;
+    int64_t first = item * s->item_panels, end = tp_mm_min(first + s->item_panels, s->n_panels);
+    int64_t panel_sums = s->blocks == 1 ? 0 : s->columns * s->e->mr * s->e->nr;
+    float *left = tp_cpu_scratch(s->cpu, thread), *sums = left + TP_MM_KC_WORDS * s->e->mr;
     for (int64_t block = 0; block < s->blocks; block++) {
-        int64_t k = block * s->kc, kc = tp_mm_min(s->kc, p->k - k);
-        for (int64_t panel = first; panel < end; panel++) {
-            int64_t row = panel * s->panel_rows, rows = tp_mm_min(s->panel_rows, p->n - row);
-            e->pack(&p->left, row, (int)rows, k, kc, left);
-            for (int64_t column = 0; column < s->columns; column++) {
-                int64_t col = column * e->nr, cols = tp_mm_min(e->nr, p->m - col);
-                float *t = sums + ((panel - first) * s->columns + column) * step;
-                e->tile((int)rows, (int)cols, thin_words(s, block), left, thin_right(s, block, column), t, block > 0);
-                if (block + 1 == s->blocks) e->finish(&p->out, row, rows, col, cols, t, e->nr);
-            }
-        }
+        for (int64_t panel = first; panel < end; panel++)
+            thin_panel(s, block, panel, left, sums + (panel - first) * panel_sums);
     }
 }
 

@@ -37,7 +37,8 @@ static bool spans_equal(const tp_json *spans, const tp_chat_text *out)
     if (tp_json_count(spans) != out->n_generation) return false;
     for (size_t i = 0; i < out->n_generation; i++) {
         int64_t begin, end;
-        assert_true(tp_json_i64(tp_json_at(tp_json_at(spans, i), 0), &begin) && tp_json_i64(tp_json_at(tp_json_at(spans, i), 1), &end));
+        assert_true(tp_json_i64(tp_json_at(tp_json_at(spans, i), 0), &begin) &&
+                    tp_json_i64(tp_json_at(tp_json_at(spans, i), 1), &end));
         if ((size_t)begin != out->generation[i].begin || (size_t)end != out->generation[i].end) return false;
     }
     return true;
@@ -64,8 +65,12 @@ static bool content_is_attributed(const tp_json *messages, const tp_chat_text *o
         if (content.len < 12) continue; /* may stand there by chance */
         const char *text = tp_buf_cstr(&out->text), *hit = memmem(text, out->text.len, content.data, content.len);
         if (hit == NULL) continue;
-        for (size_t k = 0; k < out->n_spans; k++) found = found || (out->spans[k].message == m && out->spans[k].begin <= (size_t)(hit - text) && out->spans[k].end >= (size_t)(hit - text) + content.len);
-        if (taken_apart) found = tp_chat_turn(out, m, &begin, &end) && begin < (size_t)(hit - text) + content.len && end > (size_t)(hit - text);
+        for (size_t k = 0; k < out->n_spans; k++)
+            found = found || (out->spans[k].message == m && out->spans[k].begin <= (size_t)(hit - text) &&
+                              out->spans[k].end >= (size_t)(hit - text) + content.len);
+        if (taken_apart)
+            found =
+                tp_chat_turn(out, m, &begin, &end) && begin < (size_t)(hit - text) + content.len && end > (size_t)(hit - text);
         if (!found) {
             print_message("  content of message %zu is not attributed\n", m);
             return false;
@@ -92,7 +97,9 @@ static bool check_case(suite *s, const tp_template *tmpl, const tp_chat_variable
         .tokens = tokens,
         .n_tokens = n_tokens,
         .add_generation_prompt = tp_json_bool(tp_json_get(row, "add_generation_prompt"), false),
-        .continue_final = name.len > 0 ? field : tp_json_bool(go_on, false) ? "content" : NULL,
+        .continue_final = name.len > 0                 ? field
+                          : tp_json_bool(go_on, false) ? "content"
+                                                       : NULL,
         .options = {.now = &s->now},
     };
     tp_ctx_init(&ctx);
@@ -107,12 +114,15 @@ static bool check_case(suite *s, const tp_template *tmpl, const tp_chat_variable
     } else {
         const tp_json *message = tp_json_get(row, "message");
         same = st == TP_INVALID && tp_span_is(error, tp_template_error_name(out.error));
-        if (same && message != NULL) same = out.raised != NULL && tp_span_equal((tp_span){out.raised, out.raised_len}, tp_json_string(message));
+        if (same && message != NULL)
+            same = out.raised != NULL && tp_span_equal((tp_span){out.raised, out.raised_len}, tp_json_string(message));
     }
     if (!same) {
         tp_span wanted = rendered != NULL ? tp_json_string(rendered) : error;
-        print_message("conversation %.*s:\n  expected: %.*s\n  got:      %.*s %s\n", (int)tp_json_string(tp_json_get(row, "conversation")).len,
-                      tp_json_string(tp_json_get(row, "conversation")).data, (int)wanted.len, wanted.data, (int)got.len, got.data, ctx.message);
+        print_message("conversation %.*s:\n  expected: %.*s\n  got:      %.*s %s\n",
+                      (int)tp_json_string(tp_json_get(row, "conversation")).len,
+                      tp_json_string(tp_json_get(row, "conversation")).data, (int)wanted.len, wanted.data, (int)got.len,
+                      got.data, ctx.message);
     }
     tp_template_output_free(&out);
     return same;
@@ -133,7 +143,8 @@ static void check_template(suite *s, const char *folder, tp_span name)
     assert_ok(&s->ctx, tp_json_read(&s->ctx, golden_path(path, sizeof path, relative), 1 << 20, &meta));
     snprintf(relative, sizeof relative, "%s/%.*s/cases.json", folder, (int)name.len, name.data);
     assert_ok(&s->ctx, tp_json_read(&s->ctx, golden_path(path, sizeof path, relative), 1 << 24, &cases));
-    const tp_json *special = tp_json_get(tp_json_root(meta), "special_tokens"), *rows = tp_json_get(tp_json_root(cases), "cases");
+    const tp_json *special = tp_json_get(tp_json_root(meta), "special_tokens"),
+                  *rows = tp_json_get(tp_json_root(cases), "cases");
     assert_in_range(tp_json_count(special), 0, MAX_TOKENS);
     for (size_t i = 0; i < tp_json_count(special); i++) {
         tp_span key = tp_json_key_at(special, i), value = tp_json_string(tp_json_at(special, i));
@@ -142,8 +153,10 @@ static void check_template(suite *s, const char *folder, tp_span name)
         tokens[i] = (tp_chat_variable){names[i], values[i]};
     }
     assert_ok(&s->ctx, tp_template_compile(&s->ctx, relative, text, n, &tmpl));
-    for (size_t i = 0; i < tp_json_count(rows); i++) failed += !check_case(s, tmpl, tokens, tp_json_count(special), tp_json_at(rows, i));
-    if (failed > 0) print_message("%s/%.*s: %zu of %zu cases differ\n", folder, (int)name.len, name.data, failed, tp_json_count(rows));
+    for (size_t i = 0; i < tp_json_count(rows); i++)
+        failed += !check_case(s, tmpl, tokens, tp_json_count(special), tp_json_at(rows, i));
+    if (failed > 0)
+        print_message("%s/%.*s: %zu of %zu cases differ\n", folder, (int)name.len, name.data, failed, tp_json_count(rows));
     s->cases += tp_json_count(rows);
     s->failed += failed;
     tp_template_free(tmpl);
@@ -207,12 +220,15 @@ static void render_rows(const char *template_name, const tp_chat_message *rows, 
 
 static void test_builtin_templates(void **state)
 {
-    const tp_chat_message rows[] = {{"system", {"S", 1}, {NULL, 0}}, {"user", {"U1", 2}, {NULL, 0}}, {"assistant", {"A1", 2}, {NULL, 0}}};
+    const tp_chat_message rows[] = {
+        {"system", {"S", 1}, {NULL, 0}}, {"user", {"U1", 2}, {NULL, 0}}, {"assistant", {"A1", 2}, {NULL, 0}}};
     tp_chat_text out;
     size_t begin = 0, end = 0;
     (void)state;
     render_rows("chatml", rows, 3, false, &out);
-    assert_string_equal(tp_buf_cstr(&out.text), "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n");
+    assert_string_equal(
+        tp_buf_cstr(&out.text),
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n");
     assert_int_equal(out.n_generation, 1);
     assert_memory_equal(out.text.data + out.generation[0].begin, "A1<|im_end|>\n", 13);
     assert_int_equal(out.generation[0].end - out.generation[0].begin, 12);
@@ -228,8 +244,10 @@ static void test_builtin_templates(void **state)
     assert_string_equal(tp_buf_cstr(&out.text), "<s>S\n\n### Instruction:\nU1\n\n### Response:\nA1</s>");
     tp_template_output_free(&out);
     render_rows("alpaca", rows + 1, 1, true, &out);
-    assert_string_equal(tp_buf_cstr(&out.text), "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-                                                "### Instruction:\nU1\n\n### Response:\n");
+    assert_string_equal(
+        tp_buf_cstr(&out.text),
+        "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nU1\n\n### Response:\n");
     tp_template_output_free(&out);
     assert_null(tp_chat_builtin("none"));
 }
@@ -252,7 +270,8 @@ static void test_injected_tokens_belong_to_their_message(void **state)
 
 static tp_status render_conversation(tp_ctx *ctx)
 {
-    static const char messages[] = "[{\"role\":\"user\",\"content\":\"Hi\",\"name\":null},{\"role\":\"assistant\",\"content\":\"Yes \",\"thinking\":\"why\"}]";
+    static const char messages[] = "[{\"role\":\"user\",\"content\":\"Hi\",\"name\":null},{\"role\":\"assistant\",\"content\":"
+                                   "\"Yes \",\"thinking\":\"why\"}]";
     const char *text = tp_chat_builtin("chatml");
     tp_json_doc *doc;
     tp_template *tmpl = NULL;
@@ -278,10 +297,8 @@ static void test_every_allocation_may_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_written_templates),
-        cmocka_unit_test(test_published_templates),
-        cmocka_unit_test(test_builtin_templates),
-        cmocka_unit_test(test_injected_tokens_belong_to_their_message),
+        cmocka_unit_test(test_written_templates),         cmocka_unit_test(test_published_templates),
+        cmocka_unit_test(test_builtin_templates),         cmocka_unit_test(test_injected_tokens_belong_to_their_message),
         cmocka_unit_test(test_every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,8 +8,8 @@
 
 /* ---- tools ---- */
 
-static tp_status render_text(tp_ctx *ctx, const char *text, const tp_template_options *options, const tp_template_variable *variables,
-                             size_t n, tp_template_output *out)
+static tp_status render_text(tp_ctx *ctx, const char *text, const tp_template_options *options,
+                             const tp_template_variable *variables, size_t n, tp_template_output *out)
 {
     tp_template *tmpl;
     *out = (tp_template_output){0};
@@ -64,11 +64,13 @@ static char *repeated(const char *before, const char *unit, size_t times, const 
 
 static bool is_syntax_error(tp_span name)
 {
-    return tp_span_is(name, "TemplateSyntaxError") || tp_span_is(name, "TemplateAssertionError") || tp_span_is(name, "SyntaxError");
+    return tp_span_is(name, "TemplateSyntaxError") || tp_span_is(name, "TemplateAssertionError") ||
+           tp_span_is(name, "SyntaxError");
 }
 
 /* Returns true if the snippet behaves as recorded; prints what differs. */
-static bool check_snippet(const tp_json *row, const tp_template_variable *scope, size_t n_scope, const tp_template_options *options)
+static bool check_snippet(const tp_json *row, const tp_template_variable *scope, size_t n_scope,
+                          const tp_template_options *options)
 {
     tp_ctx ctx;
     tp_template *tmpl = NULL;
@@ -86,7 +88,8 @@ static bool check_snippet(const tp_json *row, const tp_template_variable *scope,
         same = st == TP_FORMAT && is_syntax_error(error);
     else
         same = st == TP_INVALID && tp_span_is(error, tp_template_error_name(out.error));
-    if (same && message != NULL) same = out.raised != NULL && tp_span_equal((tp_span){out.raised, out.raised_len}, tp_json_string(message));
+    if (same && message != NULL)
+        same = out.raised != NULL && tp_span_equal((tp_span){out.raised, out.raised_len}, tp_json_string(message));
     if (!same)
         print_message("template: %.*s\n  expected: %.*s\n  got:      %.*s %s\n", (int)text.len, text.data,
                       (int)(rendered != NULL ? tp_json_string(rendered).len : error.len),
@@ -176,7 +179,8 @@ static void test_provenance(void **state)
         assert_ok(&ctx, render_text(&ctx, cases[i].text, NULL, &variable, 1, &out));
         assert_string_equal(tp_buf_cstr(&out.text), cases[i].expected);
         for (size_t k = 0; k < out.n_spans; k++)
-            tp_buf_printf(&spans, "%zu.%d:%zu-%zu ", out.spans[k].message, (int)out.spans[k].field, out.spans[k].begin, out.spans[k].end);
+            tp_buf_printf(&spans, "%zu.%d:%zu-%zu ", out.spans[k].message, (int)out.spans[k].field, out.spans[k].begin,
+                          out.spans[k].end);
         if (strcmp(tp_buf_cstr(&spans), cases[i].spans) != 0)
             fail_msg("%s: spans %s, expected %s", cases[i].text, tp_buf_cstr(&spans), cases[i].spans);
         tp_buf_free(&spans);
@@ -191,7 +195,10 @@ static void test_generation_moves_with_its_text(void **state)
     tp_template_output out;
     (void)state;
     tp_ctx_init(&ctx);
-    assert_ok(&ctx, render_text(&ctx, "{% macro f() %}ab{% generation %}cd{% endgeneration %}{% endmacro %}xy{{ f() }}{% generation %}{% endgeneration %}", NULL, NULL, 0, &out));
+    assert_ok(&ctx, render_text(&ctx,
+                                "{% macro f() %}ab{% generation %}cd{% endgeneration %}{% endmacro %}xy{{ f() }}{% generation "
+                                "%}{% endgeneration %}",
+                                NULL, NULL, 0, &out));
     assert_string_equal(tp_buf_cstr(&out.text), "xyabcd");
     assert_int_equal(out.n_generation, 2);
     assert_int_equal(out.generation[0].begin, 4);
@@ -210,7 +217,10 @@ static void test_raised_text_is_exact(void **state)
     assert_status(&ctx, TP_INVALID, render_text(&ctx, "x{{ raise_exception('a\\n\\x00\\u00e9' * 800) }}", NULL, NULL, 0, &out));
     assert_int_equal(out.error, TP_TEMPLATE_RAISED);
     assert_int_equal(out.raised_len, 5 * 800);
-    assert_memory_equal(out.raised, "a\n\0\xC3\xA9" "a", 6);
+    assert_memory_equal(out.raised,
+                        "a\n\0\xC3\xA9"
+                        "a",
+                        6);
     tp_template_output_free(&out);
 }
 
@@ -219,8 +229,10 @@ static void test_semantics(void **state)
 {
     (void)state;
     assert_renders("{% for i in [1, 2] %}{% continue %}{% else %}none{% endfor %}", "none");
-    assert_renders("{% for i in range(3) if i != 1 %}{{ loop.last }}{{ loop.length }}{{ loop.nextitem }} {% endfor %}", "False22 True2 ");
-    assert_renders("{% set ns = namespace(go=true) %}{% for i in range(4) if ns.go %}{{ i }}{% set ns.go = i < 1 %}{% endfor %}", "01");
+    assert_renders("{% for i in range(3) if i != 1 %}{{ loop.last }}{{ loop.length }}{{ loop.nextitem }} {% endfor %}",
+                   "False22 True2 ");
+    assert_renders(
+        "{% set ns = namespace(go=true) %}{% for i in range(4) if ns.go %}{{ i }}{% set ns.go = i < 1 %}{% endfor %}", "01");
     assert_renders("{% generation %}{% set x = 1 %}{% endgeneration %}{{ x is defined }}", "False");
     assert_renders("{{ 'x' if false else 'y' | upper if true }}", "Y");
     assert_renders("{{ missing | nosuch if false }}{% if false %}{{ 1 is nosuch }}{% endif %}", "");
@@ -285,15 +297,21 @@ static void test_recursion_is_limited(void **state)
 {
     (void)state;
     assert_fails_with("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", TP_TEMPLATE_RECURSION);
-    assert_fails_with("{% macro f(x) %}{% for i in [1] %}{% if x %}{% filter trim %}{% set y %}{{ [[f(x) ~ 'a']] | map('first') | join }}{% endset %}{{ y }}{% endfilter %}"
-                      "{% endif %}{% endfor %}{% endmacro %}{{ f(1) }}", TP_TEMPLATE_RECURSION);
-    assert_fails_with("{% macro f() %}{{ caller() }}{% call f() %}x{% endcall %}{% endmacro %}{% call f() %}{% endcall %}", TP_TEMPLATE_RECURSION);
+    assert_fails_with("{% macro f(x) %}{% for i in [1] %}{% if x %}{% filter trim %}{% set y %}{{ [[f(x) ~ 'a']] | "
+                      "map('first') | join }}{% endset %}{{ y }}{% endfilter %}"
+                      "{% endif %}{% endfor %}{% endmacro %}{{ f(1) }}",
+                      TP_TEMPLATE_RECURSION);
+    assert_fails_with("{% macro f() %}{{ caller() }}{% call f() %}x{% endcall %}{% endmacro %}{% call f() %}{% endcall %}",
+                      TP_TEMPLATE_RECURSION);
     assert_fails_with("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", TP_TEMPLATE_RECURSION);
     assert_fails_with("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", TP_TEMPLATE_RECURSION);
     static const char *const uses[] = {"{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.y }}", "{{ ns.x < ns.y }}"};
     for (size_t i = 0; i < sizeof uses / sizeof uses[0]; i++) {
         char text[300];
-        snprintf(text, sizeof text, "{%% set ns = namespace(x=[], y=[]) %%}{%% for i in range(9000) %%}{%% set ns.x = [ns.x] %%}{%% set ns.y = [ns.y] %%}{%% endfor %%}%s", uses[i]);
+        snprintf(text, sizeof text,
+                 "{%% set ns = namespace(x=[], y=[]) %%}{%% for i in range(9000) %%}{%% set ns.x = [ns.x] %%}{%% set ns.y = "
+                 "[ns.y] %%}{%% endfor %%}%s",
+                 uses[i]);
         assert_fails_with(text, TP_TEMPLATE_RECURSION);
     }
 }
@@ -317,9 +335,11 @@ static void test_work_is_limited(void **state)
 }
 
 /* Uses most of what allocates. */
-static const char busy[] = "{% macro f(a, b=2) %}{{ a }}{{ kwargs }}{% endmacro %}{% for m in [1, 'x', {'k': [2.5]}] %}{{ f(m, z=1) | upper }}{{ loop.cycle(1, 2) }}"
-                               "{% set x %}{{ m }}{% endset %}{{ x | tojson | indent(2) }}{% endfor %}{{ 'a b'.split() | map('title') | join('-') }}"
-                           "{% for x in range(40) if x is odd %}{{ loop.length }}{% set y = x %}{% endfor %}{{ '%s{}' % 'a' }}{{ (1, [2]) | list }}";
+static const char busy[] =
+    "{% macro f(a, b=2) %}{{ a }}{{ kwargs }}{% endmacro %}{% for m in [1, 'x', {'k': [2.5]}] %}{{ f(m, z=1) | upper }}{{ "
+    "loop.cycle(1, 2) }}"
+    "{% set x %}{{ m }}{% endset %}{{ x | tojson | indent(2) }}{% endfor %}{{ 'a b'.split() | map('title') | join('-') }}"
+    "{% for x in range(40) if x is odd %}{{ loop.length }}{% set y = x %}{% endfor %}{{ '%s{}' % 'a' }}{{ (1, [2]) | list }}";
 
 static void test_memory_limit_at_every_size(void **state)
 {

@@ -1,7 +1,7 @@
 /* Templates: whatever compiles renders or fails within its limits, and the spans of a render lie inside its text.
  *
- * The input is a template and, behind a line "====", the JSON of its variables, in whose place stands a fixed conversation if there
- * is none. */
+ * The input is a template and, behind a line "====", the JSON of its variables, in whose place stands a fixed conversation if
+ * there is none. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,10 +11,12 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const char conversation[] =
-    "{\"messages\":[{\"role\":\"system\",\"content\":\" S \"},{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\\nb\"}]},"
-    "{\"role\":\"assistant\",\"content\":\"x|y\",\"thinking\":\"t\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":{\"k\":[1,2.5]}}}]}],"
-    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"s\":\"H\\u00e9 <b>\",\"n\":3,\"l\":[3,1,2],\"d\":{\"a\":1}}";
+static const char conversation[] = "{\"messages\":[{\"role\":\"system\",\"content\":\" S "
+                                   "\"},{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\\nb\"}]},"
+                                   "{\"role\":\"assistant\",\"content\":\"x|y\",\"thinking\":\"t\",\"tool_calls\":[{"
+                                   "\"function\":{\"name\":\"f\",\"arguments\":{\"k\":[1,2.5]}}}]}],"
+                                   "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"s\":\"H\\u00e9 "
+                                   "<b>\",\"n\":3,\"l\":[3,1,2],\"d\":{\"a\":1}}";
 
 static void check_output(const tp_template_output *out)
 {
@@ -51,7 +53,10 @@ static void render(tp_ctx *ctx, const tp_template *tmpl, const tp_json *root)
     if (tp_template_render(ctx, tmpl, &options, variables, n, &out) == TP_OK) check_output(&out);
     tp_template_output_free(&out);
     tp_ctx_clear(ctx);
-    const tp_chat_input input = {.messages = tp_json_get(root, "messages"), .tools = tp_json_get(root, "tools"), .continue_final = "content", .options = options};
+    const tp_chat_input input = {.messages = tp_json_get(root, "messages"),
+                                 .tools = tp_json_get(root, "tools"),
+                                 .continue_final = "content",
+                                 .options = options};
     if (input.messages == NULL) return;
     if (tp_chat_render(ctx, tmpl, &input, &out) == TP_OK) check_output(&out);
     tp_template_output_free(&out);

@@ -6,6 +6,7 @@
 
 #include "backend/backend.h"
 #include "base/mem.h"
+#include "base/rng.h"
 #include "base/safetensors.h"
 #include "models/init.h"
 #include "models/model.h"
@@ -139,6 +140,34 @@ static void tensors_and_seeds_differ(void **state)
     scratch_end(&files);
 }
 
+/* Weight i of tensor t is the quantile that 16 bits of block i / 8 of stream t name: Phi(x / sigma) = (bits + 1/2) / 65536.
+ * The table's exact deviation in spite of its cut tails moves values by 2e-5. */
+static void weights_are_quantiles_of_the_generator(void **state)
+{
+    tp_ctx ctx;
+    scratch files;
+    char folder[600], text[512];
+    tp_safetensors *file;
+    size_t n;
+    (void)state;
+    tp_ctx_init(&ctx);
+    scratch_begin(&files);
+    snprintf(text, sizeof text, llama_text, "");
+    write_config(&ctx, &files, text);
+    init_model(&ctx, &files, "m", 0x123456789abcdef, TP_F32, folder);
+    open_file(&ctx, folder, &file);
+    float *x = read_tensor(&ctx, file, tp_safetensors_find(file, "model.embed_tokens.weight"), &n);
+    assert_int_equal(n, 3000 * 128);
+    for (size_t i = 0; i < n; i += 37) {
+        uint32_t word = tp_rng_u32((tp_rng_key){0x123456789abcdef, TP_STREAM_INIT, 0}, i / 2);
+        double wanted = ((word >> 16 * (i % 2) & 0xffff) + 0.5) / 65536, got = 0.5 * erfc(-(double)x[i] / 0.05 * M_SQRT1_2);
+        if (!(fabs(got - wanted) <= 2e-5)) fail_msg("weight %zu: Phi = %.7f, expected %.7f", i, got, wanted);
+    }
+    free(x);
+    tp_safetensors_close(file);
+    scratch_end(&files);
+}
+
 static void same_file(tp_ctx *ctx, const char *a, const char *b, const char *name)
 {
     char path[700], first[65], second[65];
@@ -250,6 +279,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(numbers_are_normal),
         cmocka_unit_test(tensors_and_seeds_differ),
+        cmocka_unit_test(weights_are_quantiles_of_the_generator),
         cmocka_unit_test(threads_change_nothing),
         cmocka_unit_test(folders_open_again),
         cmocka_unit_test(refusals),

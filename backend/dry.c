@@ -1,0 +1,332 @@
+/* The dry device: no memory and no work, only counts. A training step that runs on it touches no data, but allocates,
+ * frees and calls kernels as the real one would; so its pool's peak is the real peak, and the FLOPs and bytes counted here
+ * give the least time that the step can take.
+ *
+ * FLOPs are those of products, two per multiplication and addition, by the precision they run in; attention counts the
+ * pairs of query and key that the mask leaves, and its gradient five products where forward has two. Bytes are what a
+ * kernel must read and write if each array passes through once. */
+#include <unistd.h>
+
+#include "backend/backend.h"
+#include "base/mem.h"
+
+typedef struct dry_device {
+    tp_device device;
+    uint64_t next; /* address of the next allocation */
+} dry_device;
+
+/* Nothing is mapped here on any system we know, so a kernel that reads by mistake is caught at once. */
+#define FIRST_ADDRESS ((uint64_t)1 << 40)
+#define ALIGNMENT 256
+
+static tp_status dry_open(tp_ctx *ctx, int index, int threads, tp_device **device)
+{
+    *device = NULL;
+    if (index != 0) return tp_fail(ctx, TP_DEVICE, "dry:%d: there is one dry device, dry", index);
+    dry_device *dry = tp_alloc(ctx, 1, sizeof *dry);
+    if (dry == NULL) return TP_NOMEM;
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    dry->device.backend = &tp_dry_backend;
+    dry->device.auto_precision = TP_F32;
+    dry->device.threads = threads > 0 ? threads : 1;
+    dry->device.memory_bytes = pages > 0 && page_bytes > 0 ? (uint64_t)pages * (uint64_t)page_bytes : 0;
+    dry->next = FIRST_ADDRESS;
+    *device = &dry->device;
+    return TP_OK;
+}
+
+static void dry_close(tp_device *device) { tp_free(device); }
+
+static void *dry_alloc(tp_ctx *ctx, tp_device *device, size_t bytes)
+{
+    dry_device *dry = (dry_device *)device;
+    uint64_t end, address = dry->next;
+    if (__builtin_add_overflow(address, (uint64_t)bytes, &end) || end > UINT64_MAX - ALIGNMENT || end > UINTPTR_MAX) {
+        tp_fail(ctx, TP_NOMEM, "dry: no addresses left for %zu bytes", bytes);
+        return NULL;
+    }
+    dry->next = (end + ALIGNMENT) / ALIGNMENT * ALIGNMENT; /* always on, so that no two allocations have one address */
+    return (void *)(uintptr_t)address;
+}
+
+static void dry_free(tp_device *device, void *memory, size_t bytes) { (void)device, (void)memory, (void)bytes; }
+
+static tp_status dry_copy_in(tp_ctx *ctx, void *device_memory, const void *host, size_t bytes)
+{
+    (void)ctx, (void)device_memory, (void)host, (void)bytes;
+    return TP_OK;
+}
+
+static tp_status dry_copy_out(tp_ctx *ctx, void *host, const void *device_memory, size_t bytes)
+{
+    (void)ctx, (void)host, (void)device_memory, (void)bytes;
+    return TP_OK;
+}
+
+static tp_status dry_zero(tp_ctx *ctx, void *device_memory, size_t bytes)
+{
+    (void)ctx, (void)device_memory, (void)bytes;
+    return TP_OK;
+}
+
+static tp_status dry_sync(tp_ctx *ctx)
+{
+    (void)ctx;
+    return TP_OK;
+}
+
+static void dry_describe(tp_device *device, tp_buf *json)
+{
+    tp_buf_printf(json, "\"model\": \"none: counts only\", \"memory_bytes\": %llu", (unsigned long long)device->memory_bytes);
+}
+
+/* ------------------------------------------------------------------------------------------------------- counting */
+
+static tp_status count(tp_ctx *ctx, tp_dtype precision, double flops, double bytes)
+{
+    ctx->device->flops[precision == TP_BF16] += flops;
+    ctx->device->bytes_moved += bytes;
+    return TP_OK;
+}
+
+static tp_status count_bytes(tp_ctx *ctx, double bytes) { return count(ctx, TP_F32, 0, bytes); }
+
+static double bytes_of(tp_rows x, int64_t n, int64_t columns)
+{
+    return (double)n * (double)columns * (double)tp_dtype_bytes(x.dtype);
+}
+
+static double floats(int64_t n) { return 4.0 * (double)n; }
+
+static double matrix_bytes(const tp_matrix *w)
+{
+    int64_t rows = w->transposed ? w->cols : w->rows, columns = w->transposed ? w->rows : w->cols;
+    return (double)rows * (double)tp_format_row_bytes(w->format, columns);
+}
+
+static tp_status dry_matmul(tp_ctx *ctx, const void *args)
+{
+    const tp_matmul_args *a = args;
+    double bytes = bytes_of(a->a, a->n, a->k) + matrix_bytes(&a->b) + bytes_of(a->c, a->n, a->m);
+    if (a->beta != 0.0f) bytes += bytes_of(a->c, a->n, a->m);
+    if (a->residual != NULL) bytes += bytes_of(a->c, a->n, a->m);
+    if (a->bias != NULL) bytes += floats(a->m);
+    return count(ctx, a->precision, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
+}
+
+/* Its c is f32 and its sums are exact: f32 unless both sides are bf16 to begin with. */
+static tp_status dry_matmul_tn(tp_ctx *ctx, const void *args)
+{
+    const tp_matmul_tn_args *a = args;
+    bool bf16 = a->a.dtype == TP_BF16 && a->b.dtype == TP_BF16;
+    double bytes = bytes_of(a->a, a->n, a->m) + bytes_of(a->b, a->n, a->k) + floats(a->m * a->k) * (a->beta != 0.0f ? 2 : 1);
+    return count(ctx, bf16 ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
+}
+
+static tp_status dry_column_sum(tp_ctx *ctx, const void *args)
+{
+    const tp_column_sum_args *a = args;
+    return count_bytes(ctx, bytes_of(a->a, a->n, a->m) + floats(a->m) * (a->beta != 0.0f ? 2 : 1));
+}
+
+static tp_status dry_embedding(tp_ctx *ctx, const void *args)
+{
+    const tp_embedding_args *a = args;
+    double row = a->table.rows > 0 ? matrix_bytes(&a->table) / (double)a->table.rows : 0;
+    return count_bytes(ctx, (double)a->n * (4 + row) + bytes_of(a->out, a->n, a->table.cols) * (a->accumulate ? 2 : 1));
+}
+
+static tp_status dry_embedding_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_embedding_backward_args *a = args;
+    return count_bytes(ctx, floats(a->n) + bytes_of(a->dout, a->n, a->dim) + 2 * floats(a->n * a->dim));
+}
+
+static tp_status dry_gather_rows(tp_ctx *ctx, const void *args)
+{
+    const tp_gather_rows_args *a = args;
+    return count_bytes(ctx, floats(a->n) + bytes_of(a->in, a->n, a->dim) + bytes_of(a->out, a->n, a->dim));
+}
+
+static tp_status dry_scatter_rows(tp_ctx *ctx, const void *args)
+{
+    const tp_scatter_rows_args *a = args;
+    int64_t written = a->zero_rest ? a->rows : a->n;
+    return count_bytes(ctx, floats(a->n) + bytes_of(a->in, a->n, a->dim) + bytes_of(a->out, written, a->dim));
+}
+
+static tp_status dry_rmsnorm(tp_ctx *ctx, const void *args)
+{
+    const tp_rmsnorm_args *a = args;
+    return count_bytes(ctx, bytes_of(a->x, a->n, a->dim) + bytes_of(a->y, a->n, a->dim) + floats(a->dim + a->n));
+}
+
+static tp_status dry_rmsnorm_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_rmsnorm_backward_args *a = args;
+    double bytes = bytes_of(a->x, a->n, a->dim) + bytes_of(a->dy, a->n, a->dim) + bytes_of(a->dx, a->n, a->dim) * (a->accumulate ? 2 : 1);
+    return count_bytes(ctx, bytes + floats(a->dim + a->n) + (a->dweight != NULL ? 2 * floats(a->dim) : 0));
+}
+
+static tp_status dry_layernorm(tp_ctx *ctx, const void *args)
+{
+    const tp_layernorm_args *a = args;
+    return count_bytes(ctx, bytes_of(a->x, a->n, a->dim) + bytes_of(a->y, a->n, a->dim) + floats(2 * a->dim + 2 * a->n));
+}
+
+static tp_status dry_layernorm_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_layernorm_backward_args *a = args;
+    double bytes = bytes_of(a->x, a->n, a->dim) + bytes_of(a->dy, a->n, a->dim) + bytes_of(a->dx, a->n, a->dim) * (a->accumulate ? 2 : 1);
+    int sums = (a->dweight != NULL) + (a->dbias != NULL);
+    return count_bytes(ctx, bytes + floats(a->dim + 2 * a->n) + 2 * sums * floats(a->dim));
+}
+
+static tp_status dry_rope_table(tp_ctx *ctx, const void *args)
+{
+    const tp_rope_table_args *a = args;
+    return count_bytes(ctx, floats(a->n + a->half + 2 * a->n * a->half));
+}
+
+static tp_status dry_rope(tp_ctx *ctx, const void *args)
+{
+    const tp_rope_args *a = args;
+    return count_bytes(ctx, 2 * bytes_of(a->x, a->n, a->heads * 2 * a->half) + floats(2 * a->n * a->half));
+}
+
+/* Sum of clamp(x, 0, limit) over all integers x < z. */
+static double clamped_sum(double z, double limit)
+{
+    if (z <= 0) return 0;
+    if (z <= limit + 1) return z * (z - 1) / 2;
+    return limit * (limit + 1) / 2 + (z - limit - 1) * limit;
+}
+
+/* Pairs of query and key that the mask leaves in a segment: what the diagonal leaves, less what the window cuts off. */
+static double visible_pairs(const tp_attention_args *a, const tp_segment *s)
+{
+    double n = (double)s->q_len, keys = (double)s->k_len, diagonal = keys - n;
+    double seen = a->causal ? clamped_sum(n + diagonal + 1, keys) - clamped_sum(diagonal + 1, keys) : n * keys;
+    if (a->window > 0) {
+        double cut = diagonal - (double)a->window + 1;
+        seen -= clamped_sum(n + cut, keys) - clamped_sum(cut, keys);
+    }
+    return seen + n * (double)a->n_prefix;
+}
+
+static double attention_flops(const tp_attention_args *a)
+{
+    double pairs = 0;
+    for (int64_t s = 0; s < a->n_segments; s++) pairs += visible_pairs(a, &a->segments[s]);
+    return 4 * pairs * (double)(a->heads * a->head_dim);
+}
+
+/* q, k, v, out, of which keys count once however many queries read them. */
+static double attention_bytes(const tp_attention_args *a)
+{
+    int64_t keys = a->n_prefix;
+    for (int64_t s = 0; s < a->n_segments; s++) keys += a->segments[s].k_len;
+    return 2 * bytes_of(a->q, a->n_q, a->heads * a->head_dim) + 2 * bytes_of(a->k, keys, a->kv_heads * a->head_dim);
+}
+
+static tp_status dry_attention(tp_ctx *ctx, const void *args)
+{
+    const tp_attention_args *a = args;
+    double lse = a->lse != NULL ? floats(a->n_q * a->heads) : 0;
+    return count(ctx, a->q.dtype, attention_flops(a), attention_bytes(a) + lse);
+}
+
+static tp_status dry_attention_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_attention_backward_args *b = args;
+    const tp_attention_args *a = &b->forward;
+    double bytes = attention_bytes(a) + 2 * bytes_of(b->dq, a->n_q, a->heads * a->head_dim);
+    bytes += 2 * bytes_of(b->dk, b->n_k, a->kv_heads * a->head_dim) + 3 * floats(a->n_q * a->heads);
+    return count(ctx, a->q.dtype, 2.5 * attention_flops(a), bytes);
+}
+
+static tp_status dry_swiglu(tp_ctx *ctx, const void *args)
+{
+    const tp_swiglu_args *a = args;
+    return count_bytes(ctx, 3 * bytes_of(a->y, a->n, a->dim));
+}
+
+static tp_status dry_swiglu_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_swiglu_backward_args *a = args;
+    return count_bytes(ctx, 5 * bytes_of(a->dy, a->n, a->dim));
+}
+
+static tp_status dry_gelu(tp_ctx *ctx, const void *args)
+{
+    const tp_gelu_args *a = args;
+    return count_bytes(ctx, 2 * bytes_of(a->x, a->n, a->dim));
+}
+
+static tp_status dry_gelu_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_gelu_backward_args *a = args;
+    return count_bytes(ctx, 3 * bytes_of(a->x, a->n, a->dim));
+}
+
+static tp_status dry_add(tp_ctx *ctx, const void *args)
+{
+    const tp_add_args *a = args;
+    return count_bytes(ctx, bytes_of(a->x, a->n, a->dim) + bytes_of(a->y, a->n, a->dim) + bytes_of(a->z, a->n, a->dim));
+}
+
+static tp_status dry_scale(tp_ctx *ctx, const void *args)
+{
+    const tp_scale_args *a = args;
+    return count_bytes(ctx, (a->alpha != 0.0f ? bytes_of(a->x, a->n, a->dim) : 0) + bytes_of(a->y, a->n, a->dim));
+}
+
+static tp_status dry_dropout(tp_ctx *ctx, const void *args)
+{
+    const tp_dropout_args *a = args;
+    return count_bytes(ctx, bytes_of(a->x, a->n, a->dim) + bytes_of(a->y, a->n, a->dim) * (a->accumulate ? 2 : 1));
+}
+
+static tp_status dry_cross_entropy(tp_ctx *ctx, const void *args)
+{
+    const tp_cross_entropy_args *a = args;
+    return count_bytes(ctx, floats(a->n * a->vocab) * (a->want_grad ? 2 : 1) + floats(2 * a->n));
+}
+
+static tp_status dry_grad_norm(tp_ctx *ctx, const void *args)
+{
+    const tp_grad_norm_args *a = args;
+    return count_bytes(ctx, floats(a->n));
+}
+
+static tp_status dry_adamw(tp_ctx *ctx, const void *args)
+{
+    const tp_adamw_args *a = args;
+    return count_bytes(ctx, 7 * floats(a->n));
+}
+
+static tp_status dry_sgd(tp_ctx *ctx, const void *args)
+{
+    const tp_sgd_args *a = args;
+    return count_bytes(ctx, (a->momentum != 0.0f ? 5 : 3) * floats(a->n));
+}
+
+const tp_backend tp_dry_backend = {
+    .name = "dry",
+    .computes = false,
+    .open = dry_open,
+    .close = dry_close,
+    .alloc = dry_alloc,
+    .free = dry_free,
+    .copy_in = dry_copy_in,
+    .copy_out = dry_copy_out,
+    .zero = dry_zero,
+    .sync = dry_sync,
+    .describe = dry_describe,
+    .kernels =
+        {
+#define TP_KERNEL(name, args) dry_##name,
+#include "backend/kernels.def"
+#undef TP_KERNEL
+        },
+};

@@ -1,0 +1,52 @@
+/* The limits, from the constants that the readers obey. */
+#include "cli/limits.h"
+
+#include "base/gguf.h"
+#include "base/json.h"
+#include "base/safetensors.h"
+#include "cli/command.h"
+#include "data/rows.h"
+#include "data/template_parser.h"
+#include "data/vocabulary.h"
+#include "models/config.h"
+#include "recipes/recipe.h"
+#include "recipes/yaml.h"
+
+static const struct {
+    const char *name;
+    uint64_t value;
+} limits[] = {
+    {"recipe_bytes", TP_YAML_BYTES},
+    {"recipe_depth", TP_YAML_DEPTH},
+    {"recipe_nodes", TP_YAML_NODES},
+    {"recipe_include_depth", TP_RECIPE_INCLUDE_DEPTH},
+    {"recipe_files", TP_RECIPE_FILES},
+    {"json_depth", TP_JSON_DEPTH},
+    {"config_bytes", TP_CONFIG_BYTES},
+    {"safetensors_header_bytes", TP_SAFETENSORS_HEADER_MAX},
+    {"safetensors_name_bytes", TP_SAFETENSORS_NAME_MAX},
+    {"safetensors_rank", TP_MAX_RANK},
+    {"gguf_string_bytes", TP_GGUF_STRING_MAX},
+    {"gguf_name_bytes", TP_GGUF_NAME_MAX},
+    {"gguf_values", TP_GGUF_MAX_VALUES},
+    {"gguf_tensors", TP_GGUF_MAX_TENSORS},
+    {"layers", TP_LIMIT_LAYERS},
+    {"width", TP_LIMIT_WIDTH},
+    {"heads", TP_LIMIT_HEADS},
+    {"vocabulary", TP_VOCABULARY_MAX},
+    {"jsonl_row_bytes", TP_ROW_MAX_BYTES},
+    {"template_bytes", TP_J_MAX_SOURCE},
+    {"template_statement_depth", TP_J_MAX_STATEMENTS},
+    {"template_parenthesis_depth", TP_J_MAX_PARENS},
+};
+
+tp_status tp_cli_print_limits(tp_ctx *ctx)
+{
+    tp_buf text;
+    tp_buf_init(&text, 0);
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) tp_buf_printf(&text, "%s %llu\n", limits[i].name, (unsigned long long)limits[i].value);
+    tp_status status = tp_buf_status(ctx, &text, "limits");
+    if (status == TP_OK) status = tp_cli_print(ctx, text.data, text.len);
+    tp_buf_free(&text);
+    return status;
+}
