@@ -134,6 +134,8 @@ static tp_status choose_blocks(struct job *job)
     size_t n = path != NULL ? 1 : from->n;
     if (path == NULL && (tp_args_has(job->args, "type") || tp_args_has(job->args, "columns") || tp_args_has(job->args, "system")))
         return tp_fail(job->ctx, TP_INVALID, "--type, --columns and --system describe the file of --data");
+    if (n == 0 && !(data->val_set_size.fraction > 0) && data->val_set_size.rows == 0)
+        return tp_fail(job->ctx, TP_INVALID, "%s names no held-out data: set test_datasets or val_set_size, or give --data", job->args->positional[0]);
     if (n == 0 && (tp_args_has(job->args, "limit") || (job->wanted & GSM8K) != 0))
         return tp_fail(job->ctx, TP_INVALID, "--limit and gsm8k need test_datasets in the recipe, or --data");
     job->blocks = tp_alloc(job->ctx, n, sizeof *job->blocks);
@@ -217,7 +219,6 @@ static tp_status open_data(struct job *job)
                                   .where = job->from_recipe ? where_key : NULL, .where_state = &where};
     options.micro_batch_size_given = tp_args_has(job->args, "batch") || (job->from_recipe && tp_recipe_given(job->recipe.recipe, "micro_batch_size"));
     TP_TRY(tp_dataset_open(job->ctx, &options, &job->data));
-    if (job->data == NULL) return tp_fail(job->ctx, TP_INVALID, "%s names no held-out data: set test_datasets or val_set_size, or give --data", job->args->positional[0]);
     tp_dataset_largest(job->data, &job->most_rows, &job->most_labels, &segments, &longest);
     return job->most_labels > 0 ? TP_OK : tp_fail(job->ctx, TP_FORMAT, "the data holds no label to predict");
 }

@@ -66,20 +66,20 @@ static tp_status encode_sample(struct job *job)
     return print_out(job);
 }
 
+/* Any conversation that the template renders; the mask shows the turns of the assistant. */
 static tp_status encode_messages(struct job *job, const tp_json_doc *row, const tp_json *messages)
 {
-    static const tp_dataset_config block = {.weight = 1};
-    tp_row_rules rules = {.block = &block, .prompt = &job->prompt};
     const tp_json *tools = tp_json_get(tp_json_root(row), "tools");
-    tp_conversation c;
+    size_t n = tp_json_count(messages);
     if (!job->prompt_open) TP_TRY(tp_prompt_open(job->ctx, job->tokenizer, "tokenizer_default", &job->prompt));
     job->prompt_open = true;
-    tp_status status = tp_conversation_read(job->ctx, row, messages, &rules, false, &c);
-    if (status == TP_OK) {
-        tp_chat_input input = {.messages = c.messages, .tools = tp_json_count(tools) > 0 ? tools : NULL, .add_generation_prompt = job->generation_prompt};
-        status = tp_rules_render(job->ctx, &rules, row, &input, c.flags, c.n, &job->sample);
-    }
-    tp_conversation_free(&c);
+    uint8_t *flags = tp_alloc(job->ctx, n, sizeof *flags);
+    if (flags == NULL) return TP_NOMEM;
+    for (size_t i = 0; i < n; i++)
+        if (tp_span_is(tp_json_string(tp_json_get(tp_json_at(messages, i), "role")), "assistant")) flags[i] = TP_MESSAGE_ASSISTANT | TP_MESSAGE_TRAINED;
+    tp_chat_input input = {.messages = messages, .tools = tp_json_count(tools) > 0 ? tools : NULL, .add_generation_prompt = job->generation_prompt};
+    tp_status status = tp_render_row(job->ctx, &job->prompt, row, &input, flags, n, &job->sample);
+    tp_free(flags);
     return status == TP_OK ? encode_sample(job) : status;
 }
 

@@ -23,6 +23,16 @@ static const struct role *find_role(tp_span name, bool sharegpt)
     return NULL;
 }
 
+/* The messages of a row in the template's own form: the row's own list, or, where ShareGPT's {from, value} had to become {role, content}
+ * or a system message was put in front, a list of our own. */
+struct conversation {
+    const tp_json *messages;
+    tp_json_doc *own;
+    tp_buf text;    /* of own */
+    uint8_t *flags; /* [n], as tp_sample_from_chat */
+    size_t n;
+};
+
 /* ---- checks ---- */
 
 struct message {
@@ -76,7 +86,7 @@ static tp_status read_message(tp_ctx *ctx, const tp_json_doc *row, const tp_json
 
 /* ---- which turns are trained ---- */
 
-static tp_status set_flags(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, tp_conversation *c, size_t shift)
+static tp_status set_flags(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, struct conversation *c, size_t shift)
 {
     size_t last = SIZE_MAX, n = tp_json_count(list);
     for (size_t i = 0; i < n; i++)
@@ -106,7 +116,7 @@ static void write_message(tp_buf *out, const tp_json *item, const struct message
 }
 
 /* Writes the messages once more, as the template wants them. */
-static tp_status rewrite(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const char *system, tp_conversation *c)
+static tp_status rewrite(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const char *system, struct conversation *c)
 {
     char place[PLACE_BYTES];
     struct message m;
@@ -129,7 +139,7 @@ static tp_status rewrite(tp_ctx *ctx, const tp_json_doc *row, const tp_json *lis
     return TP_OK;
 }
 
-static tp_status read_conversation(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, bool need_assistant, tp_conversation *c)
+static tp_status read_conversation(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, struct conversation *c)
 {
     size_t n = tp_json_count(list), turns = 0;
     struct message m;
@@ -147,26 +157,11 @@ static tp_status read_conversation(tp_ctx *ctx, const tp_json_doc *row, const tp
         turns += m.role->assistant;
         sharegpt = sharegpt || m.sharegpt;
     }
-    if (need_assistant && turns == 0) return bad(ctx, row, list, "messages: no turn of the assistant, so there is nothing to learn");
+    if (turns == 0) return bad(ctx, row, list, "messages: no turn of the assistant, so there is nothing to learn");
     TP_TRY(set_flags(ctx, row, list, rules, c, shift));
     c->n = n + shift;
     c->messages = list;
     return sharegpt || system != NULL ? rewrite(ctx, row, list, system, c) : TP_OK;
-}
-
-tp_status tp_conversation_read(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, bool need_assistant, tp_conversation *c)
-{
-    *c = (tp_conversation){0};
-    tp_buf_init(&c->text, 0);
-    return read_conversation(ctx, row, list, rules, need_assistant, c);
-}
-
-void tp_conversation_free(tp_conversation *c)
-{
-    tp_json_free(c->own);
-    tp_buf_free(&c->text);
-    tp_free(c->flags);
-    *c = (tp_conversation){0};
 }
 
 /* ---- the format ---- */
@@ -186,15 +181,17 @@ static bool fits(const tp_row_rules *rules, const tp_json *row)
 static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, tp_sample *sample)
 {
     const tp_json *root = tp_json_root(row), *tools = tp_json_get(root, tp_rules_column(rules, "tools"));
-    tp_conversation c;
+    struct conversation c = {0};
     if (tp_json_type_of(tools) == TP_JSON_NULL) tools = NULL;
     if (tools != NULL && tp_json_type_of(tools) != TP_JSON_ARRAY) return bad(ctx, row, tools, "tools: expected an array of objects");
-    tp_status status = tp_conversation_read(ctx, row, find_list(rules, root), rules, true, &c);
+    tp_status status = read_conversation(ctx, row, find_list(rules, root), rules, &c);
     if (status == TP_OK) {
         tp_chat_input input = {.messages = c.messages, .tools = tools};
-        status = tp_rules_render(ctx, rules, row, &input, c.flags, c.n, sample);
+        status = tp_render_row(ctx, rules->prompt, row, &input, c.flags, c.n, sample);
     }
-    tp_conversation_free(&c);
+    tp_json_free(c.own);
+    tp_buf_free(&c.text);
+    tp_free(c.flags);
     return status;
 }
 

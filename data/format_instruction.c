@@ -21,7 +21,7 @@ static tp_status render(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_do
     flags[n] = TP_MESSAGE_TRAINED | TP_MESSAGE_ASSISTANT;
     messages[n++] = (tp_chat_message){.role = "assistant", .content = output};
     tp_chat_input chat = {.rows = messages, .n_rows = n};
-    return tp_rules_render(ctx, rules, row, &chat, flags, n, sample);
+    return tp_render_row(ctx, rules->prompt, row, &chat, flags, n, sample);
 }
 
 static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, tp_sample *sample)

@@ -95,15 +95,15 @@ tp_status tp_sample_from_text(tp_ctx *ctx, tp_span text, tp_sample *sample)
     return tp_sample_train(ctx, sample, 0, text.len, text.len);
 }
 
-tp_status tp_rules_render(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, tp_chat_input *input, const uint8_t *messages, size_t n_messages,
+tp_status tp_render_row(tp_ctx *ctx, const tp_prompt *prompt, const tp_json_doc *row, tp_chat_input *input, const uint8_t *messages, size_t n_messages,
                           tp_sample *sample)
 {
     char place[PLACE_BYTES];
     tp_chat_text text;
-    tp_prompt_fill(rules->prompt, input);
-    tp_status status = tp_chat_render(ctx, rules->prompt->tmpl, input, &text);
+    tp_prompt_fill(prompt, input);
+    tp_status status = tp_chat_render(ctx, prompt->tmpl, input, &text);
     if (status == TP_OK) {
-        status = tp_sample_from_chat(ctx, &text, messages, n_messages, tp_template_has_generation(rules->prompt->tmpl), sample);
+        status = tp_sample_from_chat(ctx, &text, messages, n_messages, tp_template_has_generation(prompt->tmpl), sample);
     } else if (status == TP_INVALID) { /* the template is as the recipe wants it: the row is not */
         (void)tp_fail_in(ctx, "%s", tp_json_where(row, tp_json_root(row), place, sizeof place));
         ctx->status = status = TP_FORMAT;

@@ -47,24 +47,8 @@ const char *tp_rules_column(const tp_row_rules *rules, const char *ours);
 /* A column as string; where it is not required and absent or null, *text is empty with data NULL. */
 tp_status tp_rules_string(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, const char *ours, bool required, tp_span *text) TP_MUST_CHECK;
 bool tp_rules_has(const tp_row_rules *rules, const tp_json *row, const char *ours);
-/* Renders and masks a conversation. messages: as tp_sample_from_chat. */
-tp_status tp_rules_render(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, tp_chat_input *input, const uint8_t *messages, size_t n_messages,
-                          tp_sample *sample) TP_MUST_CHECK;
-
-/* ---- conversations, for whoever has no recipe ---- */
-/* The messages of a row in the template's own form: an array that owns its text, or the row's own. ShareGPT's {from, value}
- * becomes {role, content}; `system` (may be NULL) is put in front where there is none. */
-typedef struct tp_conversation {
-    const tp_json *messages;
-    tp_json_doc *own; /* NULL: messages lies in the row */
-    tp_buf text;      /* of own */
-    uint8_t *flags;   /* as tp_sample_from_chat */
-    size_t n;
-} tp_conversation;
-/* `list` is checked: roles, contents, at least one turn of the assistant if need_assistant. *conversation is initialised here and
- * freed whatever happens. FORMAT with the place. */
-TP_API tp_status tp_conversation_read(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, bool need_assistant,
-                                      tp_conversation *conversation) TP_MUST_CHECK;
-TP_API void tp_conversation_free(tp_conversation *conversation);
+/* Renders and masks the conversation of a row; `row` is for messages. messages: as tp_sample_from_chat. */
+TP_API tp_status tp_render_row(tp_ctx *ctx, const tp_prompt *prompt, const tp_json_doc *row, tp_chat_input *input, const uint8_t *messages, size_t n_messages,
+                               tp_sample *sample) TP_MUST_CHECK;
 
 #endif
