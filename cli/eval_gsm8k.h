@@ -17,7 +17,4 @@ typedef struct tp_gsm8k_score {
 tp_status tp_gsm8k_run(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, const tp_dataset *data, const volatile sig_atomic_t *stop,
                        tp_gsm8k_score *score) TP_MUST_CHECK;
 
-/* The number behind the first "####" of a text, without commas, dollar signs and trailing dots. False if there is none. */
-bool tp_gsm8k_number(const char *text, size_t n, double *number);
-
 #endif

@@ -35,6 +35,13 @@ double tp_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+double tp_cpu_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 uint64_t tp_resident_bytes(void)
 {
     char text[128];
@@ -156,8 +163,20 @@ static void write_rows(tp_ctx *ctx, tp_metrics *m, const tp_step_report *r)
     tp_buf_clear(&row);
     tp_buf_printf(&row, "{\"step\": %lld", (long long)r->step);
     put(&row, "seconds", r->seconds);
+    put(&row, "cpu_seconds", r->cpu_seconds);
     put(&row, "tokens_per_second", r->seconds > 0 ? (double)r->tokens / r->seconds : 0);
     tp_buf_printf(&row, ", \"peak_bytes\": %llu}\n", (unsigned long long)tp_peak_resident_bytes());
+    append(ctx, &m->timing, &row, "timing.jsonl");
+    tp_buf_free(&row);
+}
+
+void tp_metrics_start(tp_ctx *ctx, tp_metrics *m, int64_t step, double seconds)
+{
+    tp_buf row;
+    tp_buf_init(&row, 0);
+    tp_buf_printf(&row, "{\"step\": %lld", (long long)step);
+    put(&row, "start_seconds", seconds);
+    tp_buf_text(&row, "}\n");
     append(ctx, &m->timing, &row, "timing.jsonl");
     tp_buf_free(&row);
 }

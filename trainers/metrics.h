@@ -14,6 +14,7 @@ typedef struct tp_step_report {
     double loss, grad_norm, learning_rate;
     int64_t labels, tokens;
     double seconds;          /* of this step */
+    double cpu_seconds;      /* of all threads in this step: how busy they were, whatever else ran on the machine */
     double seconds_left;
     uint64_t resident_bytes; /* now */
 } tp_step_report;
@@ -22,6 +23,8 @@ typedef struct tp_step_report {
  * warned about once. progress: a line on stderr, redrawn on a terminal, one row every now and then elsewhere. */
 TP_API tp_status tp_metrics_open(tp_ctx *ctx, const char *folder, int64_t step, bool progress, tp_metrics **metrics) TP_MUST_CHECK;
 TP_API void tp_metrics_close(tp_metrics *metrics);
+/* The first row of this process in timing.jsonl: `step` steps are done, `seconds` went by from its start to here. */
+TP_API void tp_metrics_start(tp_ctx *ctx, tp_metrics *metrics, int64_t step, double seconds);
 /* log: also write the rows (logging_steps). */
 TP_API void tp_metrics_step(tp_ctx *ctx, tp_metrics *metrics, const tp_step_report *report, bool log);
 TP_API void tp_metrics_eval(tp_ctx *ctx, tp_metrics *metrics, int64_t step, double eval_loss);
@@ -31,8 +34,9 @@ TP_API void tp_metrics_say(tp_metrics *metrics, const char *format, ...) TP_PRIN
 /* Resident set of this process now and at its peak, in bytes (0: unknown). */
 TP_API uint64_t tp_resident_bytes(void);
 TP_API uint64_t tp_peak_resident_bytes(void);
-/* CLOCK_MONOTONIC in seconds. */
+/* CLOCK_MONOTONIC in seconds, and the CPU time of all threads of this process. */
 TP_API double tp_now(void);
+TP_API double tp_cpu_seconds(void);
 
 /* loss.svg from metrics.jsonl of `folder`: training loss, its running mean, held-out loss. */
 TP_API tp_status tp_plot_loss(tp_ctx *ctx, const char *folder) TP_MUST_CHECK;

@@ -61,8 +61,9 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     plan->optimizer = flat * (uint64_t)shape->optimizer_states;
     plan->batch = 2 * sizeof(int32_t) * (larger(shape->rows, shape->eval_rows) + larger(shape->labels, shape->eval_labels)) * (uint64_t)(1 + shape->accumulation);
     plan->workspace = shape->workspace_bytes;
+    plan->save = shape->train ? flat * (uint64_t)(shape->optimizer_states > 1 ? shape->optimizer_states : 1) : 0;
     plan->host = PROCESS_BYTES + shape->host_bytes;
-    plan->peak = plan->weights + plan->adapter + plan->gradients + plan->optimizer + plan->activations + plan->batch + plan->workspace + plan->host;
+    plan->peak = plan->weights + plan->adapter + plan->gradients + plan->optimizer + plan->activations + plan->batch + plan->workspace + plan->save + plan->host;
     plan->trained_parameters = lora != NULL ? lora->params.trained : 0;
     plan->all_parameters = tp_config_parameters(&model->config);
     return TP_OK;
@@ -74,7 +75,7 @@ static const struct {
 } categories[] = {
     {"weights", offsetof(tp_plan, weights)},         {"adapter", offsetof(tp_plan, adapter)}, {"gradients", offsetof(tp_plan, gradients)},
     {"optimizer", offsetof(tp_plan, optimizer)},     {"activations", offsetof(tp_plan, activations)}, {"batch", offsetof(tp_plan, batch)},
-    {"workspace", offsetof(tp_plan, workspace)},     {"host", offsetof(tp_plan, host)},
+    {"workspace", offsetof(tp_plan, workspace)},     {"save", offsetof(tp_plan, save)},       {"host", offsetof(tp_plan, host)},
 };
 
 static uint64_t category(const tp_plan *plan, size_t i) { return *(const uint64_t *)(const void *)((const char *)plan + categories[i].offset); }

@@ -19,7 +19,7 @@ typedef struct tp_plan_shape {
 
 typedef struct tp_plan {
     tp_plan_shape shape;
-    uint64_t weights, adapter, gradients, optimizer, activations, batch, workspace, host;
+    uint64_t weights, adapter, gradients, optimizer, activations, batch, workspace, save, host; /* save: host copies while a checkpoint is written */
     uint64_t peak;            /* sum: what the process will hold at most, in bytes */
     uint64_t arena;           /* capacity the step arena gets (activations, exactly) */
     double flops_f32, flops_bf16; /* of one optimizer step, by precision of the product */

@@ -204,7 +204,8 @@ static tp_status make_plan(tp_run *run)
                            .accumulation = run->config->train.gradient_accumulation_steps, .recompute_every = group_size(run), .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2, .workspace_bytes = run->ctx->device->workspace_bytes,
                            .host_bytes = (uint64_t)counts.rows_used * 64};
-    tp_status status = from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    tp_status status = from_dry(run, tp_params_train(&run->dry, &lora->params));
+    if (status == TP_OK) status = from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
     uint64_t limit = memory_limit(run);
     if (status == TP_OK && run->config->train.gradient_checkpointing == TP_CHECKPOINTING_AUTO && run->plan.peak > limit) {
         shape.recompute_every = 1;

@@ -96,7 +96,7 @@ static tp_status check_guards(tp_run *run, double loss, bool updated)
 static tp_status run_step(tp_run *run)
 {
     int64_t step = run->state.step, n, labels, tokens = 0;
-    double loss = 0, began = tp_now();
+    double loss = 0, began = tp_now(), cpu_began = tp_cpu_seconds();
     TP_TRY(next_group(run, step, &n, &labels));
     TP_TRY(tp_params_zero_grads(run->ctx, &run->lora->params));
     for (int64_t i = 0; i < n; i++) {
@@ -120,7 +120,7 @@ static tp_status run_step(tp_run *run)
     run->seconds_in_steps += seconds;
     run->steps_here++;
     tp_step_report report = {.step = step + 1, .steps = run->steps, .loss = loss, .grad_norm = result.grad_norm, .learning_rate = rate, .labels = labels, .tokens = tokens,
-                             .seconds = seconds, .seconds_left = run->seconds_in_steps / (double)run->steps_here * (double)(run->steps - step - 1),
+                             .seconds = seconds, .cpu_seconds = tp_cpu_seconds() - cpu_began, .seconds_left = run->seconds_in_steps / (double)run->steps_here * (double)(run->steps - step - 1),
                              .resident_bytes = tp_resident_bytes()};
     tp_metrics_step(run->ctx, run->metrics, &report, (step + 1) % run->config->output.logging_steps == 0 || step + 1 == run->steps);
     return TP_OK;
@@ -174,6 +174,7 @@ tp_status tp_run_train(tp_run *run)
 {
     bool stop_early = false;
     if (run->finished || run->options.dry_run) return TP_OK;
+    tp_metrics_start(run->ctx, run->metrics, run->state.step, tp_now() - run->options.process_start);
     while (run->state.step < run->steps && !stop_early) {
         if (told_to(run->options.stop)) {
             TP_TRY(tp_run_save(run, "stopped"));

@@ -8,8 +8,6 @@
 /* Bytes of the right side that an item should read at least, and columns that it may hold sums for. */
 #define ITEM_BYTES ((int64_t)64 << 10)
 #define ITEM_COLS  ((int64_t)2048)
-/* Columns of an item that reads across stored rows: less would be a jump in memory every few hundred bytes. */
-#define ITEM_COLS_ACROSS ((int64_t)512)
 
 typedef struct few {
     tp_cpu *cpu;
@@ -63,11 +61,9 @@ void tp_mm_few(tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p)
     const tp_format *f = &tp_formats[p->right.format];
     int64_t col_bytes = tp_mm_ceil(p->k * f->block_bytes, f->block);
     int64_t cols = tp_mm_ceil(tp_mm_ceil(ITEM_BYTES, col_bytes), 32) * 32;
-    if (!p->right.along_k) {
-        int64_t share = tp_mm_ceil(tp_mm_ceil(p->m, cpu->device.threads), 32) * 32;
-        int64_t least = tp_mm_min(ITEM_COLS_ACROSS, share);
-        if (cols < least) cols = least;
-    }
+    /* Across stored rows few columns would mean a jump in memory every few hundred bytes. */
+    int64_t share = tp_mm_ceil(tp_mm_ceil(p->m, cpu->device.threads), 32) * 32;
+    if (!p->right.along_k && cols < share) cols = share;
     s.item_cols = tp_mm_min(cols, ITEM_COLS);
     tp_cpu_for(cpu, tp_mm_ceil(p->m, s.item_cols), few_item, &s);
 }

@@ -12,6 +12,7 @@
 
 #define FEW_ROWS 8
 #define FEW_KEYS 256
+#define FEW_AHEAD 16 /* keys to prefetch */
 
 typedef struct attention_tile {
     const tp_attention_args *a;
@@ -146,19 +147,28 @@ static void lane_values(attention_tile *t, int64_t n, bool all_seen)
 TP_INLINE void few_dots(attention_tile *t, const void *key, bool bf16, int64_t first, int rows, int64_t j)
 {
     vf sum[4];
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++) sum[r] = v_set(0.0f);
     for (int64_t d = 0; d < t->a->head_dim; d += VL) {
         vf x = v_get(key, bf16, d, t->a->head_dim - d);
+#pragma GCC unroll 4
         for (int r = 0; r < rows; r++) sum[r] = v_fma(x, v_load(t->q + (first + r) * t->dim + d), sum[r]);
     }
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++) t->scores[(first + r) * FEW_KEYS + j] = v_sum(sum[r]);
 }
 
 TP_INLINE void few_scores_as(attention_tile *t, const key_run *run, int64_t k0, int64_t n, bool bf16)
 {
-    int64_t column = t->kv_head * t->a->head_dim;
+    int64_t bytes = bf16 ? 2 : 4, offset = t->kv_head * t->a->head_dim * bytes;
     for (int64_t j = 0; j < n; j++) {
-        const unsigned char *key = (const unsigned char *)row_at(run->k, run->row + k0 + j) + column * (bf16 ? 2 : 4);
+        const unsigned char *key = (const unsigned char *)row_at(run->k, run->row + k0 + j) + offset;
+        /* Keys of one head lie apart, which no hardware prefetcher follows. The values are wanted right after the scores. */
+        const unsigned char *value = (const unsigned char *)row_at(run->v, run->row + k0 + j) + offset;
+        for (int64_t b = 0; b < t->a->head_dim * bytes; b += 64) {
+            __builtin_prefetch(key + FEW_AHEAD * run->k.ld * bytes + b);
+            __builtin_prefetch(value + b, 0, 2);
+        }
         for (int64_t r = 0; r < t->rows; r += 4) {
             int64_t rows = t->rows - r;
             if (rows >= 4)

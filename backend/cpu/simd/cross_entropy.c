@@ -6,9 +6,11 @@
 TP_INLINE float row_greatest(const float *x, int64_t n)
 {
     vf m[CE_LANES];
+#pragma GCC unroll 4
     for (int v = 0; v < CE_LANES; v++) m[v] = v_set(-INFINITY);
     int64_t c = 0;
     for (; c + CE_LANES * VL <= n; c += CE_LANES * VL) {
+#pragma GCC unroll 4
         for (int v = 0; v < CE_LANES; v++) m[v] = v_max(m[v], v_load(x + c + v * VL));
     }
     float greatest = v_greatest(v_max(v_max(m[0], m[1]), v_max(m[2], m[3])));
@@ -20,9 +22,11 @@ TP_INLINE float row_greatest(const float *x, int64_t n)
 TP_INLINE float row_exp_sum(float *x, int64_t n, float greatest, bool store)
 {
     vf sum[CE_LANES], shift = v_set(greatest);
+#pragma GCC unroll 4
     for (int v = 0; v < CE_LANES; v++) sum[v] = v_set(0.0f);
     int64_t c = 0;
     for (; c + CE_LANES * VL <= n; c += CE_LANES * VL) {
+#pragma GCC unroll 4
         for (int v = 0; v < CE_LANES; v++) {
             vf e = v_exp(v_load(x + c + v * VL) - shift);
             sum[v] = sum[v] + e;

@@ -67,6 +67,7 @@ TP_INLINE void sum_columns(const void *args, int64_t rows, int64_t columns, int6
 {
     int64_t first = item * SUM_COLUMNS;
     vf total[SUM_VECTORS];
+#pragma GCC unroll 4
     for (int v = 0; v < SUM_VECTORS; v++) {
         int64_t c = first + v * VL;
         total[v] = add && c < columns ? v_load_n(out + c, columns - c) : v_set(0.0f);
@@ -74,15 +75,19 @@ TP_INLINE void sum_columns(const void *args, int64_t rows, int64_t columns, int6
     for (int64_t r0 = 0; r0 < rows; r0 += 64) {
         int64_t r1 = r0 + 64 < rows ? r0 + 64 : rows;
         vf part[SUM_VECTORS];
+#pragma GCC unroll 4
         for (int v = 0; v < SUM_VECTORS; v++) part[v] = v_set(0.0f);
         for (int64_t r = r0; r < r1; r++) {
+#pragma GCC unroll 4
             for (int v = 0; v < SUM_VECTORS; v++) {
                 int64_t c = first + v * VL;
                 if (c < columns) part[v] = part[v] + term(args, r, c, columns - c);
             }
         }
+#pragma GCC unroll 4
         for (int v = 0; v < SUM_VECTORS; v++) total[v] = total[v] + part[v];
     }
+#pragma GCC unroll 4
     for (int v = 0; v < SUM_VECTORS; v++) {
         int64_t c = first + v * VL;
         if (c < columns) v_store_n(out + c, columns - c, total[v]);

@@ -1,0 +1,289 @@
+/* Inside of the CUDA backend: what its kernels share. Only .cu files of this folder include it.
+ *
+ * Everything runs on one stream, in the order of the calls; nothing waits for the host except copies out and sync. Sums are
+ * taken by fixed trees, never by atomics, so that the same call on the same GPU gives the same bits. A kernel launches with
+ * TP_CUDA_LAUNCH, which reports a failure under the name of the operation. */
+#ifndef TP_BACKEND_CUDA_CUDA_CUH
+#define TP_BACKEND_CUDA_CUDA_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "backend/backend.h"
+
+/* Memory that a CUDA device holds besides what callers allocate, all of it taken when the device opens. */
+#define TP_CUDA_WORKSPACE_BYTES ((size_t)128 << 20) /* of the kernel that runs: converted operands, partial sums */
+#define TP_CUDA_BLAS_BYTES      ((size_t)32 << 20)  /* cuBLASLt's own */
+#define TP_CUDA_UPLOAD_BYTES    ((size_t)4 << 20)   /* small tables that kernels get from the host */
+/* Pinned host memory through which copies to the device pass. */
+#define TP_CUDA_STAGING_PARTS      4
+#define TP_CUDA_STAGING_PART_BYTES ((size_t)8 << 20)
+
+struct tp_cublas;
+
+struct tp_cuda {
+    tp_device device; /* first: a tp_device * of this backend is a tp_cuda * */
+    int index;        /* of the GPU */
+    cudaStream_t stream;
+    int multiprocessors;
+    int capability;             /* 90 on Hopper */
+    size_t shared_bytes;        /* most dynamic shared memory of a block */
+    size_t l2_bytes;
+    unsigned char *workspace;   /* device, TP_CUDA_WORKSPACE_BYTES, aligned to 256 */
+    struct tp_cublas *blas;     /* matmul.cu */
+    unsigned char *upload;      /* device, TP_CUDA_UPLOAD_BYTES */
+    unsigned char *uploaded;    /* what it holds: the same bytes on the host */
+    size_t uploaded_bytes;
+    unsigned char *staging;     /* pinned host memory */
+    cudaEvent_t staged[TP_CUDA_STAGING_PARTS]; /* the copies out of this part are done */
+    int staging_part;
+    size_t staging_used;        /* of this part */
+};
+
+static inline tp_cuda *tp_cuda_of(tp_ctx *ctx);
+
+extern "C" {
+/* TP_OK, or the failure under the name of the operation: NOMEM for memory, else DEVICE. */
+tp_status tp_cuda_check(tp_ctx *ctx, const char *name, cudaError_t error);
+/* A copy in device memory of at most TP_CUDA_UPLOAD_BYTES bytes of host memory, which may change after the call. Valid until
+ * the next upload, in the order of the stream; a kernel uploads one thing. The same bytes as last time cost nothing. */
+tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t bytes, const void **device);
+/* UNSUPPORTED unless f32 or bf16. */
+tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype);
+
+/* matmul.cu: opens cuBLASLt, and closes it (NULL: nothing). */
+tp_status tp_cuda_blas_open(tp_ctx *ctx, tp_cuda *cuda);
+void tp_cuda_blas_close(struct tp_cublas *blas);
+/* "13.1.0", for descriptions. */
+void tp_cuda_blas_version(const struct tp_cublas *blas, char out[32]);
+
+/* tp_cuda_matmul, ...: the table of tp_cuda_backend. */
+#define TP_KERNEL(name, args) tp_status tp_cuda_##name(tp_ctx *ctx, const void *arguments);
+#include "backend/kernels.def"
+#undef TP_KERNEL
+}
+
+static inline tp_cuda *tp_cuda_of(tp_ctx *ctx)
+{
+    return reinterpret_cast<tp_cuda *>(ctx->device);
+}
+
+/* ---- launching ---- */
+
+/* Launches on the device's stream; leaves the calling function with the failure, named `name`, if it cannot. An empty grid is
+ * no work. A template with commas stands in parentheses: TP_CUDA_LAUNCH(ctx, "add", (add<float, 4>), grid, 256, 0, x, y). */
+#define TP_CUDA_LAUNCH(ctx, name, kernel, grid, block, shared, ...)                                     \
+    do {                                                                                                \
+        const dim3 grid_(grid), block_(block);                                                          \
+        if (grid_.x > 0 && grid_.y > 0 && grid_.z > 0) {                                                \
+            kernel<<<grid_, block_, (shared), tp_cuda_of(ctx)->stream>>>(__VA_ARGS__);                  \
+            TP_TRY(tp_cuda_check(ctx, name, cudaGetLastError()));                                       \
+        }                                                                                               \
+    } while (0)
+
+/* Lets a kernel take more than 48 KiB of dynamic shared memory; before its launch. */
+#define TP_CUDA_ALLOW_SHARED(ctx, name, kernel, bytes)                                                                      \
+    TP_TRY(tp_cuda_check(ctx, name,                                                                                         \
+                         cudaFuncSetAttribute((const void *)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))))
+
+/* Runs the statements with the type T for a dtype: TP_CUDA_DTYPE(args->x.dtype, T, { TP_CUDA_LAUNCH(...); }). Nests. */
+#define TP_CUDA_DTYPE(dtype, T, ...)        \
+    do {                                    \
+        if ((dtype) == TP_BF16) {           \
+            using T = __nv_bfloat16;        \
+            __VA_ARGS__                     \
+        } else {                            \
+            using T = float;                \
+            __VA_ARGS__                     \
+        }                                   \
+    } while (0)
+
+/* The same for a condition: B is a constant. */
+#define TP_CUDA_BOOL(condition, B, ...)     \
+    do {                                    \
+        if (condition) {                    \
+            constexpr bool B = true;        \
+            __VA_ARGS__                     \
+        } else {                            \
+            constexpr bool B = false;       \
+            __VA_ARGS__                     \
+        }                                   \
+    } while (0)
+
+static inline int64_t tp_cuda_ceil(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static inline int64_t tp_cuda_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Blocks for `items` in a loop with a stride of the whole grid: enough to fill the GPU, not more than there is work. */
+static inline unsigned tp_cuda_blocks(tp_ctx *ctx, int64_t items, int64_t items_per_block)
+{
+    return (unsigned)tp_cuda_min(tp_cuda_ceil(items, items_per_block), (int64_t)tp_cuda_of(ctx)->multiprocessors * 16);
+}
+
+/* ---- values ---- */
+
+__device__ __forceinline__ float tp_to_f32(float x) { return x; }
+__device__ __forceinline__ float tp_to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float tp_to_f32(__half x) { return __half2float(x); }
+
+template <typename T> __device__ __forceinline__ T tp_from_f32(float x);
+template <> __device__ __forceinline__ float tp_from_f32<float>(float x) { return x; }
+template <> __device__ __forceinline__ __nv_bfloat16 tp_from_f32<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+
+__device__ __forceinline__ float tp_round_bf16(float x) { return __bfloat162float(__float2bfloat16_rn(x)); }
+
+/* N consecutive values by accesses of 16 bytes (or the whole, if it is less): p aligned to that. */
+template <int N> __device__ __forceinline__ void tp_load(const float *p, float (&x)[N])
+{
+    if constexpr (N % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            const float4 v = *reinterpret_cast<const float4 *>(p + i);
+            x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = p[i];
+    }
+}
+
+__device__ __forceinline__ void tp_unpack_bf16(uint32_t pair, float &low, float &high)
+{
+    low = __uint_as_float(pair << 16);
+    high = __uint_as_float(pair & 0xffff0000u);
+}
+
+__device__ __forceinline__ uint32_t tp_pack_bf16(float low, float high)
+{
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&pair);
+}
+
+template <int N> __device__ __forceinline__ void tp_load(const __nv_bfloat16 *p, float (&x)[N])
+{
+    if constexpr (N % 8 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 8) {
+            const uint4 v = *reinterpret_cast<const uint4 *>(p + i);
+            tp_unpack_bf16(v.x, x[i], x[i + 1]);
+            tp_unpack_bf16(v.y, x[i + 2], x[i + 3]);
+            tp_unpack_bf16(v.z, x[i + 4], x[i + 5]);
+            tp_unpack_bf16(v.w, x[i + 6], x[i + 7]);
+        }
+    } else if constexpr (N == 4) {
+        const uint2 v = *reinterpret_cast<const uint2 *>(p);
+        tp_unpack_bf16(v.x, x[0], x[1]);
+        tp_unpack_bf16(v.y, x[2], x[3]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = tp_to_f32(p[i]);
+    }
+}
+
+template <int N> __device__ __forceinline__ void tp_store(float *p, const float (&x)[N])
+{
+    if constexpr (N % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) *reinterpret_cast<float4 *>(p + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) p[i] = x[i];
+    }
+}
+
+template <int N> __device__ __forceinline__ void tp_store(__nv_bfloat16 *p, const float (&x)[N])
+{
+    if constexpr (N % 8 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 8) {
+            *reinterpret_cast<uint4 *>(p + i) = make_uint4(tp_pack_bf16(x[i], x[i + 1]), tp_pack_bf16(x[i + 2], x[i + 3]),
+                                                           tp_pack_bf16(x[i + 4], x[i + 5]), tp_pack_bf16(x[i + 6], x[i + 7]));
+        }
+    } else if constexpr (N == 4) {
+        *reinterpret_cast<uint2 *>(p) = make_uint2(tp_pack_bf16(x[0], x[1]), tp_pack_bf16(x[2], x[3]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) p[i] = tp_from_f32<__nv_bfloat16>(x[i]);
+    }
+}
+
+/* Up to N values: those from `count` on are 0, and are not written. Vector accesses where `aligned` and all N are there. */
+template <int N, typename T> __device__ __forceinline__ void tp_load_some(const T *p, int64_t count, bool aligned, float (&x)[N])
+{
+    if (aligned && count >= N) {
+        tp_load<N>(p, x);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = i < count ? tp_to_f32(p[i]) : 0.0f;
+}
+
+template <int N, typename T> __device__ __forceinline__ void tp_store_some(T *p, int64_t count, bool aligned, const float (&x)[N])
+{
+    if (aligned && count >= N) {
+        tp_store<N>(p, x);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (i < count) p[i] = tp_from_f32<T>(x[i]);
+    }
+}
+
+/* Whether every row starts where 16-byte accesses may. */
+static inline bool tp_rows_aligned(tp_rows x)
+{
+    return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.ld * (x.dtype == TP_BF16 ? 2 : 4) % 16 == 0;
+}
+
+static inline bool tp_pointer_aligned(const void *p)
+{
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+/* ---- reductions: every thread gets the result, the same bits in every thread ---- */
+
+template <typename T> __device__ __forceinline__ T tp_warp_sum(T x)
+{
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    return x;
+}
+
+__device__ __forceinline__ float tp_warp_max(float x)
+{
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
+    return x;
+}
+
+/* All threads of a one-dimensional block of whole warps must come along. `shared` holds 32 values and may be used again
+ * right after the call. */
+template <typename T> __device__ __forceinline__ T tp_block_sum(T x, T *shared)
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+    x = tp_warp_sum(x);
+    __syncthreads(); /* readers of an earlier call are done */
+    if (lane == 0) shared[warp] = x;
+    __syncthreads();
+    return tp_warp_sum(lane < n_warps ? shared[lane] : T(0));
+}
+
+__device__ __forceinline__ float tp_block_max(float x, float *shared)
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+    x = tp_warp_max(x);
+    __syncthreads();
+    if (lane == 0) shared[warp] = x;
+    __syncthreads();
+    return tp_warp_max(lane < n_warps ? shared[lane] : -INFINITY);
+}
+
+#endif

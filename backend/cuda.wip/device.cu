@@ -1,0 +1,282 @@
+/* A CUDA GPU as a device: its memory, copies between it and the host, and the table of its kernels.
+ *
+ * The runtime is linked statically and finds the driver when it is first used, so that the same binary starts on machines
+ * without one; there, and without cuBLASLt, opening fails with what is missing. */
+#include <string.h>
+
+#include "backend/cuda/cuda.cuh"
+#include "base/mem.h"
+
+#define STAGING_BYTES (TP_CUDA_STAGING_PARTS * TP_CUDA_STAGING_PART_BYTES)
+
+static tp_cuda *cuda_of(tp_device *device)
+{
+    return reinterpret_cast<tp_cuda *>(device);
+}
+
+tp_status tp_cuda_check(tp_ctx *ctx, const char *name, cudaError_t error)
+{
+    if (error == cudaSuccess) return TP_OK;
+    int index = ctx->device != NULL && ctx->device->backend == &tp_cuda_backend ? tp_cuda_of(ctx)->index : 0;
+    return tp_fail(ctx, error == cudaErrorMemoryAllocation ? TP_NOMEM : TP_DEVICE, "cuda:%d: %s: %s (%s)", index, name,
+                   cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype)
+{
+    if (dtype == TP_F32 || dtype == TP_BF16) return TP_OK;
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32 or bf16, got %s", name, tp_dtype_name(dtype));
+}
+
+/* ---- opening ---- */
+
+static void cuda_close(tp_device *device)
+{
+    if (device == NULL) return;
+    tp_cuda *cuda = cuda_of(device);
+    /* Failures here have no one to be told to: the process gives everything back when it ends. */
+    (void)cudaSetDevice(cuda->index);
+    if (cuda->stream != NULL) (void)cudaStreamSynchronize(cuda->stream);
+    tp_cuda_blas_close(cuda->blas);
+    for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++) {
+        if (cuda->staged[i] != NULL) (void)cudaEventDestroy(cuda->staged[i]);
+    }
+    (void)cudaFreeHost(cuda->staging);
+    (void)cudaFree(cuda->upload);
+    (void)cudaFree(cuda->workspace);
+    if (cuda->stream != NULL) (void)cudaStreamDestroy(cuda->stream);
+    tp_free(cuda->uploaded);
+    tp_free(cuda);
+}
+
+/* Why there is no GPU to open. */
+static tp_status no_gpu(tp_ctx *ctx, int index, cudaError_t error, int count)
+{
+    int driver = 0, runtime = 0;
+    (void)cudaDriverGetVersion(&driver); /* 0: none */
+    (void)cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) return tp_fail(ctx, TP_DEVICE, "cuda:%d: no NVIDIA driver is installed; use device cpu", index);
+    if (error == cudaErrorInsufficientDriver)
+        return tp_fail(ctx, TP_DEVICE, "cuda:%d: the NVIDIA driver supports CUDA %d.%d, this build needs %d.%d or later", index,
+                       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0))
+        return tp_fail(ctx, TP_DEVICE, "cuda:%d: the driver sees no GPU", index);
+    if (error != cudaSuccess)
+        return tp_fail(ctx, TP_DEVICE, "cuda:%d: %s (%s)", index, cudaGetErrorString(error), cudaGetErrorName(error));
+    return tp_fail(ctx, TP_DEVICE, "cuda:%d: this machine has %d GPU%s, numbered from 0", index, count, count == 1 ? "" : "s");
+}
+
+__global__ void probe() {}
+
+static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
+{
+    cudaDeviceProp p;
+    TP_TRY(tp_cuda_check(ctx, "open", cudaGetDeviceProperties(&p, cuda->index)));
+    cuda->capability = 10 * p.major + p.minor;
+    cuda->multiprocessors = p.multiProcessorCount;
+    cuda->shared_bytes = p.sharedMemPerBlockOptin;
+    cuda->l2_bytes = (size_t)p.l2CacheSize;
+    cuda->device.memory_bytes = p.totalGlobalMem;
+    cuda->device.auto_precision = p.major >= 8 ? TP_BF16 : TP_F32;
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, (const void *)probe) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return tp_fail(ctx, TP_DEVICE, "cuda:%d: %s has compute capability %d.%d, for which this build has no code", cuda->index,
+                       p.name, p.major, p.minor);
+    }
+    return TP_OK;
+}
+
+static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
+{
+    TP_TRY(tp_cuda_check(ctx, "open", cudaSetDevice(cuda->index)));
+    TP_TRY(read_properties(ctx, cuda));
+    TP_TRY(tp_cuda_check(ctx, "open", cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)));
+    TP_TRY(tp_cuda_check(ctx, "workspace", cudaMalloc((void **)&cuda->workspace, TP_CUDA_WORKSPACE_BYTES)));
+    TP_TRY(tp_cuda_check(ctx, "upload buffer", cudaMalloc((void **)&cuda->upload, TP_CUDA_UPLOAD_BYTES)));
+    TP_TRY(tp_cuda_check(ctx, "pinned host memory", cudaHostAlloc((void **)&cuda->staging, STAGING_BYTES, cudaHostAllocDefault)));
+    for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++)
+        TP_TRY(tp_cuda_check(ctx, "open", cudaEventCreateWithFlags(&cuda->staged[i], cudaEventDisableTiming)));
+    cuda->uploaded = (unsigned char *)tp_alloc_raw(ctx, TP_CUDA_UPLOAD_BYTES, 1);
+    if (cuda->uploaded == NULL) return TP_NOMEM;
+    cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_UPLOAD_BYTES;
+    return tp_cuda_blas_open(ctx, cuda);
+}
+
+static tp_status cuda_open(tp_ctx *ctx, int index, int threads, tp_device **device)
+{
+    *device = NULL;
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    (void)cudaGetLastError(); /* or the next launch would report it */
+    if (error != cudaSuccess || index >= count) return no_gpu(ctx, index, error, count);
+    tp_cuda *cuda = (tp_cuda *)tp_alloc(ctx, 1, sizeof *cuda);
+    if (cuda == NULL) return TP_NOMEM;
+    cuda->device.backend = &tp_cuda_backend;
+    cuda->device.threads = threads > 0 ? threads : 1;
+    cuda->index = index;
+    tp_status status = open_parts(ctx, cuda);
+    if (status != TP_OK) {
+        cuda_close(&cuda->device);
+        return status;
+    }
+    *device = &cuda->device;
+    return TP_OK;
+}
+
+static void cuda_describe(tp_device *device, tp_buf *json)
+{
+    tp_cuda *cuda = cuda_of(device);
+    cudaDeviceProp p;
+    int driver = 0, runtime = 0;
+    size_t free_bytes = 0, total_bytes = 0;
+    char blas[32];
+    if (cudaSetDevice(cuda->index) != cudaSuccess || cudaGetDeviceProperties(&p, cuda->index) != cudaSuccess) return;
+    (void)cudaDriverGetVersion(&driver);
+    (void)cudaRuntimeGetVersion(&runtime);
+    (void)cudaMemGetInfo(&free_bytes, &total_bytes);
+    tp_cuda_blas_version(cuda->blas, blas);
+    tp_buf_printf(json, "\"model\": \"%s\", \"index\": %d, \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d", p.name,
+                  cuda->index, p.major, p.minor, p.multiProcessorCount);
+    tp_buf_printf(json, ", \"memory_bytes\": %zu, \"free_bytes\": %zu", total_bytes, free_bytes);
+    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\"", driver / 1000, driver % 1000 / 10,
+                  runtime / 1000, runtime % 1000 / 10, blas);
+}
+
+/* ---- memory ---- */
+
+/* A host thread starts on GPU 0; each call makes the device's own the current one, which costs nothing if it is. */
+static tp_status enter(tp_ctx *ctx)
+{
+    return tp_cuda_check(ctx, "enter", cudaSetDevice(tp_cuda_of(ctx)->index));
+}
+
+static void *cuda_alloc(tp_ctx *ctx, tp_device *device, size_t bytes)
+{
+    tp_cuda *cuda = cuda_of(device);
+    void *memory = NULL;
+    cudaError_t error = cudaSetDevice(cuda->index);
+    if (error == cudaSuccess) error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
+    if (error == cudaSuccess) error = cudaMemsetAsync(memory, 0, bytes, cuda->stream);
+    if (error == cudaSuccess) return memory;
+    (void)cudaFree(memory);
+    (void)cudaGetLastError();
+    if (error == cudaErrorMemoryAllocation) {
+        size_t free_bytes = 0, total_bytes = 0;
+        (void)cudaMemGetInfo(&free_bytes, &total_bytes);
+        tp_fail(ctx, TP_NOMEM, "cuda:%d: out of memory: %zu bytes wanted, %zu of %zu free", cuda->index, bytes, free_bytes,
+                total_bytes);
+    } else {
+        tp_fail(ctx, TP_DEVICE, "cuda:%d: alloc: %s (%s)", cuda->index, cudaGetErrorString(error), cudaGetErrorName(error));
+    }
+    return NULL;
+}
+
+static void cuda_free(tp_device *device, void *memory, size_t bytes)
+{
+    (void)bytes;
+    if (memory == NULL) return;
+    (void)cudaSetDevice(cuda_of(device)->index);
+    (void)cudaFree(memory); /* waits for the kernels that use it */
+}
+
+/* Room for up to `bytes` in pinned memory; *got says how many. A part is left when it is full, and entered again when the
+ * copies out of it are done. */
+static tp_status stage(tp_ctx *ctx, size_t bytes, unsigned char **room, size_t *got)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    if (cuda->staging_used == TP_CUDA_STAGING_PART_BYTES) {
+        TP_TRY(tp_cuda_check(ctx, "copy to the device", cudaEventRecord(cuda->staged[cuda->staging_part], cuda->stream)));
+        cuda->staging_part = (cuda->staging_part + 1) % TP_CUDA_STAGING_PARTS;
+        cuda->staging_used = 0;
+        TP_TRY(tp_cuda_check(ctx, "copy to the device", cudaEventSynchronize(cuda->staged[cuda->staging_part])));
+    }
+    size_t left = TP_CUDA_STAGING_PART_BYTES - cuda->staging_used;
+    *got = bytes < left ? bytes : left;
+    *room = cuda->staging + cuda->staging_part * TP_CUDA_STAGING_PART_BYTES + cuda->staging_used;
+    cuda->staging_used += *got;
+    return TP_OK;
+}
+
+static tp_status cuda_copy_in(tp_ctx *ctx, void *device_memory, const void *host, size_t bytes)
+{
+    unsigned char *to = (unsigned char *)device_memory, *room;
+    const unsigned char *from = (const unsigned char *)host;
+    TP_TRY(enter(ctx));
+    for (size_t got; bytes > 0; to += got, from += got, bytes -= got) {
+        TP_TRY(stage(ctx, bytes, &room, &got));
+        memcpy(room, from, got);
+        TP_TRY(tp_cuda_check(ctx, "copy to the device",
+                             cudaMemcpyAsync(to, room, got, cudaMemcpyHostToDevice, tp_cuda_of(ctx)->stream)));
+    }
+    return TP_OK;
+}
+
+static tp_status cuda_copy_out(tp_ctx *ctx, void *host, const void *device_memory, size_t bytes)
+{
+    cudaStream_t stream = tp_cuda_of(ctx)->stream;
+    TP_TRY(enter(ctx));
+    if (bytes == 0) return TP_OK;
+    TP_TRY(tp_cuda_check(ctx, "copy from the device",
+                         cudaMemcpyAsync(host, device_memory, bytes, cudaMemcpyDeviceToHost, stream)));
+    return tp_cuda_check(ctx, "copy from the device", cudaStreamSynchronize(stream));
+}
+
+static tp_status cuda_zero(tp_ctx *ctx, void *device_memory, size_t bytes)
+{
+    TP_TRY(enter(ctx));
+    if (bytes == 0) return TP_OK;
+    return tp_cuda_check(ctx, "zero", cudaMemsetAsync(device_memory, 0, bytes, tp_cuda_of(ctx)->stream));
+}
+
+static tp_status cuda_sync(tp_ctx *ctx)
+{
+    TP_TRY(enter(ctx));
+    return tp_cuda_check(ctx, "sync", cudaStreamSynchronize(tp_cuda_of(ctx)->stream));
+}
+
+tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t bytes, const void **device)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    *device = cuda->upload;
+    if (bytes > TP_CUDA_UPLOAD_BYTES)
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: a table of %zu bytes; cuda takes at most %zu", name, bytes, TP_CUDA_UPLOAD_BYTES);
+    if (bytes == 0 || (bytes == cuda->uploaded_bytes && memcmp(cuda->uploaded, host, bytes) == 0)) return TP_OK;
+    cuda->uploaded_bytes = 0; /* holds if the copy fails */
+    TP_TRY(cuda_copy_in(ctx, cuda->upload, host, bytes));
+    memcpy(cuda->uploaded, host, bytes);
+    cuda->uploaded_bytes = bytes;
+    return TP_OK;
+}
+
+/* ---- the table ---- */
+
+#define TP_KERNEL(name, args)                                            \
+    static tp_status run_##name(tp_ctx *ctx, const void *arguments)      \
+    {                                                                    \
+        TP_TRY(enter(ctx));                                              \
+        return tp_cuda_##name(ctx, arguments);                           \
+    }
+#include "backend/kernels.def"
+#undef TP_KERNEL
+
+extern "C" const tp_backend tp_cuda_backend = {
+    .name = "cuda",
+    .computes = true,
+    .host_memory = false,
+    .open = cuda_open,
+    .close = cuda_close,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .copy_in = cuda_copy_in,
+    .copy_out = cuda_copy_out,
+    .zero = cuda_zero,
+    .sync = cuda_sync,
+    .describe = cuda_describe,
+    .kernels =
+        {
+#define TP_KERNEL(name, args) run_##name,
+#include "backend/kernels.def"
+#undef TP_KERNEL
+        },
+};
