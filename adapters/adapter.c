@@ -13,7 +13,7 @@
 #include "base/safetensors.h"
 #include "base/version.h"
 
-#define TENSORS_NAME "adapter_model.safetensors"
+#define TENSORS_NAME          "adapter_model.safetensors"
 #define TAPEFT_JSON_MAX_BYTES ((size_t)1 << 20)
 
 /* PEFT names, with the older spelling "lora_A.default.weight" accepted. */
@@ -30,13 +30,14 @@ static const tp_entry *find_tensor(const tp_safetensors *file, const char *name)
 static tp_status check_shape(tp_ctx *ctx, const tp_safetensors *file, const tp_entry *e, const tp_tensor *t)
 {
     if (!tp_dtype_is_float(e->dtype))
-        return tp_fail(ctx, TP_FORMAT, "%s: %s: dtype %s, expected a floating-point type", tp_safetensors_path(file), e->name, tp_dtype_name(e->dtype));
+        return tp_fail(ctx, TP_FORMAT, "%s: %s: dtype %s, expected a floating-point type", tp_safetensors_path(file), e->name,
+                       tp_dtype_name(e->dtype));
     if (e->rank == 2 && e->shape[0] == t->rows && e->shape[1] == t->cols) return TP_OK;
     tp_buf shape;
     tp_buf_init(&shape, 0);
     for (int i = 0; i < e->rank; i++) tp_buf_printf(&shape, "%s%lld", i > 0 ? ", " : "", (long long)e->shape[i]);
-    tp_fail(ctx, TP_SHAPE, "%s: %s: shape [%s], the base model and the rank need [%lld, %lld]", tp_safetensors_path(file), e->name, tp_buf_cstr(&shape),
-            (long long)t->rows, (long long)t->cols);
+    tp_fail(ctx, TP_SHAPE, "%s: %s: shape [%s], the base model and the rank need [%lld, %lld]", tp_safetensors_path(file),
+            e->name, tp_buf_cstr(&shape), (long long)t->rows, (long long)t->cols);
     tp_buf_free(&shape);
     return TP_SHAPE;
 }
@@ -48,8 +49,10 @@ static tp_status load_param(tp_ctx *ctx, const tp_safetensors *file, const tp_en
     tp_status status = tp_safetensors_read_f32(ctx, file, e, 0, (size_t)param->count, values);
     for (int64_t i = 0; status == TP_OK && i < param->count; i++)
         if (!isfinite(values[i]))
-            status = tp_fail(ctx, TP_FORMAT, "%s: %s: value %lld is not finite", tp_safetensors_path(file), e->name, (long long)i);
-    if (status == TP_OK) status = ctx->device->backend->copy_in(ctx, param->tensor.data, values, (size_t)param->count * sizeof *values);
+            status =
+                tp_fail(ctx, TP_FORMAT, "%s: %s: value %lld is not finite", tp_safetensors_path(file), e->name, (long long)i);
+    if (status == TP_OK)
+        status = ctx->device->backend->copy_in(ctx, param->tensor.data, values, (size_t)param->count * sizeof *values);
     tp_free(values);
     return status;
 }
@@ -65,14 +68,18 @@ static tp_status check_names(tp_ctx *ctx, const tp_safetensors *file, const tp_p
         if (n_missing++ < 4) tp_buf_printf(&missing, "%s%s", n_missing > 1 ? ", " : "", params->list[i].name);
     }
     if (n_missing > 0)
-        tp_fail(ctx, TP_FORMAT, "%s: %zu of %zu tensors are missing: %s%s", tp_safetensors_path(file), n_missing, params->n, tp_buf_cstr(&missing), n_missing > 4 ? ", ..." : "");
+        tp_fail(ctx, TP_FORMAT, "%s: %zu of %zu tensors are missing: %s%s", tp_safetensors_path(file), n_missing, params->n,
+                tp_buf_cstr(&missing), n_missing > 4 ? ", ..." : "");
     tp_buf_free(&missing);
     if (n_missing > 0) return TP_FORMAT;
     for (size_t i = 0; i < tp_safetensors_count(file); i++) {
         const char *name = tp_safetensors_at(file, i)->name;
         bool wanted = false;
-        for (size_t j = 0; j < params->n && !wanted; j++) wanted = find_tensor(file, params->list[j].name) == tp_safetensors_at(file, i);
-        if (!wanted) return tp_fail(ctx, TP_FORMAT, "%s: unexpected tensor %s: no adapted layer of the base has it", tp_safetensors_path(file), name);
+        for (size_t j = 0; j < params->n && !wanted; j++)
+            wanted = find_tensor(file, params->list[j].name) == tp_safetensors_at(file, i);
+        if (!wanted)
+            return tp_fail(ctx, TP_FORMAT, "%s: unexpected tensor %s: no adapted layer of the base has it",
+                           tp_safetensors_path(file), name);
     }
     return TP_OK;
 }
@@ -82,8 +89,10 @@ tp_status tp_adapter_load_values(tp_ctx *ctx, const char *path, tp_params *param
     tp_safetensors *file;
     TP_TRY(tp_safetensors_open(ctx, path, &file));
     tp_status status = check_names(ctx, file, params);
-    for (size_t i = 0; i < params->n && status == TP_OK; i++) status = check_shape(ctx, file, find_tensor(file, params->list[i].name), &params->list[i].tensor);
-    for (size_t i = 0; i < params->n && status == TP_OK; i++) status = load_param(ctx, file, find_tensor(file, params->list[i].name), &params->list[i]);
+    for (size_t i = 0; i < params->n && status == TP_OK; i++)
+        status = check_shape(ctx, file, find_tensor(file, params->list[i].name), &params->list[i].tensor);
+    for (size_t i = 0; i < params->n && status == TP_OK; i++)
+        status = load_param(ctx, file, find_tensor(file, params->list[i].name), &params->list[i]);
     tp_safetensors_close(file);
     return status;
 }
@@ -100,9 +109,14 @@ static tp_status check_base(tp_ctx *ctx, const char *folder, const tp_model *mod
         tp_span base = status == TP_OK ? tp_json_string(tp_json_get(tp_json_root(doc), "base_fingerprint")) : (tp_span){0};
         bool differs = base.len > 0 && model->fingerprint[0] != '\0' && !tp_span_is(base, model->fingerprint);
         if (differs && !force)
-            status = tp_fail(ctx, TP_FORMAT, "%s: the adapter was trained on another base model (fingerprint %.12s..., this one is %.12s...); --force applies it all the same",
+            status = tp_fail(ctx, TP_FORMAT,
+                             "%s: the adapter was trained on another base model (fingerprint %.12s..., this one is %.12s...); "
+                             "--force applies it all the same",
                              path, base.data, model->fingerprint);
-        else if (differs) tp_note(ctx, "%s: the adapter was trained on another base model; applied because of --force, results may be meaningless", path);
+        else if (differs)
+            tp_note(ctx,
+                    "%s: the adapter was trained on another base model; applied because of --force, results may be meaningless",
+                    path);
         tp_json_free(doc);
     }
     tp_free(path);
@@ -115,10 +129,14 @@ static tp_status tensors_path(tp_ctx *ctx, const char *folder, char **path)
     if (*path == NULL) return TP_NOMEM;
     if (tp_path_exists(*path)) return TP_OK;
     char *pickle = tp_path_join(ctx, folder, "adapter_model.bin");
-    tp_status status = pickle == NULL ? TP_NOMEM
-                       : tp_path_exists(pickle)
-                           ? tp_fail(ctx, TP_UNSUPPORTED, "%s is a pickle, which can run code; save it again from PEFT with save_pretrained(safe_serialization=True)", pickle)
-                           : tp_fail(ctx, TP_IO_READ, "%s: no such file", *path);
+    tp_status status =
+        pickle == NULL ? TP_NOMEM
+        : tp_path_exists(pickle)
+            ? tp_fail(
+                  ctx, TP_UNSUPPORTED,
+                  "%s is a pickle, which can run code; save it again from PEFT with save_pretrained(safe_serialization=True)",
+                  pickle)
+            : tp_fail(ctx, TP_IO_READ, "%s: no such file", *path);
     tp_free(pickle);
     tp_free(*path);
     *path = NULL;
@@ -182,7 +200,8 @@ static tp_status fetch(tp_ctx *ctx, const tp_params *params, const float *flat, 
     for (size_t p = 0; p < params->n && status == TP_OK && check; p++)
         for (int64_t i = 0; i < params->list[p].count && status == TP_OK; i++)
             if (!isfinite((*host)[params->list[p].offset + i]))
-                status = tp_fail(ctx, TP_NUMERIC, "%s: value %lld is not finite; the adapter is not written", params->list[p].name, (long long)i);
+                status = tp_fail(ctx, TP_NUMERIC, "%s: value %lld is not finite; the adapter is not written",
+                                 params->list[p].name, (long long)i);
     if (status != TP_OK) {
         tp_free(*host);
         *host = NULL;
@@ -198,7 +217,8 @@ static tp_status save_flat(tp_ctx *ctx, const tp_params *params, const float *fl
     tp_status status = arrays != NULL ? TP_OK : TP_NOMEM;
     for (size_t i = 0; i < params->n && status == TP_OK; i++) {
         const tp_param *p = &params->list[i];
-        arrays[i] = (tp_named_array){.name = p->name, .dtype = TP_F32, .rank = 2, .shape = {p->tensor.rows, p->tensor.cols}, .data = host + p->offset};
+        arrays[i] = (tp_named_array){
+            .name = p->name, .dtype = TP_F32, .rank = 2, .shape = {p->tensor.rows, p->tensor.cols}, .data = host + p->offset};
     }
     if (status == TP_OK) status = tp_safetensors_save(ctx, path, arrays, params->n, NULL);
     tp_free(arrays);
@@ -206,7 +226,10 @@ static tp_status save_flat(tp_ctx *ctx, const tp_params *params, const float *fl
     return status;
 }
 
-tp_status tp_params_save(tp_ctx *ctx, const tp_params *params, const float *flat, const char *path) { return save_flat(ctx, params, flat, false, path); }
+tp_status tp_params_save(tp_ctx *ctx, const tp_params *params, const float *flat, const char *path)
+{
+    return save_flat(ctx, params, flat, false, path);
+}
 
 static tp_status write_tensors(tp_ctx *ctx, const tp_lora *lora, tp_publish *publish)
 {
@@ -223,8 +246,8 @@ static tp_status write_texts(tp_ctx *ctx, const tp_lora *lora, const tp_model *m
     TP_TRY(tp_adapter_config_write(ctx, lora, model->path, text));
     TP_TRY(tp_publish_add(ctx, publish, "adapter_config.json", text->data, text->len));
     tp_buf_clear(text);
-    tp_buf_printf(text, "{\n  \"base_fingerprint\": \"%s\",\n  \"trained_parameters\": %lld,\n  \"version\": \"%s\"\n}\n", model->fingerprint,
-                  (long long)lora->params.trained, TP_VERSION);
+    tp_buf_printf(text, "{\n  \"base_fingerprint\": \"%s\",\n  \"trained_parameters\": %lld,\n  \"version\": \"%s\"\n}\n",
+                  model->fingerprint, (long long)lora->params.trained, TP_VERSION);
     TP_TRY(tp_buf_status(ctx, text, "tapeft.json"));
     return tp_publish_add(ctx, publish, "tapeft.json", text->data, text->len);
 }
@@ -244,7 +267,8 @@ tp_status tp_adapter_save(tp_ctx *ctx, const tp_lora *lora, const tp_model *mode
     tp_publish *publish;
     TP_TRY(tp_publish_begin(ctx, folder, &publish));
     tp_status status = tp_adapter_write(ctx, lora, model, publish);
-    for (; status == TP_OK && extra != NULL && extra[0] != NULL; extra += 2) status = tp_publish_add(ctx, publish, extra[0], extra[1], strlen(extra[1]));
+    for (; status == TP_OK && extra != NULL && extra[0] != NULL; extra += 2)
+        status = tp_publish_add(ctx, publish, extra[0], extra[1], strlen(extra[1]));
     if (status != TP_OK) {
         tp_publish_discard(publish);
         return status;

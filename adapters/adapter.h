@@ -13,7 +13,8 @@ typedef struct tp_adapter {
 /* Opens `folder` on a model: configuration, every tensor's name and shape against the base, no NaN or infinity. Nothing of the
  * model changes on failure. A base fingerprint in tapeft.json that is not the model's is refused unless `force`.
  * FORMAT, SHAPE, UNSUPPORTED naming the tensor. */
-TP_API tp_status tp_adapter_open(tp_ctx *ctx, tp_model *model, const char *folder, bool force, tp_adapter **adapter) TP_MUST_CHECK;
+TP_API tp_status tp_adapter_open(tp_ctx *ctx, tp_model *model, const char *folder, bool force,
+                                 tp_adapter **adapter) TP_MUST_CHECK;
 /* Detaches and frees; accepts NULL. */
 TP_API void tp_adapter_close(tp_adapter *adapter);
 
@@ -25,7 +26,8 @@ TP_API tp_status tp_adapter_load_values(tp_ctx *ctx, const char *path, tp_params
 TP_API tp_status tp_adapter_write(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, tp_publish *publish) TP_MUST_CHECK;
 /* A whole adapter folder in one step; an existing one is replaced at once. `extra` names and texts (NULL-terminated pairs,
  * may be NULL) are further files, such as the chat template. */
-TP_API tp_status tp_adapter_save(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const char *folder, const char *const *extra) TP_MUST_CHECK;
+TP_API tp_status tp_adapter_save(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const char *folder,
+                                 const char *const *extra) TP_MUST_CHECK;
 
 /* One safetensors file of parameters or their gradients under PEFT's names (--dump-gradients, checkpoints). */
 TP_API tp_status tp_params_save(tp_ctx *ctx, const tp_params *params, const float *flat, const char *path) TP_MUST_CHECK;

@@ -9,17 +9,54 @@
 #include "base/mem.h"
 
 #define CONFIG_MAX_BYTES ((size_t)4 << 20)
-#define MAX_LIST 65536
+#define MAX_LIST         65536
 
 /* Options of PEFT that change what the tensors mean; fine only while null, false, empty or at the stated value. */
-static const char *const variants[] = {"use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
-                                       "alora_invocation_tokens", "use_qalora", "velora_config", "monteclora_config", "use_bdlora", "arrow_config",
-                                       "kasa_config", "megatron_config", "eva_config", "corda_config", "lora_ga_config", NULL};
+static const char *const variants[] = {"use_dora",
+                                       "lora_bias",
+                                       "modules_to_save",
+                                       "trainable_token_indices",
+                                       "target_parameters",
+                                       "layer_replication",
+                                       "alora_invocation_tokens",
+                                       "use_qalora",
+                                       "velora_config",
+                                       "monteclora_config",
+                                       "use_bdlora",
+                                       "arrow_config",
+                                       "kasa_config",
+                                       "megatron_config",
+                                       "eva_config",
+                                       "corda_config",
+                                       "lora_ga_config",
+                                       NULL};
 /* Read below, or without any effect on the numbers. */
-static const char *const known[] = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
-                                    "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "use_rslora", "init_lora_weights", "fan_in_fan_out",
-                                    "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
-                                    "megatron_core", "loftq_config", "qalora_group_size", "ensure_weight_tying", "runtime_config", NULL};
+static const char *const known[] = {"peft_type",
+                                    "r",
+                                    "lora_alpha",
+                                    "lora_dropout",
+                                    "target_modules",
+                                    "exclude_modules",
+                                    "layers_to_transform",
+                                    "layers_pattern",
+                                    "rank_pattern",
+                                    "alpha_pattern",
+                                    "bias",
+                                    "use_rslora",
+                                    "init_lora_weights",
+                                    "fan_in_fan_out",
+                                    "task_type",
+                                    "base_model_name_or_path",
+                                    "revision",
+                                    "inference_mode",
+                                    "auto_mapping",
+                                    "peft_version",
+                                    "megatron_core",
+                                    "loftq_config",
+                                    "qalora_group_size",
+                                    "ensure_weight_tying",
+                                    "runtime_config",
+                                    NULL};
 
 static bool listed(const char *const *list, tp_span name)
 {
@@ -56,20 +93,24 @@ static tp_status keep_string(tp_ctx *ctx, tp_adapter_config *config, tp_span tex
 }
 
 /* A string (regular expression) or a list of strings. */
-static tp_status read_names(tp_ctx *ctx, tp_adapter_config *config, const tp_json_doc *doc, const char *key, bool string_is_regex, tp_names *names)
+static tp_status read_names(tp_ctx *ctx, tp_adapter_config *config, const tp_json_doc *doc, const char *key,
+                            bool string_is_regex, tp_names *names)
 {
     const tp_json *value = tp_json_get(tp_json_root(doc), key);
     tp_json_type type = tp_json_type_of(value);
     size_t n = type == TP_JSON_ARRAY ? tp_json_count(value) : 1;
     if (type == TP_JSON_NULL) return TP_OK;
-    if ((type != TP_JSON_ARRAY && type != TP_JSON_STRING) || n > MAX_LIST) return wrong(ctx, doc, value, key, "a list of names, or a string");
+    if ((type != TP_JSON_ARRAY && type != TP_JSON_STRING) || n > MAX_LIST)
+        return wrong(ctx, doc, value, key, "a list of names, or a string");
     const char **list = tp_alloc(ctx, n, sizeof *list);
     if (list == NULL) return TP_NOMEM;
     tp_status status = TP_OK;
     for (size_t i = 0; i < n && status == TP_OK; i++) {
         const tp_json *item = type == TP_JSON_ARRAY ? tp_json_at(value, i) : value;
-        if (tp_json_type_of(item) != TP_JSON_STRING) status = wrong(ctx, doc, item, key, "a list of names");
-        else status = keep_string(ctx, config, tp_json_string(item), &list[i]);
+        if (tp_json_type_of(item) != TP_JSON_STRING)
+            status = wrong(ctx, doc, item, key, "a list of names");
+        else
+            status = keep_string(ctx, config, tp_json_string(item), &list[i]);
     }
     *names = (tp_names){type == TP_JSON_STRING && string_is_regex, list, n};
     return status;
@@ -85,23 +126,27 @@ static tp_status read_layers(tp_ctx *ctx, tp_adapter_config *config, const tp_js
     config->layers = tp_alloc(ctx, n, sizeof *config->layers);
     if (config->layers == NULL) return TP_NOMEM;
     for (size_t i = 0; i < n; i++)
-        if (!tp_json_i64(type == TP_JSON_ARRAY ? tp_json_at(value, i) : value, &config->layers[i])) return wrong(ctx, doc, value, "layers_to_transform", "layer numbers");
+        if (!tp_json_i64(type == TP_JSON_ARRAY ? tp_json_at(value, i) : value, &config->layers[i]))
+            return wrong(ctx, doc, value, "layers_to_transform", "layer numbers");
     config->spec.targets.layers = config->layers;
     config->spec.targets.n_layers = n;
     return TP_OK;
 }
 
-static tp_status read_pattern(tp_ctx *ctx, tp_adapter_config *config, const tp_json_doc *doc, const char *key, tp_pattern **patterns, size_t *count)
+static tp_status read_pattern(tp_ctx *ctx, tp_adapter_config *config, const tp_json_doc *doc, const char *key,
+                              tp_pattern **patterns, size_t *count)
 {
     const tp_json *value = tp_json_get(tp_json_root(doc), key);
     size_t n = tp_json_count(value);
     if (tp_json_type_of(value) == TP_JSON_NULL) return TP_OK;
-    if (tp_json_type_of(value) != TP_JSON_OBJECT || n > MAX_LIST) return wrong(ctx, doc, value, key, "an object of pattern: number");
+    if (tp_json_type_of(value) != TP_JSON_OBJECT || n > MAX_LIST)
+        return wrong(ctx, doc, value, key, "an object of pattern: number");
     *patterns = tp_alloc(ctx, n, sizeof **patterns);
     if (*patterns == NULL) return TP_NOMEM;
     for (size_t i = 0; i < n; i++) {
         TP_TRY(keep_string(ctx, config, tp_json_key_at(value, i), &(*patterns)[i].key));
-        if (!tp_json_f64(tp_json_at(value, i), &(*patterns)[i].value) || !((*patterns)[i].value > 0)) return wrong(ctx, doc, tp_json_at(value, i), key, "a number above 0");
+        if (!tp_json_f64(tp_json_at(value, i), &(*patterns)[i].value) || !((*patterns)[i].value > 0))
+            return wrong(ctx, doc, tp_json_at(value, i), key, "a number above 0");
     }
     *count = n;
     return TP_OK;
@@ -115,15 +160,21 @@ static tp_status refuse_variants(tp_ctx *ctx, const tp_json_doc *doc)
         tp_span key = tp_json_key_at(root, i);
         const tp_json *value = tp_json_at(root, i);
         if (listed(variants, key) && !is_off(value))
-            return tp_fail(ctx, TP_UNSUPPORTED, "%s: %.*s is set, which this version cannot run", tp_json_where(doc, value, where, sizeof where), (int)key.len, key.data);
-        if (!listed(variants, key) && !listed(known, key)) tp_note(ctx, "%s: unknown key \"%.*s\" is ignored", tp_json_where(doc, value, where, sizeof where), (int)key.len, key.data);
+            return tp_fail(ctx, TP_UNSUPPORTED, "%s: %.*s is set, which this version cannot run",
+                           tp_json_where(doc, value, where, sizeof where), (int)key.len, key.data);
+        if (!listed(variants, key) && !listed(known, key))
+            tp_note(ctx, "%s: unknown key \"%.*s\" is ignored", tp_json_where(doc, value, where, sizeof where), (int)key.len,
+                    key.data);
     }
     const tp_json *bias = tp_json_get(root, "bias"), *init = tp_json_get(root, "init_lora_weights");
     if (tp_json_type_of(bias) != TP_JSON_NULL && !tp_span_is(tp_json_string(bias), "none"))
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: bias: only \"none\" can be run", tp_json_where(doc, bias, where, sizeof where));
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: bias: only \"none\" can be run",
+                       tp_json_where(doc, bias, where, sizeof where));
     tp_span name = tp_json_string(init);
-    if (tp_json_type_of(init) == TP_JSON_STRING && !tp_span_is(name, "gaussian") && !tp_span_is(name, "eva") && !tp_span_is(name, "orthogonal"))
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: init_lora_weights \"%.*s\" changes the base weights; convert the adapter to a plain LoRA first",
+    if (tp_json_type_of(init) == TP_JSON_STRING && !tp_span_is(name, "gaussian") && !tp_span_is(name, "eva") &&
+        !tp_span_is(name, "orthogonal"))
+        return tp_fail(ctx, TP_UNSUPPORTED,
+                       "%s: init_lora_weights \"%.*s\" changes the base weights; convert the adapter to a plain LoRA first",
                        tp_json_where(doc, init, where, sizeof where), (int)name.len, name.data);
     return TP_OK;
 }
@@ -133,10 +184,12 @@ static tp_status read_method(tp_ctx *ctx, const tp_json_doc *doc)
     const tp_json *root = tp_json_root(doc), *type = tp_json_get(root, "peft_type");
     char where[512];
     if (tp_json_type_of(root) != TP_JSON_OBJECT) return wrong(ctx, doc, root, "adapter_config.json", "an object");
-    if (tp_json_type_of(type) != TP_JSON_STRING) return wrong(ctx, doc, type != NULL ? type : root, "peft_type", "a method's name such as \"LORA\"");
+    if (tp_json_type_of(type) != TP_JSON_STRING)
+        return wrong(ctx, doc, type != NULL ? type : root, "peft_type", "a method's name such as \"LORA\"");
     tp_span name = tp_json_string(type);
     if (!tp_span_is(name, "LORA"))
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: peft_type %.*s: this version runs LORA", tp_json_where(doc, type, where, sizeof where), (int)name.len, name.data);
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: peft_type %.*s: this version runs LORA",
+                       tp_json_where(doc, type, where, sizeof where), (int)name.len, name.data);
     return refuse_variants(ctx, doc);
 }
 
@@ -223,9 +276,12 @@ static void write_strings(tp_buf *out, const char *const *list, size_t n)
 
 static void write_names(tp_buf *out, const tp_names *names)
 {
-    if (names->n == 0) tp_buf_text(out, "null");
-    else if (names->is_regex) tp_json_write_string(out, names->list[0], strlen(names->list[0]));
-    else write_strings(out, names->list, names->n);
+    if (names->n == 0)
+        tp_buf_text(out, "null");
+    else if (names->is_regex)
+        tp_json_write_string(out, names->list[0], strlen(names->list[0]));
+    else
+        write_strings(out, names->list, names->n);
 }
 
 static void write_pattern(tp_buf *out, const tp_pattern *patterns, size_t n)
@@ -240,7 +296,10 @@ static void write_pattern(tp_buf *out, const tp_pattern *patterns, size_t n)
     if (n > 0) tp_buf_text(out, "\n  }");
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 /* What "all-linear" or the family's default stood for: the adapted modules by last name if that names exactly them (it does in
  * every family here, since heads are the only linears left out), sorted. */
@@ -250,7 +309,8 @@ static tp_status write_expanded(tp_ctx *ctx, const tp_lora *lora, tp_buf *out)
     size_t n = 0;
     if (names == NULL) return TP_NOMEM;
     for (size_t i = 0; i < lora->n_modules; i++) {
-        const char *dot = strrchr(lora->modules[i].module->path, '.'), *last = dot != NULL ? dot + 1 : lora->modules[i].module->path;
+        const char *dot = strrchr(lora->modules[i].module->path, '.'),
+                   *last = dot != NULL ? dot + 1 : lora->modules[i].module->path;
         bool seen = false;
         for (size_t j = 0; j < n; j++) seen = seen || strcmp(names[j], last) == 0;
         if (!seen) names[n++] = last;
@@ -272,22 +332,31 @@ tp_status tp_adapter_config_write(tp_ctx *ctx, const tp_lora *lora, const char *
     tp_json_write_string(out, base_model, strlen(base_model));
     tp_buf_text(out, ",\n  \"bias\": \"none\",\n  \"exclude_modules\": ");
     write_names(out, &s->targets.exclude);
-    tp_buf_printf(out, ",\n  \"fan_in_fan_out\": %s,\n  \"inference_mode\": true,\n  \"init_lora_weights\": %s,\n  \"layers_pattern\": ", conv1d ? "true" : "false",
-                  s->gaussian ? "\"gaussian\"" : "true");
-    if (s->targets.n_layers_pattern > 0) write_strings(out, s->targets.layers_pattern, s->targets.n_layers_pattern);
-    else tp_buf_text(out, "null");
+    tp_buf_printf(
+        out, ",\n  \"fan_in_fan_out\": %s,\n  \"inference_mode\": true,\n  \"init_lora_weights\": %s,\n  \"layers_pattern\": ",
+        conv1d ? "true" : "false", s->gaussian ? "\"gaussian\"" : "true");
+    if (s->targets.n_layers_pattern > 0)
+        write_strings(out, s->targets.layers_pattern, s->targets.n_layers_pattern);
+    else
+        tp_buf_text(out, "null");
     tp_buf_text(out, ",\n  \"layers_to_transform\": ");
     if (s->targets.n_layers == 0) tp_buf_text(out, "null");
-    for (size_t i = 0; i < s->targets.n_layers; i++) tp_buf_printf(out, "%s%lld%s", i == 0 ? "[" : ", ", (long long)s->targets.layers[i], i + 1 == s->targets.n_layers ? "]" : "");
+    for (size_t i = 0; i < s->targets.n_layers; i++)
+        tp_buf_printf(out, "%s%lld%s", i == 0 ? "[" : ", ", (long long)s->targets.layers[i],
+                      i + 1 == s->targets.n_layers ? "]" : "");
     tp_buf_text(out, ",\n  \"lora_alpha\": ");
     tp_json_write_f64(out, s->alpha, 17);
     tp_buf_text(out, ",\n  \"lora_bias\": false,\n  \"lora_dropout\": ");
     tp_json_write_f64(out, s->dropout, 17);
-    tp_buf_printf(out, ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %lld,\n  \"rank_pattern\": ", (long long)s->rank);
+    tp_buf_printf(out, ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %lld,\n  \"rank_pattern\": ",
+                  (long long)s->rank);
     write_pattern(out, s->rank_pattern, s->n_rank_pattern);
     tp_buf_text(out, ",\n  \"revision\": null,\n  \"target_modules\": ");
-    if (s->targets.all_linear) TP_TRY(write_expanded(ctx, lora, out));
-    else write_names(out, &s->targets.include);
-    tp_buf_printf(out, ",\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}\n", s->use_rslora ? "true" : "false");
+    if (s->targets.all_linear)
+        TP_TRY(write_expanded(ctx, lora, out));
+    else
+        write_names(out, &s->targets.include);
+    tp_buf_printf(out, ",\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}\n",
+                  s->use_rslora ? "true" : "false");
     return tp_buf_status(ctx, out, "adapter_config.json");
 }

@@ -6,8 +6,8 @@
 #include "peft/lora.h"
 
 typedef struct tp_adapter_config {
-    tp_lora_spec spec;         /* its strings live in this struct */
-    char *base_model;          /* base_model_name_or_path; may be "" */
+    tp_lora_spec spec; /* its strings live in this struct */
+    char *base_model;  /* base_model_name_or_path; may be "" */
     /* storage behind spec */
     const char **strings;
     size_t n_strings, strings_capacity;

@@ -8,16 +8,16 @@
 #include "backend/kernels.h"
 
 typedef struct tp_batch {
-    int64_t n;                   /* rows */
-    const int32_t *ids;          /* [n] */
-    const int32_t *positions;    /* [n], from 0 in each segment (or where the cache ends) */
-    int64_t max_position;        /* largest position + 1 in the batch: dynamic RoPE scaling looks at it */
-    const tp_segment *segments;  /* host; k_start and k_len count rows of this batch, or of the KV cache */
+    int64_t n;                  /* rows */
+    const int32_t *ids;         /* [n] */
+    const int32_t *positions;   /* [n], from 0 in each segment (or where the cache ends) */
+    int64_t max_position;       /* largest position + 1 in the batch: dynamic RoPE scaling looks at it */
+    const tp_segment *segments; /* host; k_start and k_len count rows of this batch, or of the KV cache */
     int64_t n_segments;
-    const int32_t *label_rows;   /* [n_labels] rows whose output predicts a label, ascending */
-    const int32_t *labels;       /* [n_labels] */
+    const int32_t *label_rows; /* [n_labels] rows whose output predicts a label, ascending */
+    const int32_t *labels;     /* [n_labels] */
     int64_t n_labels;
-    int64_t n_tokens;            /* rows that hold a token: what tokens/s counts */
+    int64_t n_tokens; /* rows that hold a token: what tokens/s counts */
 } tp_batch;
 
 /* A batch that owns its arrays. */

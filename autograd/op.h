@@ -9,7 +9,7 @@
 #include "autograd/tape.h"
 
 #define TP_RECORD_OUTPUTS 3
-#define TP_RECORD_SAVED 4
+#define TP_RECORD_SAVED   4
 
 typedef struct tp_record tp_record;
 
@@ -53,6 +53,9 @@ tp_rows tp_grad_for(tp_tape *tape, tp_tensor *t, bool *accumulate);
  * same shape. `out` keeps none. */
 tp_status tp_grad_move(tp_tape *tape, tp_tensor *out, tp_tensor *x);
 
-static inline bool tp_wants_grad(const tp_tensor *t) { return t != NULL && t->needs_grad; }
+static inline bool tp_wants_grad(const tp_tensor *t)
+{
+    return t != NULL && t->needs_grad;
+}
 
 #endif

@@ -10,22 +10,23 @@
 
 /* y [n, D] = table[ids] (+ add). ids: device memory, checked by the caller. `trained` (same shape as the table, or NULL)
  * receives the gradient and, if given, is read instead of the table. Backward: for `trained` and `add`. */
-TP_API tp_tensor *tp_embedding(tp_tape *tape, const tp_matrix *table, tp_tensor *trained, const int32_t *ids, int64_t n, tp_tensor *add);
+TP_API tp_tensor *tp_embedding(tp_tape *tape, const tp_matrix *table, tp_tensor *trained, const int32_t *ids, int64_t n,
+                               tp_tensor *add);
 
 /* A low-rank addition to a linear: scaling * B (A (dropout x)) on rows begin..end. Hu et al. 2021, arXiv:2106.09685. */
 typedef struct tp_lowrank {
-    tp_tensor *a;         /* [R, in] f32 */
-    tp_tensor *b;         /* [out, R] f32 */
+    tp_tensor *a; /* [R, in] f32 */
+    tp_tensor *b; /* [out, R] f32 */
     float scaling;
-    float dropout;        /* probability on x; 0 where not training */
-    uint32_t site;        /* number of this place, for the generator */
-    int64_t begin, end;   /* rows; end 0: all */
+    float dropout;      /* probability on x; 0 where not training */
+    uint32_t site;      /* number of this place, for the generator */
+    int64_t begin, end; /* rows; end 0: all */
 } tp_lowrank;
 
 typedef struct tp_linear_spec {
-    const tp_matrix *weight;  /* [out, in], any format; borrowed, must outlive the tape */
-    tp_tensor *bias;          /* [1, out] f32 or NULL */
-    tp_tensor *residual;      /* [N, out] added to the result, or NULL */
+    const tp_matrix *weight; /* [out, in], any format; borrowed, must outlive the tape */
+    tp_tensor *bias;         /* [1, out] f32 or NULL */
+    tp_tensor *residual;     /* [N, out] added to the result, or NULL */
     const tp_lowrank *terms;
     int n_terms;
 } tp_linear_spec;
@@ -57,7 +58,7 @@ typedef struct tp_attention_spec {
     int64_t n_segments;
     int64_t heads, kv_heads, head_dim;
     bool causal;
-    int64_t window;             /* 0: none */
+    int64_t window; /* 0: none */
     float scale;
 } tp_attention_spec;
 /* out [N, H*hd] from q [N, H*hd], k and v [Nk, Hkv*hd]; any of them may be a view. Saves one number per row and head.
@@ -80,10 +81,9 @@ TP_API tp_tensor *tp_dropout(tp_tape *tape, tp_tensor *x, float p, uint32_t site
  * rows at a time, and only for rows with a label.
  *   x      [N, D];  head [V, D], frozen
  *   rows   [n] device, ascending row numbers of x;  labels [n] device, 0..V-1
- *   grad_scale  what one unit of loss weighs: 1 / labels of the whole optimizer step. The gradient of x is made right here, chunk
- *               by chunk; backward hands it over, so the loss must reach tp_tape_backward as it is (or summed).
- *   losses [n] device f32, or NULL: per-row losses, unscaled
- * Returns [1, 1] f32 = sum * grad_scale. */
+ *   grad_scale  what one unit of loss weighs: 1 / labels of the whole optimizer step. The gradient of x is made right here,
+ * chunk by chunk; backward hands it over, so the loss must reach tp_tape_backward as it is (or summed). losses [n] device f32,
+ * or NULL: per-row losses, unscaled Returns [1, 1] f32 = sum * grad_scale. */
 typedef struct tp_cross_entropy_spec {
     const tp_matrix *head;
     const int32_t *rows, *labels;

@@ -22,7 +22,10 @@ tp_status tp_params_declare(tp_ctx *ctx, tp_params *params, const char *name, in
     return TP_OK;
 }
 
-static size_t buffer_bytes(const tp_params *params) { return (size_t)params->elements * sizeof(float); }
+static size_t buffer_bytes(const tp_params *params)
+{
+    return (size_t)params->elements * sizeof(float);
+}
 
 tp_status tp_params_allocate(tp_ctx *ctx, tp_params *params)
 {
@@ -44,7 +47,10 @@ tp_status tp_params_train(tp_ctx *ctx, tp_params *params)
     return TP_OK;
 }
 
-tp_status tp_params_zero_grads(tp_ctx *ctx, tp_params *params) { return ctx->device->backend->zero(ctx, params->grads, buffer_bytes(params)); }
+tp_status tp_params_zero_grads(tp_ctx *ctx, tp_params *params)
+{
+    return ctx->device->backend->zero(ctx, params->grads, buffer_bytes(params));
+}
 
 void tp_params_free(tp_params *params)
 {

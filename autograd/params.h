@@ -10,8 +10,8 @@
 #define TP_PARAM_ALIGN 256
 
 typedef struct tp_param {
-    char *name;       /* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" */
-    int64_t offset;   /* in elements, a multiple of TP_PARAM_ALIGN */
+    char *name;     /* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" */
+    int64_t offset; /* in elements, a multiple of TP_PARAM_ALIGN */
     int64_t count;
     tp_tensor tensor; /* over the flat buffers; grad NULL until tp_params_train */
 } tp_param;
@@ -19,14 +19,15 @@ typedef struct tp_param {
 typedef struct tp_params {
     tp_param *list;
     size_t n, capacity;
-    int64_t elements;     /* length of each flat buffer */
-    int64_t trained;      /* sum of counts */
+    int64_t elements;      /* length of each flat buffer */
+    int64_t trained;       /* sum of counts */
     float *values, *grads; /* device; grads NULL unless training */
     tp_device *device;
 } tp_params;
 
 /* Declare all, then allocate once; tensors are valid from then on. */
-TP_API tp_status tp_params_declare(tp_ctx *ctx, tp_params *params, const char *name, int64_t rows, int64_t cols, size_t *index) TP_MUST_CHECK;
+TP_API tp_status tp_params_declare(tp_ctx *ctx, tp_params *params, const char *name, int64_t rows, int64_t cols,
+                                   size_t *index) TP_MUST_CHECK;
 TP_API tp_status tp_params_allocate(tp_ctx *ctx, tp_params *params) TP_MUST_CHECK;
 /* Adds the gradient buffer and marks every parameter as trained. */
 TP_API tp_status tp_params_train(tp_ctx *ctx, tp_params *params) TP_MUST_CHECK;

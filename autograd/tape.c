@@ -12,8 +12,8 @@
 #include "autograd/op.h"
 #include "base/mem.h"
 
-#define SCOPE_BYTES 256
-#define SCOPE_DEPTH 16
+#define SCOPE_BYTES      256
+#define SCOPE_DEPTH      16
 #define HOST_CHUNK_BYTES ((size_t)256 << 10)
 
 struct tp_storage {
@@ -28,17 +28,17 @@ struct tp_tape {
     tp_status status;
     tp_dtype precision;
     tp_pool pool;
-    tp_arena host;              /* tensors, records, storages, scope texts */
+    tp_arena host; /* tensors, records, storages, scope texts */
     tp_record **records;
     size_t n_records, records_capacity;
-    tp_storage **live;          /* in order of creation; NULL: released */
+    tp_storage **live; /* in order of creation; NULL: released */
     size_t n_live, live_capacity;
     int no_grad;
     uint64_t step;
     char scope[SCOPE_BYTES];
     size_t scope_starts[SCOPE_DEPTH];
     int scope_depth;
-    const char *scope_text;     /* copy of scope in the host arena; NULL: changed since */
+    const char *scope_text; /* copy of scope in the host arena; NULL: changed since */
 };
 
 tp_status tp_tape_new(tp_ctx *ctx, size_t capacity, tp_dtype precision, tp_tape **result)
@@ -79,16 +79,46 @@ void tp_tape_reset(tp_tape *tape)
     tape->scope_text = NULL;
 }
 
-tp_status tp_tape_status(const tp_tape *tape) { return tape->status; }
-tp_dtype tp_tape_precision(const tp_tape *tape) { return tape->precision; }
-tp_ctx *tp_tape_ctx(tp_tape *tape) { return tape->ctx; }
-size_t tp_tape_peak(const tp_tape *tape) { return tape->pool.peak; }
-void tp_tape_forget_peak(tp_tape *tape) { tape->pool.peak = 0; }
-void tp_tape_set_step(tp_tape *tape, uint64_t step) { tape->step = step; }
-uint64_t tp_tape_step(const tp_tape *tape) { return tape->step; }
-void tp_tape_no_grad_begin(tp_tape *tape) { tape->no_grad++; }
-void tp_tape_no_grad_end(tp_tape *tape) { tape->no_grad--; }
-bool tp_tape_recording(const tp_tape *tape) { return tape->no_grad == 0; }
+tp_status tp_tape_status(const tp_tape *tape)
+{
+    return tape->status;
+}
+tp_dtype tp_tape_precision(const tp_tape *tape)
+{
+    return tape->precision;
+}
+tp_ctx *tp_tape_ctx(tp_tape *tape)
+{
+    return tape->ctx;
+}
+size_t tp_tape_peak(const tp_tape *tape)
+{
+    return tape->pool.peak;
+}
+void tp_tape_forget_peak(tp_tape *tape)
+{
+    tape->pool.peak = 0;
+}
+void tp_tape_set_step(tp_tape *tape, uint64_t step)
+{
+    tape->step = step;
+}
+uint64_t tp_tape_step(const tp_tape *tape)
+{
+    return tape->step;
+}
+void tp_tape_no_grad_begin(tp_tape *tape)
+{
+    tape->no_grad++;
+}
+void tp_tape_no_grad_end(tp_tape *tape)
+{
+    tape->no_grad--;
+}
+bool tp_tape_recording(const tp_tape *tape)
+{
+    return tape->no_grad == 0;
+}
 
 /* ---- scopes and errors ---- */
 
@@ -118,8 +148,10 @@ static tp_status fail_at(tp_tape *tape, const char *scope, const char *op, tp_st
 {
     if (tape->status == TP_OK) {
         tape->status = status;
-        if (scope != NULL && scope[0] != '\0') tp_fail_in(tape->ctx, "%s: %s", scope, op);
-        else tp_fail_in(tape->ctx, "%s", op);
+        if (scope != NULL && scope[0] != '\0')
+            tp_fail_in(tape->ctx, "%s: %s", scope, op);
+        else
+            tp_fail_in(tape->ctx, "%s", op);
     }
     return tape->status;
 }
@@ -188,10 +220,19 @@ tp_storage *tp_op_alloc(tp_tape *tape, const char *op, size_t bytes)
     return storage;
 }
 
-void *tp_storage_data(const tp_storage *storage) { return storage->data; }
-void tp_op_release(tp_tape *tape, tp_storage *storage) { release(tape, storage); }
+void *tp_storage_data(const tp_storage *storage)
+{
+    return storage->data;
+}
+void tp_op_release(tp_tape *tape, tp_storage *storage)
+{
+    release(tape, storage);
+}
 
-size_t tp_tape_mark(const tp_tape *tape) { return tape->n_live; }
+size_t tp_tape_mark(const tp_tape *tape)
+{
+    return tape->n_live;
+}
 
 void tp_tape_rewind(tp_tape *tape, size_t mark, const tp_tensor *keep)
 {
@@ -215,7 +256,8 @@ static tp_tensor *new_tensor(tp_tape *tape, const char *op)
 static bool tensor_bytes(tp_dtype dtype, int64_t rows, int64_t ld, size_t *bytes)
 {
     int64_t elements, total;
-    if (!tp_mul_i64(rows, ld, &elements) || !tp_mul_i64(elements, (int64_t)tp_dtype_bytes(dtype), &total) || total < 0) return false;
+    if (!tp_mul_i64(rows, ld, &elements) || !tp_mul_i64(elements, (int64_t)tp_dtype_bytes(dtype), &total) || total < 0)
+        return false;
     *bytes = (size_t)total;
     return true;
 }
@@ -224,7 +266,8 @@ tp_tensor *tp_op_output(tp_tape *tape, const char *op, tp_dtype dtype, int64_t r
 {
     size_t bytes;
     if (tape->status != TP_OK) return NULL;
-    if (!tensor_bytes(dtype, rows, cols, &bytes)) return tp_op_fail(tape, op, TP_SHAPE, "a result of [%lld, %lld] is too large", (long long)rows, (long long)cols);
+    if (!tensor_bytes(dtype, rows, cols, &bytes))
+        return tp_op_fail(tape, op, TP_SHAPE, "a result of [%lld, %lld] is too large", (long long)rows, (long long)cols);
     tp_tensor *t = new_tensor(tape, op);
     if (t == NULL) return NULL;
     t->storage = tp_op_alloc(tape, op, bytes);
@@ -241,8 +284,14 @@ tp_tensor *tp_op_in_place(tp_tape *tape, const char *op, tp_tensor *x, bool need
 {
     tp_tensor *t = new_tensor(tape, op);
     if (t == NULL) return NULL;
-    *t = (tp_tensor){.dtype = x->dtype, .rows = x->rows, .cols = x->cols, .ld = x->ld, .data = x->data,
-                     .needs_grad = needs_grad, .storage = x->storage, .base = x->base};
+    *t = (tp_tensor){.dtype = x->dtype,
+                     .rows = x->rows,
+                     .cols = x->cols,
+                     .ld = x->ld,
+                     .data = x->data,
+                     .needs_grad = needs_grad,
+                     .storage = x->storage,
+                     .base = x->base};
     if (t->storage != NULL) t->storage->users++;
     return t;
 }
@@ -312,7 +361,8 @@ tp_rows tp_grad_for(tp_tape *tape, tp_tensor *t, bool *accumulate)
 
 tp_status tp_grad_move(tp_tape *tape, tp_tensor *out, tp_tensor *x)
 {
-    if (!x->grad_written && x->grad == NULL && x->base == NULL && out->grad_storage != NULL && out->dtype == x->dtype && out->ld == x->ld) {
+    if (!x->grad_written && x->grad == NULL && x->base == NULL && out->grad_storage != NULL && out->dtype == x->dtype &&
+        out->ld == x->ld) {
         x->grad = out->grad;
         x->grad_storage = out->grad_storage;
         x->grad_written = true;
@@ -387,7 +437,8 @@ tp_status tp_tape_backward_from(tp_tape *tape, tp_tensor *out, const void *grad)
     tp_rows rows = tp_grad_for(tape, out, &accumulate);
     if (rows.data == NULL) return tape->status;
     size_t bytes = (size_t)out->rows * (size_t)out->cols * tp_dtype_bytes(out->dtype);
-    if (!tp_op_ok(tape, "backward", tape->ctx->device->backend->copy_in(tape->ctx, rows.data, grad, bytes))) return tape->status;
+    if (!tp_op_ok(tape, "backward", tape->ctx->device->backend->copy_in(tape->ctx, rows.data, grad, bytes)))
+        return tape->status;
     return sweep(tape, 0);
 }
 
@@ -395,7 +446,8 @@ tp_status tp_tape_backward(tp_tape *tape, tp_tensor *loss)
 {
     const float one = 1.0f;
     if (tape->status == TP_OK && loss != NULL && (loss->rows != 1 || loss->cols != 1 || loss->dtype != TP_F32))
-        return tp_fail(tape->ctx, TP_INTERNAL, "backward: a loss is one f32 number, this is [%lld, %lld]", (long long)loss->rows, (long long)loss->cols);
+        return tp_fail(tape->ctx, TP_INTERNAL, "backward: a loss is one f32 number, this is [%lld, %lld]",
+                       (long long)loss->rows, (long long)loss->cols);
     return tp_tape_backward_from(tape, loss, &one);
 }
 

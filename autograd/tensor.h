@@ -11,11 +11,11 @@
 typedef struct tp_storage tp_storage; /* a block of the step arena, counted by its users */
 
 typedef struct tp_tensor {
-    const char *name;        /* parameters: PEFT's name; activations: NULL */
-    tp_dtype dtype;          /* TP_F32 or TP_BF16; parameters are TP_F32 */
+    const char *name; /* parameters: PEFT's name; activations: NULL */
+    tp_dtype dtype;   /* TP_F32 or TP_BF16; parameters are TP_F32 */
     int64_t rows, cols;
-    int64_t ld;              /* elements between rows; cols unless this is a view of columns */
-    void *data;              /* device memory */
+    int64_t ld; /* elements between rows; cols unless this is a view of columns */
+    void *data; /* device memory */
     bool needs_grad;
     bool is_parameter;
     /* Gradient in dtype, with the same shape and ld. Parameters: given at creation and added to. Activations: allocated by
@@ -23,18 +23,32 @@ typedef struct tp_tensor {
     void *grad;
     bool grad_written;
     tp_storage *storage, *grad_storage; /* NULL for parameters */
-    struct tp_tensor *base;  /* a view of columns: gradients are written into the base's gradient, else NULL */
+    struct tp_tensor *base;             /* a view of columns: gradients are written into the base's gradient, else NULL */
 } tp_tensor;
 
 /* A parameter over memory of the caller; grad NULL: frozen. */
 static inline tp_tensor tp_parameter(const char *name, int64_t rows, int64_t cols, float *data, float *grad)
 {
-    tp_tensor t = {.name = name, .dtype = TP_F32, .rows = rows, .cols = cols, .ld = cols, .data = data,
-                   .needs_grad = grad != NULL, .is_parameter = true, .grad = grad, .grad_written = true};
+    tp_tensor t = {.name = name,
+                   .dtype = TP_F32,
+                   .rows = rows,
+                   .cols = cols,
+                   .ld = cols,
+                   .data = data,
+                   .needs_grad = grad != NULL,
+                   .is_parameter = true,
+                   .grad = grad,
+                   .grad_written = true};
     return t;
 }
 
-static inline tp_rows tp_tensor_rows(const tp_tensor *t) { return (tp_rows){t->data, t->dtype, t->ld}; }
-static inline tp_rows tp_tensor_grad_rows(const tp_tensor *t) { return (tp_rows){t->grad, t->dtype, t->ld}; }
+static inline tp_rows tp_tensor_rows(const tp_tensor *t)
+{
+    return (tp_rows){t->data, t->dtype, t->ld};
+}
+static inline tp_rows tp_tensor_grad_rows(const tp_tensor *t)
+{
+    return (tp_rows){t->grad, t->dtype, t->ld};
+}
 
 #endif

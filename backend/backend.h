@@ -37,10 +37,10 @@ struct tp_device {
     const tp_backend *backend;
     tp_dtype auto_precision; /* what precision: auto means here */
     int threads;
-    uint64_t memory_bytes;   /* what the machine or GPU has */
+    uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
-    double flops[2];         /* counted by the dry backend: f32 and bf16 products of this step; else 0 */
-    double bytes_moved;      /* dry: bytes read and written by kernels */
+    double flops[2];          /* counted by the dry backend: f32 and bf16 products of this step; else 0 */
+    double bytes_moved;       /* dry: bytes read and written by kernels */
 };
 
 extern const tp_backend tp_cpu_backend, tp_dry_backend, tp_cuda_backend;
@@ -51,10 +51,10 @@ TP_API tp_status tp_device_open(tp_ctx *ctx, const char *name, int threads, tp_d
 TP_API void tp_device_close(tp_device *device);
 
 /* tp_run_matmul(ctx, &args), ...: runs a kernel on ctx->device. */
-#define TP_KERNEL(name, type)                                                     \
-    static inline tp_status tp_run_##name(tp_ctx *ctx, const type *args)          \
-    {                                                                             \
-        return ctx->device->backend->kernels[TP_KERNEL_##name](ctx, args);        \
+#define TP_KERNEL(name, type)                                                                                                  \
+    static inline tp_status tp_run_##name(tp_ctx *ctx, const type *args)                                                       \
+    {                                                                                                                          \
+        return ctx->device->backend->kernels[TP_KERNEL_##name](ctx, args);                                                     \
     }
 #include "backend/kernels.def"
 #undef TP_KERNEL

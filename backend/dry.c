@@ -17,7 +17,7 @@ typedef struct dry_device {
 
 /* Nothing is mapped here on any system we know, so a kernel that reads by mistake is caught at once. */
 #define FIRST_ADDRESS ((uint64_t)1 << 40)
-#define ALIGNMENT 256
+#define ALIGNMENT     256
 
 static tp_status dry_open(tp_ctx *ctx, int index, int threads, tp_device **device)
 {
@@ -35,7 +35,10 @@ static tp_status dry_open(tp_ctx *ctx, int index, int threads, tp_device **devic
     return TP_OK;
 }
 
-static void dry_close(tp_device *device) { tp_free(device); }
+static void dry_close(tp_device *device)
+{
+    tp_free(device);
+}
 
 static void *dry_alloc(tp_ctx *ctx, tp_device *device, size_t bytes)
 {
@@ -49,7 +52,10 @@ static void *dry_alloc(tp_ctx *ctx, tp_device *device, size_t bytes)
     return (void *)(uintptr_t)address;
 }
 
-static void dry_free(tp_device *device, void *memory, size_t bytes) { (void)device, (void)memory, (void)bytes; }
+static void dry_free(tp_device *device, void *memory, size_t bytes)
+{
+    (void)device, (void)memory, (void)bytes;
+}
 
 static tp_status dry_copy_in(tp_ctx *ctx, void *device_memory, const void *host, size_t bytes)
 {
@@ -89,14 +95,20 @@ static tp_status count(tp_ctx *ctx, tp_dtype precision, double flops, double byt
     return TP_OK;
 }
 
-static tp_status count_bytes(tp_ctx *ctx, double bytes) { return count(ctx, TP_F32, 0, bytes); }
+static tp_status count_bytes(tp_ctx *ctx, double bytes)
+{
+    return count(ctx, TP_F32, 0, bytes);
+}
 
 static double bytes_of(tp_rows x, int64_t n, int64_t columns)
 {
     return (double)n * (double)columns * (double)tp_dtype_bytes(x.dtype);
 }
 
-static double floats(int64_t n) { return 4.0 * (double)n; }
+static double floats(int64_t n)
+{
+    return 4.0 * (double)n;
+}
 
 static double matrix_bytes(const tp_matrix *w)
 {
@@ -164,7 +176,8 @@ static tp_status dry_rmsnorm(tp_ctx *ctx, const void *args)
 static tp_status dry_rmsnorm_backward(tp_ctx *ctx, const void *args)
 {
     const tp_rmsnorm_backward_args *a = args;
-    double bytes = bytes_of(a->x, a->n, a->dim) + bytes_of(a->dy, a->n, a->dim) + bytes_of(a->dx, a->n, a->dim) * (a->accumulate ? 2 : 1);
+    double bytes =
+        bytes_of(a->x, a->n, a->dim) + bytes_of(a->dy, a->n, a->dim) + bytes_of(a->dx, a->n, a->dim) * (a->accumulate ? 2 : 1);
     return count_bytes(ctx, bytes + floats(a->dim + a->n) + (a->dweight != NULL ? 2 * floats(a->dim) : 0));
 }
 
@@ -177,7 +190,8 @@ static tp_status dry_layernorm(tp_ctx *ctx, const void *args)
 static tp_status dry_layernorm_backward(tp_ctx *ctx, const void *args)
 {
     const tp_layernorm_backward_args *a = args;
-    double bytes = bytes_of(a->x, a->n, a->dim) + bytes_of(a->dy, a->n, a->dim) + bytes_of(a->dx, a->n, a->dim) * (a->accumulate ? 2 : 1);
+    double bytes =
+        bytes_of(a->x, a->n, a->dim) + bytes_of(a->dy, a->n, a->dim) + bytes_of(a->dx, a->n, a->dim) * (a->accumulate ? 2 : 1);
     int sums = (a->dweight != NULL) + (a->dbias != NULL);
     return count_bytes(ctx, bytes + floats(a->dim + 2 * a->n) + 2 * sums * floats(a->dim));
 }

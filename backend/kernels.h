@@ -36,10 +36,10 @@ typedef struct tp_matmul_args {
     bool nt;
     tp_rows c;
     float alpha, beta;
-    const float *bias;     /* [m] or NULL; added once, not scaled */
-    const void *residual;  /* [n, m] with leading dimension residual_ld, or NULL */
+    const float *bias;    /* [m] or NULL; added once, not scaled */
+    const void *residual; /* [n, m] with leading dimension residual_ld, or NULL */
     int64_t residual_ld;
-    tp_dtype precision;    /* TP_F32 or TP_BF16 */
+    tp_dtype precision; /* TP_F32 or TP_BF16 */
 } tp_matmul_args;
 
 /* c [m, k] f32 = alpha * a^T b + beta * c;  a [n, m], b [n, k], any mix of f32 and bf16. Gradients of weights. */
@@ -150,18 +150,18 @@ typedef struct tp_segment {
  * Query head h reads key head h / (heads / kv_heads). window w > 0: also j > i + (k_len - q_len) - w. Rows in no segment
  * and fully masked rows give zeros. Prefix keys (prefix tuning) are seen by every query of every segment. */
 typedef struct tp_attention_args {
-    int64_t n_q;                 /* rows of q and out */
+    int64_t n_q; /* rows of q and out */
     int64_t heads, kv_heads, head_dim;
-    tp_rows q, k, v, out;        /* q, out [n_q, heads*head_dim]; k, v [n_k, kv_heads*head_dim] */
-    float *lse;                  /* [n_q, heads] log-sum-exp per row for backward, or NULL; -inf for rows without keys */
-    const tp_segment *segments;  /* ascending, not overlapping in q; host memory */
+    tp_rows q, k, v, out;       /* q, out [n_q, heads*head_dim]; k, v [n_k, kv_heads*head_dim] */
+    float *lse;                 /* [n_q, heads] log-sum-exp per row for backward, or NULL; -inf for rows without keys */
+    const tp_segment *segments; /* ascending, not overlapping in q; host memory */
     int64_t n_segments;
     bool causal;
     int64_t window;
     float scale;
-    float soft_cap;              /* 0: none; c*tanh(s/c) before the mask */
-    const float *alibi_slopes;   /* [heads] or NULL */
-    tp_rows prefix_k, prefix_v;  /* [n_prefix, kv_heads*head_dim] */
+    float soft_cap;             /* 0: none; c*tanh(s/c) before the mask */
+    const float *alibi_slopes;  /* [heads] or NULL */
+    tp_rows prefix_k, prefix_v; /* [n_prefix, kv_heads*head_dim] */
     int64_t n_prefix;
 } tp_attention_args;
 /* dq, dk, dv are overwritten (rows outside segments with zeros); the other fields as in forward, whose out and lse it
@@ -235,15 +235,16 @@ typedef struct tp_cross_entropy_args {
 /* What changes from step to step, in device memory, so that a captured step can be replayed. */
 typedef struct tp_step_state {
     float learning_rate;
-    float bias1, bias2;   /* 1 - beta1^t, 1 - beta2^t */
-    float max_norm;       /* 0: no clipping */
-    float clip;           /* out: min(1, max_norm / (norm + 1e-6)) */
-    int32_t finite;       /* out: 1 if loss and norm are finite; the updates obey it */
-    double norm;          /* out: 2-norm of all gradients before clipping */
-    double loss_sum;      /* sum over labels of the step so far */
+    float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
+    float max_norm;     /* 0: no clipping */
+    float clip;         /* out: min(1, max_norm / (norm + 1e-6)) */
+    int32_t finite;     /* out: 1 if loss and norm are finite; the updates obey it */
+    double norm;        /* out: 2-norm of all gradients before clipping */
+    double loss_sum;    /* sum over labels of the step so far */
 } tp_step_state;
 
-/* Norm of g [n], clip factor and finite flag into state. The sum of squares is taken over blocks of 4096 in f64, added in order. */
+/* Norm of g [n], clip factor and finite flag into state. The sum of squares is taken over blocks of 4096 in f64, added in
+ * order. */
 typedef struct tp_grad_norm_args {
     int64_t n;
     const float *g;

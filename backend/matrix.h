@@ -17,20 +17,24 @@ extern "C" {
 #endif
 
 typedef enum tp_format_id {
-    TP_FORMAT_F32, TP_FORMAT_BF16, TP_FORMAT_F16, /* dense */
-    TP_FORMAT_Q8_0, TP_FORMAT_Q4_0, TP_FORMAT_Q4_1, /* ggml blocks of 32 along a row */
+    TP_FORMAT_F32,
+    TP_FORMAT_BF16,
+    TP_FORMAT_F16, /* dense */
+    TP_FORMAT_Q8_0,
+    TP_FORMAT_Q4_0,
+    TP_FORMAT_Q4_1, /* ggml blocks of 32 along a row */
     TP_FORMAT_COUNT
 } tp_format_id;
 
 typedef struct tp_matrix {
     tp_format_id format;
-    const void *data;      /* borrowed; device memory on a GPU. May be unaligned for mapped files */
-    int64_t rows, cols;    /* logical */
-    int64_t stride;        /* elements from one stored row to the next (dense), or 0: stored rows are contiguous */
-    bool transposed;       /* stored as [cols, rows] (GPT-2's Conv1D); dense formats only */
-    int32_t rope_pairs;    /* > 0: rows are stored in GGUF's rotary order with this head size: logical row
-                            * h*hd + p*hd/2 + i lies at stored row h*hd + 2*i + p */
-    bool round_bf16;       /* values are rounded to bf16 when unpacked: bf16 compute on a base stored wider */
+    const void *data;   /* borrowed; device memory on a GPU. May be unaligned for mapped files */
+    int64_t rows, cols; /* logical */
+    int64_t stride;     /* elements from one stored row to the next (dense), or 0: stored rows are contiguous */
+    bool transposed;    /* stored as [cols, rows] (GPT-2's Conv1D); dense formats only */
+    int32_t rope_pairs; /* > 0: rows are stored in GGUF's rotary order with this head size: logical row
+                         * h*hd + p*hd/2 + i lies at stored row h*hd + 2*i + p */
+    bool round_bf16;    /* values are rounded to bf16 when unpacked: bf16 compute on a base stored wider */
 } tp_matrix;
 
 /* Stored row of a logical row. */
@@ -42,11 +46,11 @@ static inline int64_t tp_matrix_stored_row(const tp_matrix *w, int64_t row)
 }
 
 typedef struct tp_format {
-    const char *name;      /* "f32", "q4_1", as recipes and inspect spell it */
-    int64_t block;         /* values per block along a row; 1 for dense formats */
+    const char *name; /* "f32", "q4_1", as recipes and inspect spell it */
+    int64_t block;    /* values per block along a row; 1 for dense formats */
     int64_t block_bytes;
     bool dense;
-    tp_dtype dtype;        /* of dense formats */
+    tp_dtype dtype; /* of dense formats */
     /* Decodes values first .. first+n of one stored row. first and n are multiples of `block`.
      * Defined for every bit pattern. The scalar definition of the format; CPU kernels may have a vector twin. */
     void (*decode)(const void *row, int64_t first, int64_t n, float *out);

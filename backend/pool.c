@@ -8,7 +8,7 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #else
-#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_POISON_MEMORY_REGION(address, size)   ((void)(address), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
@@ -20,14 +20,19 @@ struct tp_hole {
 
 #define HOST_SLACK_BYTES ((size_t)1 << 20)
 
-static size_t rounded(size_t bytes) { return (bytes + TP_POOL_ALIGN - 1) / TP_POOL_ALIGN * TP_POOL_ALIGN + (bytes == 0 ? TP_POOL_ALIGN : 0); }
+static size_t rounded(size_t bytes)
+{
+    return (bytes + TP_POOL_ALIGN - 1) / TP_POOL_ALIGN * TP_POOL_ALIGN + (bytes == 0 ? TP_POOL_ALIGN : 0);
+}
 
 /* Freed memory is poisoned where the host can see it, so that a kernel reading a dead tensor is caught. */
 static void poison(const tp_pool *pool, size_t offset, size_t size, bool dead)
 {
     if (!pool->device->backend->host_memory) return;
-    if (dead) ASAN_POISON_MEMORY_REGION(pool->base + offset, size);
-    else ASAN_UNPOISON_MEMORY_REGION(pool->base + offset, size);
+    if (dead)
+        ASAN_POISON_MEMORY_REGION(pool->base + offset, size);
+    else
+        ASAN_UNPOISON_MEMORY_REGION(pool->base + offset, size);
 }
 
 tp_status tp_pool_open(tp_ctx *ctx, tp_pool *pool, size_t capacity)
@@ -36,7 +41,8 @@ tp_status tp_pool_open(tp_ctx *ctx, tp_pool *pool, size_t capacity)
     if (capacity == 0 && !ctx->device->backend->computes) capacity = (size_t)1 << 50;
     /* Batches smaller than the planned one fall differently into the holes. Host memory costs nothing until it is touched, so
      * there is room for that; on a GPU steps have the planned shape. */
-    else if (ctx->device->backend->host_memory && !tp_add_size(capacity, capacity + HOST_SLACK_BYTES, &capacity)) capacity = SIZE_MAX / 2;
+    else if (ctx->device->backend->host_memory && !tp_add_size(capacity, capacity + HOST_SLACK_BYTES, &capacity))
+        capacity = SIZE_MAX / 2;
     capacity = rounded(capacity);
     TP_TRY(tp_grow(ctx, &pool->holes, &pool->holes_capacity, HOLES_INITIAL, sizeof *pool->holes));
     pool->base = ctx->device->backend->alloc(ctx, ctx->device, capacity);
@@ -88,7 +94,8 @@ void *tp_pool_alloc(tp_ctx *ctx, tp_pool *pool, size_t bytes)
         poison(pool, offset, bytes, false);
         return pool->base + offset;
     }
-    tp_fail(ctx, TP_NOMEM, "the step arena is full: %zu of %zu bytes are in use, %zu more are needed", pool->used, pool->capacity, bytes);
+    tp_fail(ctx, TP_NOMEM, "the step arena is full: %zu of %zu bytes are in use, %zu more are needed", pool->used,
+            pool->capacity, bytes);
     return NULL;
 }
 

@@ -10,8 +10,8 @@
 #include <sanitizer/asan_interface.h>
 #define RED_ZONE 16
 #else
-#define RED_ZONE 0
-#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define RED_ZONE                                   0
+#define ASAN_POISON_MEMORY_REGION(address, size)   ((void)(address), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
@@ -21,7 +21,10 @@ struct tp_arena_chunk {
     _Alignas(16) unsigned char bytes[];
 };
 
-void tp_arena_init(tp_arena *arena, size_t chunk_bytes) { *arena = (tp_arena){.chunk_bytes = chunk_bytes}; }
+void tp_arena_init(tp_arena *arena, size_t chunk_bytes)
+{
+    *arena = (tp_arena){.chunk_bytes = chunk_bytes};
+}
 
 static struct tp_arena_chunk *new_chunk(tp_ctx *ctx, tp_arena *arena, size_t need)
 {

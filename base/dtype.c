@@ -29,9 +29,18 @@ static const struct {
     [TP_U64] = {"U64", 64},
 };
 
-int tp_dtype_bits(tp_dtype dtype) { return (unsigned)dtype < TP_DTYPE_COUNT ? dtypes[dtype].bits : 0; }
-size_t tp_dtype_bytes(tp_dtype dtype) { return (size_t)tp_dtype_bits(dtype) / 8; }
-const char *tp_dtype_name(tp_dtype dtype) { return (unsigned)dtype < TP_DTYPE_COUNT ? dtypes[dtype].name : "unknown"; }
+int tp_dtype_bits(tp_dtype dtype)
+{
+    return (unsigned)dtype < TP_DTYPE_COUNT ? dtypes[dtype].bits : 0;
+}
+size_t tp_dtype_bytes(tp_dtype dtype)
+{
+    return (size_t)tp_dtype_bits(dtype) / 8;
+}
+const char *tp_dtype_name(tp_dtype dtype)
+{
+    return (unsigned)dtype < TP_DTYPE_COUNT ? dtypes[dtype].name : "unknown";
+}
 
 bool tp_dtype_parse(const char *name, size_t n, tp_dtype *dtype)
 {
@@ -44,7 +53,10 @@ bool tp_dtype_parse(const char *name, size_t n, tp_dtype *dtype)
     return false;
 }
 
-bool tp_dtype_is_float(tp_dtype dtype) { return dtype == TP_F16 || dtype == TP_BF16 || dtype == TP_F32 || dtype == TP_F64; }
+bool tp_dtype_is_float(tp_dtype dtype)
+{
+    return dtype == TP_F16 || dtype == TP_BF16 || dtype == TP_F32 || dtype == TP_F64;
+}
 
 float tp_f16_to_f32(uint16_t h)
 {
@@ -60,7 +72,7 @@ uint16_t tp_f32_to_f16(float f)
     uint32_t b = tp_f32_bits(f), sign = b >> 16 & 0x8000, magnitude = b & 0x7fffffff;
     if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
     if (magnitude >= 0x47800000u) return (uint16_t)(sign | 0x7c00); /* 65536 and above */
-    if (magnitude < 0x38800000u) {                                  /* below 2^-14: the addition rounds to a multiple of 2^-24 */
+    if (magnitude < 0x38800000u) { /* below 2^-14: the addition rounds to a multiple of 2^-24 */
         float shifted = tp_f32_from_bits(magnitude) + 0.5f;
         return (uint16_t)(sign | (tp_f32_bits(shifted) - 0x3f000000u));
     }
@@ -79,9 +91,18 @@ void tp_convert_to_f32(tp_dtype from, const void *src, size_t n, float *dst)
         uint16_t half;
         double wide;
         switch (from) {
-        case TP_BF16: memcpy(&half, bytes + 2 * i, 2); dst[i] = tp_bf16_to_f32(half); break;
-        case TP_F16: memcpy(&half, bytes + 2 * i, 2); dst[i] = tp_f16_to_f32(half); break;
-        case TP_F64: memcpy(&wide, bytes + 8 * i, 8); dst[i] = (float)wide; break;
+        case TP_BF16:
+            memcpy(&half, bytes + 2 * i, 2);
+            dst[i] = tp_bf16_to_f32(half);
+            break;
+        case TP_F16:
+            memcpy(&half, bytes + 2 * i, 2);
+            dst[i] = tp_f16_to_f32(half);
+            break;
+        case TP_F64:
+            memcpy(&wide, bytes + 8 * i, 8);
+            dst[i] = (float)wide;
+            break;
         default: dst[i] = 0; break;
         }
     }
@@ -98,9 +119,18 @@ void tp_convert_from_f32(tp_dtype to, const float *src, size_t n, void *dst)
         uint16_t half;
         double wide;
         switch (to) {
-        case TP_BF16: half = tp_f32_to_bf16(src[i]); memcpy(bytes + 2 * i, &half, 2); break;
-        case TP_F16: half = tp_f32_to_f16(src[i]); memcpy(bytes + 2 * i, &half, 2); break;
-        case TP_F64: wide = src[i]; memcpy(bytes + 8 * i, &wide, 8); break;
+        case TP_BF16:
+            half = tp_f32_to_bf16(src[i]);
+            memcpy(bytes + 2 * i, &half, 2);
+            break;
+        case TP_F16:
+            half = tp_f32_to_f16(src[i]);
+            memcpy(bytes + 2 * i, &half, 2);
+            break;
+        case TP_F64:
+            wide = src[i];
+            memcpy(bytes + 8 * i, &wide, 8);
+            break;
         default: break;
         }
     }

@@ -15,11 +15,28 @@ extern "C" {
 
 /* In the order of safetensors' dtype list, lowest first: its writers sort by it. */
 typedef enum tp_dtype {
-    TP_BOOL, TP_F4, TP_F6_E2M3, TP_F6_E3M2,
-    TP_U8, TP_I8, TP_F8_E5M2, TP_F8_E4M3, TP_F8_E8M0, TP_F8_E4M3FNUZ, TP_F8_E5M2FNUZ,
-    TP_I16, TP_U16, TP_F16, TP_BF16,
-    TP_I32, TP_U32, TP_F32,
-    TP_C64, TP_F64, TP_I64, TP_U64,
+    TP_BOOL,
+    TP_F4,
+    TP_F6_E2M3,
+    TP_F6_E3M2,
+    TP_U8,
+    TP_I8,
+    TP_F8_E5M2,
+    TP_F8_E4M3,
+    TP_F8_E8M0,
+    TP_F8_E4M3FNUZ,
+    TP_F8_E5M2FNUZ,
+    TP_I16,
+    TP_U16,
+    TP_F16,
+    TP_BF16,
+    TP_I32,
+    TP_U32,
+    TP_F32,
+    TP_C64,
+    TP_F64,
+    TP_I64,
+    TP_U64,
     TP_DTYPE_COUNT
 } tp_dtype;
 
@@ -33,9 +50,22 @@ TP_API bool tp_dtype_parse(const char *name, size_t n, tp_dtype *dtype);
 /* F16, BF16, F32, F64: what tp_convert_to_f32 accepts. */
 TP_API bool tp_dtype_is_float(tp_dtype dtype);
 
-static inline float tp_f32_from_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
-static inline uint32_t tp_f32_bits(float f) { uint32_t b; memcpy(&b, &f, 4); return b; }
-static inline float tp_bf16_to_f32(uint16_t h) { return tp_f32_from_bits((uint32_t)h << 16); }
+static inline float tp_f32_from_bits(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+static inline uint32_t tp_f32_bits(float f)
+{
+    uint32_t b;
+    memcpy(&b, &f, 4);
+    return b;
+}
+static inline float tp_bf16_to_f32(uint16_t h)
+{
+    return tp_f32_from_bits((uint32_t)h << 16);
+}
 
 /* Rounds to nearest even; a NaN keeps its upper bits and becomes quiet. */
 static inline uint16_t tp_f32_to_bf16(float f)

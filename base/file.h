@@ -46,8 +46,8 @@ TP_API tp_status tp_map_guard_install(tp_ctx *ctx) TP_MUST_CHECK;
 typedef struct tp_writer tp_writer;
 TP_API tp_status tp_writer_open(tp_ctx *ctx, const char *path, tp_writer **writer) TP_MUST_CHECK;
 TP_API tp_status tp_writer_write(tp_ctx *ctx, tp_writer *writer, const void *bytes, size_t n) TP_MUST_CHECK;
-TP_API tp_status tp_writer_finish(tp_ctx *ctx, tp_writer *writer) TP_MUST_CHECK;   /* closes and frees in every case */
-TP_API void tp_writer_discard(tp_writer *writer);                                  /* accepts NULL */
+TP_API tp_status tp_writer_finish(tp_ctx *ctx, tp_writer *writer) TP_MUST_CHECK; /* closes and frees in every case */
+TP_API void tp_writer_discard(tp_writer *writer);                                /* accepts NULL */
 /* Whole contents in one call. */
 TP_API tp_status tp_file_write(tp_ctx *ctx, const char *path, const void *bytes, size_t n) TP_MUST_CHECK;
 
@@ -68,7 +68,8 @@ TP_API tp_status tp_publish_add(tp_ctx *ctx, tp_publish *publish, const char *na
 TP_API tp_status tp_publish_adopt(tp_ctx *ctx, tp_publish *publish, const char *name) TP_MUST_CHECK;
 TP_API tp_status tp_publish_commit(tp_ctx *ctx, tp_publish *publish, const char *manifest, bool replace) TP_MUST_CHECK;
 TP_API void tp_publish_discard(tp_publish *publish);
-/* Checks folder/manifest.json against the files: CHECKPOINT with the first difference. *manifest (may be NULL) gets its text. */
+/* Checks folder/manifest.json against the files: CHECKPOINT with the first difference. *manifest (may be NULL) gets its text.
+ */
 TP_API tp_status tp_publish_verify(tp_ctx *ctx, const char *folder, char **manifest) TP_MUST_CHECK;
 /* Removes "<prefix>*.tmp-<pid>-<random>" leftovers in `folder` whose process is gone. */
 TP_API tp_status tp_publish_sweep(tp_ctx *ctx, const char *folder, const char *prefix) TP_MUST_CHECK;

@@ -14,10 +14,17 @@
 
 #define TP_JSON_DEPTH 128
 
-typedef enum tp_json_type { TP_JSON_NULL, TP_JSON_BOOL, TP_JSON_NUMBER, TP_JSON_STRING, TP_JSON_ARRAY, TP_JSON_OBJECT } tp_json_type;
+typedef enum tp_json_type {
+    TP_JSON_NULL,
+    TP_JSON_BOOL,
+    TP_JSON_NUMBER,
+    TP_JSON_STRING,
+    TP_JSON_ARRAY,
+    TP_JSON_OBJECT
+} tp_json_type;
 
-typedef struct tp_json_doc tp_json_doc;  /* owns the nodes and the decoded strings */
-typedef struct tp_json tp_json;          /* a value inside a document; borrowed */
+typedef struct tp_json_doc tp_json_doc; /* owns the nodes and the decoded strings */
+typedef struct tp_json tp_json;         /* a value inside a document; borrowed */
 
 typedef struct tp_json_options {
     const char *name;       /* file name for messages */
@@ -29,11 +36,14 @@ typedef struct tp_json_options {
 } tp_json_options;
 
 /* Parses text[0..n). The text must stay alive as long as the document. A leading UTF-8 BOM is not accepted here. */
-TP_API tp_status tp_json_parse(tp_ctx *ctx, const char *text, size_t n, const tp_json_options *options, tp_json_doc **doc) TP_MUST_CHECK;
+TP_API tp_status tp_json_parse(tp_ctx *ctx, const char *text, size_t n, const tp_json_options *options,
+                               tp_json_doc **doc) TP_MUST_CHECK;
 /* Calls member(user, doc, key, value) for each member of the object that text[0..n) must be, in order, and forgets the member
  * afterwards, so that memory stays with the largest one: max_nodes counts for each member alone. Repeated keys at
- * the top are the caller's to find; key, value and doc live until member returns. Stops at the first status other than TP_OK. */
-typedef tp_status (*tp_json_member_fn)(void *user, tp_ctx *ctx, const tp_json_doc *doc, const tp_json *key, const tp_json *value);
+ * the top are the caller's to find; key, value and doc live until member returns. Stops at the first status other than TP_OK.
+ */
+typedef tp_status (*tp_json_member_fn)(void *user, tp_ctx *ctx, const tp_json_doc *doc, const tp_json *key,
+                                       const tp_json *value);
 TP_API tp_status tp_json_each(tp_ctx *ctx, const char *text, size_t n, const tp_json_options *options, tp_json_member_fn member,
                               void *user) TP_MUST_CHECK;
 /* Reads and parses a whole file of at most max_bytes; the document owns the text. */
@@ -41,16 +51,16 @@ TP_API tp_status tp_json_read(tp_ctx *ctx, const char *path, size_t max_bytes, t
 TP_API void tp_json_free(tp_json_doc *doc);
 TP_API const tp_json *tp_json_root(const tp_json_doc *doc);
 
-TP_API tp_json_type tp_json_type_of(const tp_json *value);           /* NULL value: TP_JSON_NULL */
-TP_API const char *tp_json_type_name(tp_json_type type);             /* "a string", "an object", ... */
-TP_API size_t tp_json_count(const tp_json *value);                   /* members or elements; 0 for the rest */
-TP_API const tp_json *tp_json_at(const tp_json *array, size_t i);    /* element, or value of member i; O(1) */
+TP_API tp_json_type tp_json_type_of(const tp_json *value);        /* NULL value: TP_JSON_NULL */
+TP_API const char *tp_json_type_name(tp_json_type type);          /* "a string", "an object", ... */
+TP_API size_t tp_json_count(const tp_json *value);                /* members or elements; 0 for the rest */
+TP_API const tp_json *tp_json_at(const tp_json *array, size_t i); /* element, or value of member i; O(1) */
 TP_API tp_span tp_json_key_at(const tp_json *object, size_t i);
-TP_API const tp_json *tp_json_get(const tp_json *object, const char *key);      /* NULL if absent or not an object */
+TP_API const tp_json *tp_json_get(const tp_json *object, const char *key); /* NULL if absent or not an object */
 TP_API const tp_json *tp_json_get_span(const tp_json *object, tp_span key);
-TP_API tp_span tp_json_string(const tp_json *value);                 /* decoded; may hold NUL; empty for other types */
+TP_API tp_span tp_json_string(const tp_json *value); /* decoded; may hold NUL; empty for other types */
 TP_API bool tp_json_bool(const tp_json *value, bool otherwise);
-TP_API tp_span tp_json_number_text(const tp_json *value);            /* as written */
+TP_API tp_span tp_json_number_text(const tp_json *value); /* as written */
 /* Numbers: exact. i64 fails for fractions and exponents unless the value is an integer written with ".0"
  * is refused too (4096.0 is not an integer here). f64 fails for values that overflow. */
 TP_API bool tp_json_i64(const tp_json *value, int64_t *out);
@@ -60,10 +70,14 @@ TP_API const char *tp_json_where(const tp_json_doc *doc, const tp_json *value, c
 
 /* Typed access with messages: "config.json:3:12: hidden_size: expected an integer from 1 to 1048576, got \"64\"".
  * An absent key leaves *out alone if `required` is false, else it is an error; null counts as absent. */
-TP_API tp_status tp_json_need_i64(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required, int64_t min, int64_t max, int64_t *out) TP_MUST_CHECK;
-TP_API tp_status tp_json_need_f64(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required, double min, double max, double *out) TP_MUST_CHECK;
-TP_API tp_status tp_json_need_bool(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required, bool *out) TP_MUST_CHECK;
-TP_API tp_status tp_json_need_string(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required, tp_span *out) TP_MUST_CHECK;
+TP_API tp_status tp_json_need_i64(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required,
+                                  int64_t min, int64_t max, int64_t *out) TP_MUST_CHECK;
+TP_API tp_status tp_json_need_f64(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required,
+                                  double min, double max, double *out) TP_MUST_CHECK;
+TP_API tp_status tp_json_need_bool(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required,
+                                   bool *out) TP_MUST_CHECK;
+TP_API tp_status tp_json_need_string(tp_ctx *ctx, const tp_json_doc *doc, const tp_json *object, const char *key, bool required,
+                                     tp_span *out) TP_MUST_CHECK;
 
 /* ---- out ---- */
 /* Appends a quoted string; UTF-8 stays as it is, control characters are escaped, invalid bytes become U+FFFD. */

@@ -66,6 +66,12 @@ char *tp_strndup(tp_ctx *ctx, const char *text, size_t n)
     return copy;
 }
 
-char *tp_strdup(tp_ctx *ctx, const char *text) { return tp_strndup(ctx, text, strlen(text)); }
+char *tp_strdup(tp_ctx *ctx, const char *text)
+{
+    return tp_strndup(ctx, text, strlen(text));
+}
 
-void tp_free(void *memory) { free(memory); }
+void tp_free(void *memory)
+{
+    free(memory);
+}

@@ -38,10 +38,22 @@ TP_API char *tp_strdup(tp_ctx *ctx, const char *text) TP_MUST_CHECK;
 TP_API void tp_free(void *memory);
 
 /* *result = a * b and a + b; false if it does not fit. */
-static inline bool tp_mul_size(size_t a, size_t b, size_t *result) { return !__builtin_mul_overflow(a, b, result); }
-static inline bool tp_add_size(size_t a, size_t b, size_t *result) { return !__builtin_add_overflow(a, b, result); }
-static inline bool tp_mul_i64(int64_t a, int64_t b, int64_t *result) { return !__builtin_mul_overflow(a, b, result); }
-static inline bool tp_add_i64(int64_t a, int64_t b, int64_t *result) { return !__builtin_add_overflow(a, b, result); }
+static inline bool tp_mul_size(size_t a, size_t b, size_t *result)
+{
+    return !__builtin_mul_overflow(a, b, result);
+}
+static inline bool tp_add_size(size_t a, size_t b, size_t *result)
+{
+    return !__builtin_add_overflow(a, b, result);
+}
+static inline bool tp_mul_i64(int64_t a, int64_t b, int64_t *result)
+{
+    return !__builtin_mul_overflow(a, b, result);
+}
+static inline bool tp_add_i64(int64_t a, int64_t b, int64_t *result)
+{
+    return !__builtin_add_overflow(a, b, result);
+}
 
 #ifdef __cplusplus
 }

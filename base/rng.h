@@ -52,7 +52,10 @@ static inline TP_HOST_DEVICE void tp_philox4x32(const uint32_t counter[4], const
 }
 
 /* [0, 1) with 24 bits from a 32-bit number. */
-static inline TP_HOST_DEVICE float tp_rng_to_uniform(uint32_t u) { return (float)(u >> 8) * 0x1p-24f; }
+static inline TP_HOST_DEVICE float tp_rng_to_uniform(uint32_t u)
+{
+    return (float)(u >> 8) * 0x1p-24f;
+}
 
 /* Four 32-bit numbers of block `block`; index i of a stream is number i % 4 of block i / 4.
  * Counter words: block low, block high, step low, step high; key words: seed low ^ (seed high * 0x9E3779B9), stream. */

@@ -55,7 +55,8 @@ static void copy_escaped(char *out, size_t size, const char *raw)
     for (size_t i = 0; i < n;) {
         uint32_t codepoint = 0;
         int length = tp_utf8_decode(raw + i, n - i, &codepoint);
-        bool control = codepoint < 0x20 || (codepoint >= 0x7f && codepoint < 0xa0) || codepoint == 0x2028 || codepoint == 0x2029;
+        bool control =
+            codepoint < 0x20 || (codepoint >= 0x7f && codepoint < 0xa0) || codepoint == 0x2028 || codepoint == 0x2029;
         char piece[16];
         int piece_length;
         if (length > 0 && !control) {

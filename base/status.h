@@ -33,7 +33,7 @@ typedef enum tp_status {
 #define TP_MESSAGE_BYTES 4096
 
 #if defined(__GNUC__)
-#define TP_MUST_CHECK __attribute__((warn_unused_result))
+#define TP_MUST_CHECK        __attribute__((warn_unused_result))
 #define TP_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
 #else
 #define TP_MUST_CHECK
@@ -53,11 +53,11 @@ struct tp_device;
 /* One per run or server thread; passed first to everything that can fail.
  * Not shared between threads. Zero-initialise with tp_ctx_init. */
 typedef struct tp_ctx {
-    tp_status status;                /* first failure, or TP_OK */
-    char message[TP_MESSAGE_BYTES];  /* one line of UTF-8 without control characters */
-    struct tp_log *log;              /* where notes go; NULL: they are dropped; borrowed */
-    struct tp_device *device;        /* borrowed; NULL until one is opened */
-    uint64_t seed;                   /* of the counter-based generator */
+    tp_status status;               /* first failure, or TP_OK */
+    char message[TP_MESSAGE_BYTES]; /* one line of UTF-8 without control characters */
+    struct tp_log *log;             /* where notes go; NULL: they are dropped; borrowed */
+    struct tp_device *device;       /* borrowed; NULL until one is opened */
+    uint64_t seed;                  /* of the counter-based generator */
 } tp_ctx;
 
 TP_API void tp_ctx_init(tp_ctx *ctx);
@@ -81,10 +81,10 @@ TP_API const char *tp_status_name(tp_status status);
 TP_API int tp_status_exit_code(tp_status status);
 
 /* Leaves the current function with the status of `expression` if that failed. */
-#define TP_TRY(expression)                     \
-    do {                                       \
-        tp_status tp_try_ = (expression);      \
-        if (tp_try_ != TP_OK) return tp_try_;  \
+#define TP_TRY(expression)                                                                                                     \
+    do {                                                                                                                       \
+        tp_status tp_try_ = (expression);                                                                                      \
+        if (tp_try_ != TP_OK) return tp_try_;                                                                                  \
     } while (0)
 
 #ifdef __cplusplus

@@ -8,7 +8,10 @@
 
 #include "base/mem.h"
 
-bool tp_starts_with(const char *text, const char *prefix) { return strncmp(text, prefix, strlen(prefix)) == 0; }
+bool tp_starts_with(const char *text, const char *prefix)
+{
+    return strncmp(text, prefix, strlen(prefix)) == 0;
+}
 
 bool tp_ends_with(const char *text, const char *suffix)
 {
@@ -16,7 +19,10 @@ bool tp_ends_with(const char *text, const char *suffix)
     return n >= m && memcmp(text + n - m, suffix, m) == 0;
 }
 
-void tp_buf_init(tp_buf *buf, size_t max) { *buf = (tp_buf){.max = max}; }
+void tp_buf_init(tp_buf *buf, size_t max)
+{
+    *buf = (tp_buf){.max = max};
+}
 
 void tp_buf_free(tp_buf *buf)
 {
@@ -50,8 +56,14 @@ void tp_buf_append(tp_buf *buf, const void *bytes, size_t n)
     buf->data[buf->len] = '\0';
 }
 
-void tp_buf_text(tp_buf *buf, const char *text) { tp_buf_append(buf, text, strlen(text)); }
-void tp_buf_char(tp_buf *buf, char c) { tp_buf_append(buf, &c, 1); }
+void tp_buf_text(tp_buf *buf, const char *text)
+{
+    tp_buf_append(buf, text, strlen(text));
+}
+void tp_buf_char(tp_buf *buf, char c)
+{
+    tp_buf_append(buf, &c, 1);
+}
 
 void tp_buf_codepoint(tp_buf *buf, uint32_t codepoint)
 {
@@ -82,7 +94,10 @@ void tp_buf_printf(tp_buf *buf, const char *format, ...)
     va_end(args);
 }
 
-const char *tp_buf_cstr(const tp_buf *buf) { return buf->data != NULL ? buf->data : ""; }
+const char *tp_buf_cstr(const tp_buf *buf)
+{
+    return buf->data != NULL ? buf->data : "";
+}
 
 tp_status tp_buf_status(tp_ctx *ctx, const tp_buf *buf, const char *what)
 {
@@ -149,7 +164,10 @@ size_t tp_utf8_valid_prefix(const char *text, size_t n)
 
 #define NAME_MAX_BYTES 63
 
-static int min3(int a, int b, int c) { return a < b ? (a < c ? a : c) : (b < c ? b : c); }
+static int min3(int a, int b, int c)
+{
+    return a < b ? (a < c ? a : c) : (b < c ? b : c);
+}
 
 /* Optimal string alignment distance (Damerau-Levenshtein with adjacent swaps only). */
 static int edit_distance(const char *a, const char *b)
@@ -196,8 +214,10 @@ const char *tp_format_bytes(uint64_t bytes, char out[32])
         value /= 1024;
         unit++;
     }
-    if (unit == 0) snprintf(out, 32, "%llu B", (unsigned long long)bytes);
-    else snprintf(out, 32, "%.*f %s", value < 10 ? 2 : 1, value, units[unit]);
+    if (unit == 0)
+        snprintf(out, 32, "%llu B", (unsigned long long)bytes);
+    else
+        snprintf(out, 32, "%.*f %s", value < 10 ? 2 : 1, value, units[unit]);
     return out;
 }
 

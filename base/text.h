@@ -20,7 +20,10 @@ typedef struct tp_span {
     size_t len;
 } tp_span;
 
-static inline tp_span tp_span_of(const char *text) { return (tp_span){text, strlen(text)}; }
+static inline tp_span tp_span_of(const char *text)
+{
+    return (tp_span){text, strlen(text)};
+}
 static inline bool tp_span_is(tp_span s, const char *text)
 {
     size_t n = strlen(text);
@@ -52,7 +55,7 @@ TP_API void tp_buf_text(tp_buf *buf, const char *text);
 TP_API void tp_buf_char(tp_buf *buf, char c);
 TP_API void tp_buf_codepoint(tp_buf *buf, uint32_t codepoint); /* as UTF-8; surrogates and above 0x10FFFF become U+FFFD */
 TP_API void tp_buf_printf(tp_buf *buf, const char *format, ...) TP_PRINTF(2, 3);
-TP_API void tp_buf_vprintf(tp_buf *buf, const char *format, va_list args);
+TP_API void tp_buf_vprintf(tp_buf *buf, const char *format, va_list args) TP_PRINTF(2, 0);
 /* The text so far, never NULL. */
 TP_API const char *tp_buf_cstr(const tp_buf *buf);
 /* TP_OK, or NOMEM recorded in ctx ("<what>: out of memory or longer than N bytes"). */

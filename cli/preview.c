@@ -54,9 +54,14 @@ static tp_status open_data(tp_ctx *ctx, const tp_cli_recipe *r, tp_tokenizer **t
 {
     const tp_config *c = &r->config;
     struct place place = {.recipe = r->recipe};
-    tp_dataset_options options = {.config = &c->data, .micro_batch_size = c->train.micro_batch_size, .seed = (uint64_t)c->run.seed, .where = where_key, .where_state = &place};
+    tp_dataset_options options = {.config = &c->data,
+                                  .micro_batch_size = c->train.micro_batch_size,
+                                  .seed = (uint64_t)c->run.seed,
+                                  .where = where_key,
+                                  .where_state = &place};
     TP_TRY(read_shape(ctx, c->run.base_model, &options.max_positions, &options.vocab_size));
-    if (!is_ready_tokens(&c->data.datasets.items[0])) TP_TRY(tp_tokenizer_for(ctx, c->run.tokenizer != NULL ? c->run.tokenizer : c->run.base_model, tokenizer));
+    if (!is_ready_tokens(&c->data.datasets.items[0]))
+        TP_TRY(tp_tokenizer_for(ctx, c->run.tokenizer != NULL ? c->run.tokenizer : c->run.base_model, tokenizer));
     options.tokenizer = *tokenizer;
     options.micro_batch_size_given = tp_recipe_given(r->recipe, "micro_batch_size");
     options.max_length = c->data.max_seq_length != TP_UNSET ? c->data.max_seq_length : 2048;
@@ -73,9 +78,12 @@ static void show_text(tp_buf *out, const char *text, size_t n)
     for (size_t i = 0, step; i < n; i += step) {
         int length = tp_utf8_decode(text + i, n - i, &codepoint);
         step = length > 0 ? (size_t)length : 1;
-        bool control = length <= 0 || codepoint == 0x7F || (codepoint < 0x20 && codepoint != '\n' && codepoint != '\t') || (codepoint >= 0x80 && codepoint < 0xA0);
-        if (control) tp_buf_printf(out, "\\x%02x", length > 0 ? (unsigned)codepoint : (unsigned char)text[i]);
-        else tp_buf_append(out, text + i, step);
+        bool control = length <= 0 || codepoint == 0x7F || (codepoint < 0x20 && codepoint != '\n' && codepoint != '\t') ||
+                       (codepoint >= 0x80 && codepoint < 0xA0);
+        if (control)
+            tp_buf_printf(out, "\\x%02x", length > 0 ? (unsigned)codepoint : (unsigned char)text[i]);
+        else
+            tp_buf_append(out, text + i, step);
     }
 }
 
@@ -132,8 +140,10 @@ static tp_status print_row(tp_ctx *ctx, const tp_args *args, const tp_dataset *d
     tp_buf out;
     TP_TRY(tp_dataset_preview(ctx, data, row, &preview));
     tp_buf_init(&out, 0);
-    if (tp_args_has(args, "json")) write_json(&preview, row, &out);
-    else write_text(&preview, tokenizer, row, isatty(STDOUT_FILENO) == 1, &out);
+    if (tp_args_has(args, "json"))
+        write_json(&preview, row, &out);
+    else
+        write_text(&preview, tokenizer, row, isatty(STDOUT_FILENO) == 1, &out);
     tp_status status = tp_buf_status(ctx, &out, "preview");
     if (status == TP_OK) status = tp_cli_print(ctx, out.data, out.len);
     tp_buf_free(&out);
@@ -173,5 +183,10 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 
 static const tp_flag flags[] = {{"rows", "N", false, false, "so many rows (default 5)"}, TP_FLAG_JSON, TP_FLAG_END};
 
-const tp_command tp_command_preview = {"preview", "RECIPE [key=value ...] [--rows N] [--json]", "rows as training sees them, what is learned in colour (or in brackets)", flags, 1, 1000,
+const tp_command tp_command_preview = {"preview",
+                                       "RECIPE [key=value ...] [--rows N] [--json]",
+                                       "rows as training sees them, what is learned in colour (or in brackets)",
+                                       flags,
+                                       1,
+                                       1000,
                                        run};

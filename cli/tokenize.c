@@ -44,7 +44,8 @@ static tp_status print_out(struct job *job)
 static tp_status encode_text(struct job *job, tp_span text)
 {
     tp_tokens *tokens = &job->encoded.tokens;
-    TP_TRY(tp_tokenizer_encode(job->ctx, job->tokenizer, text, job->no_special ? TP_ENCODE_PLAIN : TP_ENCODE_ADD_SPECIAL, tokens));
+    TP_TRY(
+        tp_tokenizer_encode(job->ctx, job->tokenizer, text, job->no_special ? TP_ENCODE_PLAIN : TP_ENCODE_ADD_SPECIAL, tokens));
     TP_TRY(tp_grow(job->ctx, &job->ids, &job->ids_capacity, tokens->count, sizeof *job->ids));
     for (size_t i = 0; i < tokens->count; i++) job->ids[i] = tokens->items[i].id;
     write_ids(&job->out, job->ids, tokens->count);
@@ -61,7 +62,8 @@ static tp_status encode_sample(struct job *job)
     write_ids(&job->out, e->ids, e->tokens.count);
     tp_json_write_string(&job->out, tp_buf_cstr(text), text->len);
     tp_buf_text(&job->out, ", \"mask\": [");
-    for (size_t i = 0; i < e->tokens.count; i++) tp_buf_printf(&job->out, "%s%d", i > 0 ? ", " : "", e->labels[i] != TP_NO_LABEL);
+    for (size_t i = 0; i < e->tokens.count; i++)
+        tp_buf_printf(&job->out, "%s%d", i > 0 ? ", " : "", e->labels[i] != TP_NO_LABEL);
     tp_buf_char(&job->out, ']');
     return print_out(job);
 }
@@ -76,8 +78,11 @@ static tp_status encode_messages(struct job *job, const tp_json_doc *row, const 
     uint8_t *flags = tp_alloc(job->ctx, n, sizeof *flags);
     if (flags == NULL) return TP_NOMEM;
     for (size_t i = 0; i < n; i++)
-        if (tp_span_is(tp_json_string(tp_json_get(tp_json_at(messages, i), "role")), "assistant")) flags[i] = TP_MESSAGE_ASSISTANT | TP_MESSAGE_TRAINED;
-    tp_chat_input input = {.messages = messages, .tools = tp_json_count(tools) > 0 ? tools : NULL, .add_generation_prompt = job->generation_prompt};
+        if (tp_span_is(tp_json_string(tp_json_get(tp_json_at(messages, i), "role")), "assistant"))
+            flags[i] = TP_MESSAGE_ASSISTANT | TP_MESSAGE_TRAINED;
+    tp_chat_input input = {.messages = messages,
+                           .tools = tp_json_count(tools) > 0 ? tools : NULL,
+                           .add_generation_prompt = job->generation_prompt};
     tp_status status = tp_render_row(job->ctx, &job->prompt, row, &input, flags, n, &job->sample);
     tp_free(flags);
     return status == TP_OK ? encode_sample(job) : status;
@@ -107,12 +112,14 @@ static tp_status decode_ids(struct job *job, const tp_json_doc *row, const tp_js
 
 static tp_status handle_row(struct job *job, const tp_json_doc *row)
 {
-    const tp_json *root = tp_json_root(row), *ids = tp_json_get(root, "ids"), *messages = tp_json_get(root, "messages"), *text = tp_json_get(root, "text");
+    const tp_json *root = tp_json_root(row), *ids = tp_json_get(root, "ids"), *messages = tp_json_get(root, "messages"),
+                  *text = tp_json_get(root, "text");
     char place[1024];
     if (job->decode && ids != NULL) return decode_ids(job, row, ids);
     if (!job->decode && messages != NULL) return encode_messages(job, row, messages);
     if (!job->decode && tp_json_type_of(text) == TP_JSON_STRING) return encode_text(job, tp_json_string(text));
-    return tp_fail(job->ctx, TP_FORMAT, "%s: expected a row with %s", tp_json_where(row, root, place, sizeof place), job->decode ? "ids" : "text or messages");
+    return tp_fail(job->ctx, TP_FORMAT, "%s: expected a row with %s", tp_json_where(row, root, place, sizeof place),
+                   job->decode ? "ids" : "text or messages");
 }
 
 static tp_status each_row(struct job *job, tp_row_file *file)
@@ -176,5 +183,11 @@ static const tp_flag flags[] = {
     TP_FLAG_END,
 };
 
-const tp_command tp_command_tokenize = {"tokenize", "MODEL --in FILE.jsonl [--no-special] [--generation-prompt] [--decode [--skip-special]]", "texts and conversations to token ids, and back",
-                                        flags, 1, 1, run};
+const tp_command tp_command_tokenize = {
+    "tokenize",
+    "MODEL --in FILE.jsonl [--no-special] [--generation-prompt] [--decode [--skip-special]]",
+    "texts and conversations to token ids, and back",
+    flags,
+    1,
+    1,
+    run};

@@ -21,8 +21,8 @@ struct indexing {
     uint32_t file_number;
     uint64_t held_out_below; /* hashes up to this one are held out, if holds_out */
     bool holds_out;
-    uint32_t copies;         /* draws of this row */
-    bool fatal;              /* the failure is not of the kind that on_bad_row skips */
+    uint32_t copies; /* draws of this row */
+    bool fatal;      /* the failure is not of the kind that on_bad_row skips */
     bool learns_end;
     int64_t too_long, masked;
 };
@@ -63,7 +63,8 @@ size_t tp_text_block_end(const struct text_dataset *d, tp_span text, size_t begi
 
 static tp_status row_fail(struct indexing *x, const char *what)
 {
-    return fatal(x, tp_fail(x->ctx, TP_FORMAT, "%s:%llu: %s", tp_row_file_path(x->file->rows), (unsigned long long)x->place->line, what));
+    return fatal(x, tp_fail(x->ctx, TP_FORMAT, "%s:%llu: %s", tp_row_file_path(x->file->rows),
+                            (unsigned long long)x->place->line, what));
 }
 
 static tp_status preflight(struct indexing *x)
@@ -78,8 +79,10 @@ static tp_status preflight(struct indexing *x)
     for (size_t i = 0; i < e->tokens.count; i++) {
         if (e->ids[i] >= 0 && e->ids[i] < d->vocab_size) continue;
         tp_span token = tp_tokenizer_token(d->tokenizer, e->ids[i]);
-        snprintf(text, sizeof text, "token %d (\"%.*s\") lies beyond the model's embedding of %lld rows: the tokenizer belongs to another model", (int)e->ids[i],
-                 (int)(token.len < 64 ? token.len : 64), token.data != NULL ? token.data : "", (long long)d->vocab_size);
+        snprintf(text, sizeof text,
+                 "token %d (\"%.*s\") lies beyond the model's embedding of %lld rows: the tokenizer belongs to another model",
+                 (int)e->ids[i], (int)(token.len < 64 ? token.len : 64), token.data != NULL ? token.data : "",
+                 (long long)d->vocab_size);
         return row_fail(x, text);
     }
     return TP_OK;
@@ -101,7 +104,8 @@ static tp_status push_row(struct indexing *x, size_t block, size_t first, size_t
     const tp_row_place *p = x->place;
     TP_TRY(tp_grow(x->ctx, &d->rows, &d->rows_capacity, d->n_rows + 1, sizeof *d->rows));
     TP_TRY(tp_grow(x->ctx, &d->draws, &d->draws_capacity, d->n_draws + x->copies, sizeof *d->draws));
-    d->rows[d->n_rows] = (struct text_row){p->offset, (uint32_t)p->bytes, (uint32_t)p->line, x->file_number, (uint32_t)block, (uint32_t)first, (uint32_t)tokens, labels};
+    d->rows[d->n_rows] = (struct text_row){p->offset,       (uint32_t)p->bytes, (uint32_t)p->line, x->file_number,
+                                           (uint32_t)block, (uint32_t)first,    (uint32_t)tokens,  labels};
     for (uint32_t i = 0; labels > 0 && i < x->copies; i++) d->draws[d->n_draws++] = (uint32_t)d->n_rows;
     d->n_rows++;
     if (labels > 0 && (int64_t)tokens > d->base.counts.longest_row) d->base.counts.longest_row = (int64_t)tokens;
@@ -177,8 +181,10 @@ static tp_status open_prompt(struct indexing *x)
     const char *choice = d->config->chat_template;
     if (d->prompt_open) return TP_OK;
     if (strcmp(choice, "none") == 0)
-        return tp_fail(x->ctx, TP_INVALID, "%s: chat_template: none, but the rows of %s are rendered by one", where(x->options, "chat_template"), tp_row_file_path(x->file->rows));
-    if (tp_prompt_open(x->ctx, d->tokenizer, choice, &d->prompt) != TP_OK) return tp_fail_in(x->ctx, "%s", where(x->options, "chat_template"));
+        return tp_fail(x->ctx, TP_INVALID, "%s: chat_template: none, but the rows of %s are rendered by one",
+                       where(x->options, "chat_template"), tp_row_file_path(x->file->rows));
+    if (tp_prompt_open(x->ctx, d->tokenizer, choice, &d->prompt) != TP_OK)
+        return tp_fail_in(x->ctx, "%s", where(x->options, "chat_template"));
     /* Tokens must not depend on the day: templates that ask for the date are told the one that Llama's fall back to. */
     d->prompt.now = (tp_template_time){2024, 7, 26, 0, 0, 0};
     d->prompt_open = true;
@@ -191,8 +197,9 @@ static tp_status choose(struct indexing *x, const tp_json_doc *doc)
     TP_TRY(tp_rules_choose(x->ctx, &f->rules, doc));
     if (f->rules.format->needs_template) TP_TRY(open_prompt(x));
     if (tp_text_splits(x->d) && (f->rules.format->needs_template || f->rules.pairs))
-        return tp_fail(x->ctx, TP_INVALID, "%s: excess_length_strategy: split is for plain text; the rows of %s are %s", where(x->options, "excess_length_strategy"),
-                       tp_row_file_path(f->rows), f->rules.pairs ? "prompts and completions" : f->rules.format->name);
+        return tp_fail(x->ctx, TP_INVALID, "%s: excess_length_strategy: split is for plain text; the rows of %s are %s",
+                       where(x->options, "excess_length_strategy"), tp_row_file_path(f->rows),
+                       f->rules.pairs ? "prompts and completions" : f->rules.format->name);
     f->chosen = true;
     return TP_OK;
 }
@@ -259,7 +266,8 @@ static tp_status count_copies(struct indexing *x, const struct row_hash *hash)
     x->copies = (uint32_t)whole;
     if ((double)hash->weight * 0x1p-64 < weight - whole) x->copies++;
     if (x->d->n_draws + (uint64_t)x->copies < UINT32_MAX && x->d->n_rows < UINT32_MAX - 1) return TP_OK;
-    return tp_fail(x->ctx, TP_INVALID, "%s: %s: more than 4 billion rows an epoch", where(x->options, x->file->list), x->file->block->path);
+    return tp_fail(x->ctx, TP_INVALID, "%s: %s: more than 4 billion rows an epoch", where(x->options, x->file->list),
+                   x->file->block->path);
 }
 
 static bool needs_hash(const struct text_file *f)
@@ -277,7 +285,8 @@ static tp_status take_row(struct indexing *x)
     if (needs_hash(x->file)) hash = hash_row(x->place);
     bool held_out = x->holds_out && hash.side <= x->held_out_below;
     if (x->file->side != SIDE_ALL && held_out != (x->file->side == SIDE_HELD_OUT)) return TP_OK;
-    if (x->place->line > UINT32_MAX) return tp_fail(x->ctx, TP_FORMAT, "%s: more than 4 billion lines", tp_row_file_path(x->file->rows));
+    if (x->place->line > UINT32_MAX)
+        return tp_fail(x->ctx, TP_FORMAT, "%s: more than 4 billion lines", tp_row_file_path(x->file->rows));
     TP_TRY(count_copies(x, &hash));
     counts->rows_read++;
     before = *counts;
@@ -308,7 +317,8 @@ static tp_status each_row(struct indexing *x, tp_status (*take)(struct indexing 
         n++;
     }
     tp_row_reader_end(&reader);
-    if (status == TP_OK && n == 0) return tp_fail(x->ctx, TP_FORMAT, "%s: the file holds no row", tp_row_file_path(x->file->rows));
+    if (status == TP_OK && n == 0)
+        return tp_fail(x->ctx, TP_FORMAT, "%s: the file holds no row", tp_row_file_path(x->file->rows));
     return status;
 }
 
@@ -345,8 +355,8 @@ static int by_value(const void *left, const void *right)
     return (*a > *b) - (*a < *b);
 }
 
-/* The share is what hashes at or below a bound: a fraction of their range, or the hash of the n-th row in order of hashes. Equal rows
- * are thereby never on both sides. */
+/* The share is what hashes at or below a bound: a fraction of their range, or the hash of the n-th row in order of hashes.
+ * Equal rows are thereby never on both sides. */
 static tp_status find_share(struct indexing *x)
 {
     const tp_share *share = &x->d->config->val_set_size;
@@ -358,7 +368,8 @@ static tp_status find_share(struct indexing *x)
     struct hashes h = {.x = *x};
     tp_status status = each_file(&h.x, take_hash);
     if (status == TP_OK && h.n <= (size_t)share->rows)
-        status = tp_fail(x->ctx, TP_INVALID, "%s: val_set_size: %lld rows are to be held out, there are %zu", where(x->options, "val_set_size"), (long long)share->rows, h.n);
+        status = tp_fail(x->ctx, TP_INVALID, "%s: val_set_size: %lld rows are to be held out, there are %zu",
+                         where(x->options, "val_set_size"), (long long)share->rows, h.n);
     if (status == TP_OK) {
         qsort(h.items, h.n, sizeof *h.items, by_value);
         x->held_out_below = h.items[share->rows - 1];
@@ -374,17 +385,24 @@ static tp_status check_counts(struct indexing *x)
     const struct text_dataset *d = x->d;
     const tp_dataset_counts *c = &d->base.counts;
     char counts[256];
-    snprintf(counts, sizeof counts, "of %lld rows %lld are malformed, %lld longer than %lld tokens, %lld without a token to learn", (long long)c->rows_read,
-             (long long)c->rows_bad, (long long)x->too_long, (long long)d->max_length, (long long)x->masked);
+    snprintf(counts, sizeof counts,
+             "of %lld rows %lld are malformed, %lld longer than %lld tokens, %lld without a token to learn",
+             (long long)c->rows_read, (long long)c->rows_bad, (long long)x->too_long, (long long)d->max_length,
+             (long long)x->masked);
     if (!((double)c->rows_dropped <= d->config->max_dropped * (double)c->rows_read))
-        return tp_fail(x->ctx, TP_FORMAT, "%s: %lld rows would be dropped, max_dropped allows %g of %lld: %s", x->d->files[0].block->path, (long long)c->rows_dropped,
-                       d->config->max_dropped, (long long)c->rows_read, counts);
-    if (d->n_draws == 0) return tp_fail(x->ctx, TP_FORMAT, "%s: no row is left to %s: %s", d->files[0].block->path, d->held_out ? "hold out" : "learn from", counts);
+        return tp_fail(x->ctx, TP_FORMAT, "%s: %lld rows would be dropped, max_dropped allows %g of %lld: %s",
+                       x->d->files[0].block->path, (long long)c->rows_dropped, d->config->max_dropped, (long long)c->rows_read,
+                       counts);
+    if (d->n_draws == 0)
+        return tp_fail(x->ctx, TP_FORMAT, "%s: no row is left to %s: %s", d->files[0].block->path,
+                       d->held_out ? "hold out" : "learn from", counts);
     if (c->rows_dropped + c->rows_bad > 0) tp_note(x->ctx, "%s: %s; the rest is used", d->files[0].block->path, counts);
     if (x->learns_end || d->held_out) return TP_OK;
     tp_span eos = tp_tokenizer_role_text(d->tokenizer, TP_TOKEN_EOS);
-    return tp_fail(x->ctx, TP_FORMAT, "%s: no row trains an end token (eos is \"%.*s\"), so the model would never stop; see what `tapeft preview` colours",
-                   d->files[0].block->path, (int)(eos.len < 64 ? eos.len : 64), eos.data != NULL ? eos.data : "");
+    return tp_fail(
+        x->ctx, TP_FORMAT,
+        "%s: no row trains an end token (eos is \"%.*s\"), so the model would never stop; see what `tapeft preview` colours",
+        d->files[0].block->path, (int)(eos.len < 64 ? eos.len : 64), eos.data != NULL ? eos.data : "");
 }
 
 tp_status tp_text_index(tp_ctx *ctx, struct text_dataset *d, const tp_dataset_options *options)

@@ -1,5 +1,5 @@
-/* Data sets of text: rows are rendered, encoded and masked when a micro-batch asks for them, from the place where the index says
- * they are. */
+/* Data sets of text: rows are rendered, encoded and masked when a micro-batch asks for them, from the place where the index
+ * says they are. */
 #include "data/dataset_text.h"
 
 #include <stdio.h>
@@ -29,19 +29,21 @@ static tp_status read_sample(tp_ctx *ctx, const struct text_dataset *base, const
     return tp_sample_encode(ctx, d->tokenizer, &s->sample, row->block, end, true, &s->encoded);
 }
 
-/* Tokens [row->first, + row->tokens) of the scratch are the row's. They were there at open: whatever fails now comes from a file that
- * is not what it was. */
+/* Tokens [row->first, + row->tokens) of the scratch are the row's. They were there at open: whatever fails now comes from a
+ * file that is not what it was. */
 static tp_status load_row(tp_ctx *ctx, const struct text_dataset *d, const struct text_row *row)
 {
     tp_status status = read_sample(ctx, d, row);
     const tp_encoded *e = &d->scratch->encoded;
-    if (status == TP_OK && (size_t)row->first + row->tokens > e->tokens.count) status = tp_fail(ctx, TP_CHECKPOINT, "the row has %zu tokens", e->tokens.count);
+    if (status == TP_OK && (size_t)row->first + row->tokens > e->tokens.count)
+        status = tp_fail(ctx, TP_CHECKPOINT, "the row has %zu tokens", e->tokens.count);
     if (status == TP_OK) {
         if (row->tokens > 0) e->labels[row->first] = TP_NO_LABEL;
         return TP_OK;
     }
     if (status == TP_NOMEM) return status;
-    (void)tp_fail_in(ctx, "%s:%lu: the file changed since it was opened", tp_row_file_path(d->files[row->file].rows), (unsigned long)row->line);
+    (void)tp_fail_in(ctx, "%s:%lu: the file changed since it was opened", tp_row_file_path(d->files[row->file].rows),
+                     (unsigned long)row->line);
     return ctx->status = TP_CHECKPOINT;
 }
 
@@ -61,7 +63,8 @@ static tp_status append_draw(tp_ctx *ctx, const struct text_dataset *d, uint32_t
 static tp_status append_unit(tp_ctx *ctx, const struct text_dataset *d, uint32_t unit, tp_host_batch *batch)
 {
     if (d->packs.items == NULL) return append_draw(ctx, d, unit, batch);
-    for (uint32_t i = d->packs.starts[unit]; i < d->packs.starts[unit + 1]; i++) TP_TRY(append_draw(ctx, d, d->packs.items[i], batch));
+    for (uint32_t i = d->packs.starts[unit]; i < d->packs.starts[unit + 1]; i++)
+        TP_TRY(append_draw(ctx, d, d->packs.items[i], batch));
     return TP_OK;
 }
 
@@ -96,8 +99,10 @@ static tp_status copy_row(tp_ctx *ctx, const struct text_dataset *d, const struc
     const tp_token *first = e->tokens.items + row->first;
     size_t n = row->tokens, all = e->tokens.count, begin = 0, end = d->scratch->sample.text.len;
     if (row->first > 0 || row->block > 0) begin = n > 0 ? first->begin : row->block;
-    if (n > 0 && row->first + n < all) end = first[n - 1].end;
-    else if (n > 0 && tp_text_splits(d)) end = first[n - 1].end;
+    if (n > 0 && row->first + n < all)
+        end = first[n - 1].end;
+    else if (n > 0 && tp_text_splits(d))
+        end = first[n - 1].end;
     tp_buf_append(&out->text, tp_buf_cstr(&d->scratch->sample.text) + begin, end - begin);
     out->labels = tp_alloc(ctx, n, sizeof *out->labels);
     if (out->labels == NULL) return TP_NOMEM;
@@ -116,7 +121,8 @@ static tp_status preview(tp_ctx *ctx, const tp_dataset *base, int64_t number, tp
     const struct text_dataset *d = (const struct text_dataset *)base;
     *out = (tp_preview){0};
     tp_buf_init(&out->text, 0);
-    if (number < 0 || (uint64_t)number >= d->n_rows) return tp_fail(ctx, TP_INVALID, "preview: row %lld of %zu", (long long)number, d->n_rows);
+    if (number < 0 || (uint64_t)number >= d->n_rows)
+        return tp_fail(ctx, TP_INVALID, "preview: row %lld of %zu", (long long)number, d->n_rows);
     const struct text_row *row = &d->rows[number];
     TP_TRY(load_row(ctx, d, row));
     out->file = tp_row_file_path(d->files[row->file].rows);
@@ -152,18 +158,23 @@ static const tp_dataset_kind text_kind = {close_text, get, check, preview};
 
 /* ---- opening ---- */
 
-static tp_status add_files(tp_ctx *ctx, struct text_dataset *d, const tp_dataset_options *options, const tp_datasets *blocks, const char *list, enum side side)
+static tp_status add_files(tp_ctx *ctx, struct text_dataset *d, const tp_dataset_options *options, const tp_datasets *blocks,
+                           const char *list, enum side side)
 {
     for (size_t i = 0; i < blocks->n; i++) {
         const tp_dataset_config *block = &blocks->items[i];
         struct text_file *f = &d->files[d->n_files];
         *f = (struct text_file){.block = block, .list = list, .side = side};
-        f->rules = (tp_row_rules){.block = block, .prompt = &d->prompt, .train_on_inputs = d->config->train_on_inputs, .train_on_turns = d->config->train_on_turns};
+        f->rules = (tp_row_rules){.block = block,
+                                  .prompt = &d->prompt,
+                                  .train_on_inputs = d->config->train_on_inputs,
+                                  .train_on_turns = d->config->train_on_turns};
         TP_TRY(tp_row_file_open(ctx, block->path, block->split != NULL ? block->split : "train", &f->rows));
         d->n_files++;
         if (tp_row_file_is_plain(f->rows) && block->type != TP_DATASET_AUTO && block->type != TP_DATASET_COMPLETION)
             return tp_fail(ctx, TP_INVALID, "%s: %s: a .txt file is plain text: its type is completion, not %s",
-                           options->where != NULL ? options->where(options->where_state, list) : "recipe", block->path, tp_config_word("datasets[].type", block->type));
+                           options->where != NULL ? options->where(options->where_state, list) : "recipe", block->path,
+                           tp_config_word("datasets[].type", block->type));
     }
     return TP_OK;
 }
@@ -181,7 +192,10 @@ static tp_status open_files(tp_ctx *ctx, struct text_dataset *d, const tp_datase
     if (d->files == NULL) return TP_NOMEM;
     if (d->held_out) TP_TRY(add_files(ctx, d, options, &c->test_datasets, "test_datasets", SIDE_ALL));
     if (d->held_out && !holds_out(c)) return TP_OK;
-    return add_files(ctx, d, options, &c->datasets, "datasets", d->held_out ? SIDE_HELD_OUT : holds_out(c) ? SIDE_TRAINING : SIDE_ALL);
+    return add_files(ctx, d, options, &c->datasets, "datasets",
+                     d->held_out    ? SIDE_HELD_OUT
+                     : holds_out(c) ? SIDE_TRAINING
+                                    : SIDE_ALL);
 }
 
 static tp_status collect_lengths(tp_ctx *ctx, const struct text_dataset *d, bool labels, uint32_t **values)
@@ -271,8 +285,9 @@ static tp_status measure(tp_ctx *ctx, struct text_dataset *d)
 static void describe_file(const struct text_file *f, tp_buf *out)
 {
     const tp_dataset_config *b = f->block;
-    tp_buf_printf(out, "\n%s side=%d weight=%.17g limit=%lld system=%s", tp_row_file_is_plain(f->rows) ? "text" : f->rules.format->name, (int)f->side, b->weight,
-                  (long long)b->limit, b->system != NULL ? b->system : "");
+    tp_buf_printf(out, "\n%s side=%d weight=%.17g limit=%lld system=%s",
+                  tp_row_file_is_plain(f->rows) ? "text" : f->rules.format->name, (int)f->side, b->weight, (long long)b->limit,
+                  b->system != NULL ? b->system : "");
     for (size_t i = 0; i < b->columns.n; i++) tp_buf_printf(out, " %s=%s", b->columns.items[i].name, b->columns.items[i].value);
     tp_buf_char(out, ' ');
 }
@@ -283,9 +298,12 @@ static tp_status fingerprint(tp_ctx *ctx, struct text_dataset *d)
     tp_status status = TP_OK;
     tp_buf text;
     tp_buf_init(&text, 0);
-    tp_buf_printf(&text, "text 1 seed=%llu length=%lld batch=%llu shuffle=%d group=%d packing=%d excess=%d bad=%d inputs=%d turns=%d share=%.17g,%lld vocabulary=%zu",
-                  (unsigned long long)d->seed, (long long)d->max_length, (unsigned long long)d->batch_size, c->shuffle, c->group_by_length, c->packing, c->excess_length,
-                  c->on_bad_row, c->train_on_inputs, c->train_on_turns, c->val_set_size.fraction, (long long)c->val_set_size.rows, tp_tokenizer_size(d->tokenizer));
+    tp_buf_printf(&text,
+                  "text 1 seed=%llu length=%lld batch=%llu shuffle=%d group=%d packing=%d excess=%d bad=%d inputs=%d turns=%d "
+                  "share=%.17g,%lld vocabulary=%zu",
+                  (unsigned long long)d->seed, (long long)d->max_length, (unsigned long long)d->batch_size, c->shuffle,
+                  c->group_by_length, c->packing, c->excess_length, c->on_bad_row, c->train_on_inputs, c->train_on_turns,
+                  c->val_set_size.fraction, (long long)c->val_set_size.rows, tp_tokenizer_size(d->tokenizer));
     for (size_t i = 0; i < d->n_files && status == TP_OK; i++) {
         describe_file(&d->files[i], &text);
         status = tp_row_file_hash(ctx, d->files[i].rows, &text);
@@ -319,7 +337,8 @@ tp_status tp_text_dataset_open(tp_ctx *ctx, const tp_dataset_options *options, c
     d->base.kind = &text_kind;
     d->config = options->config;
     d->tokenizer = options->tokenizer;
-    d->max_length = options->max_length < options->max_positions || options->max_positions <= 0 ? options->max_length : options->max_positions;
+    d->max_length = options->max_length < options->max_positions || options->max_positions <= 0 ? options->max_length
+                                                                                                : options->max_positions;
     d->vocab_size = options->vocab_size;
     d->seed = options->seed;
     d->batch_size = options->micro_batch_size > 0 ? (uint64_t)options->micro_batch_size : 1;

@@ -60,10 +60,12 @@ struct text_dataset {
 /* Reads every row once and fills rows, draws and counts, with the checks that data/dataset.h names. The files are open. */
 tp_status tp_text_index(tp_ctx *ctx, struct text_dataset *d, const tp_dataset_options *options) TP_MUST_CHECK;
 
-/* The sample of a row's bytes, into the scratch; FORMAT with the place. The rules must have been chosen unless the file is plain. */
-tp_status tp_text_sample(tp_ctx *ctx, struct text_dataset *d, const struct text_file *file, tp_json_doc *doc, tp_span bytes) TP_MUST_CHECK;
-/* Where the block of a text that begins at `begin` ends. Long texts that are split are encoded block by block, so that a part can be made
- * again without all the rest; blocks end behind a line or a blank where there is one. */
+/* The sample of a row's bytes, into the scratch; FORMAT with the place. The rules must have been chosen unless the file is
+ * plain. */
+tp_status tp_text_sample(tp_ctx *ctx, struct text_dataset *d, const struct text_file *file, tp_json_doc *doc,
+                         tp_span bytes) TP_MUST_CHECK;
+/* Where the block of a text that begins at `begin` ends. Long texts that are split are encoded block by block, so that a part
+ * can be made again without all the rest; blocks end behind a line or a blank where there is one. */
 size_t tp_text_block_end(const struct text_dataset *d, tp_span text, size_t begin);
 bool tp_text_splits(const struct text_dataset *d);
 

@@ -1,5 +1,5 @@
-/* chat: {messages: [{role, content, train?, tool_calls?}], tools?}, or ShareGPT's {conversations: [{from, value}]}. The turns of the
- * assistant are learned. */
+/* chat: {messages: [{role, content, train?, tool_calls?}], tools?}, or ShareGPT's {conversations: [{from, value}]}. The turns
+ * of the assistant are learned. */
 #include "base/mem.h"
 #include "data/formats.h"
 
@@ -10,9 +10,10 @@ static const struct role {
     const char *name, *role;
     bool assistant;
 } roles[] = {
-    {"system", "system", false}, {"developer", "developer", false}, {"user", "user", false},      {"assistant", "assistant", true},
-    {"tool", "tool", false},     {"function", "function", false},   {"human", "user", false},     {"gpt", "assistant", true},
-    {"chatgpt", "assistant", true}, {"model", "assistant", true},   {"observation", "tool", false},
+    {"system", "system", false},      {"developer", "developer", false}, {"user", "user", false},
+    {"assistant", "assistant", true}, {"tool", "tool", false},           {"function", "function", false},
+    {"human", "user", false},         {"gpt", "assistant", true},        {"chatgpt", "assistant", true},
+    {"model", "assistant", true},     {"observation", "tool", false},
 };
 enum { N_PLAIN_ROLES = 6, N_ROLES = sizeof roles / sizeof *roles };
 
@@ -23,8 +24,8 @@ static const struct role *find_role(tp_span name, bool sharegpt)
     return NULL;
 }
 
-/* The messages of a row in the template's own form: the row's own list, or, where ShareGPT's {from, value} had to become {role, content}
- * or a system message was put in front, a list of our own. */
+/* The messages of a row in the template's own form: the row's own list, or, where ShareGPT's {from, value} had to become {role,
+ * content} or a system message was put in front, a list of our own. */
 struct conversation {
     const tp_json *messages;
     tp_json_doc *own;
@@ -51,7 +52,8 @@ static tp_status check_parts(tp_ctx *ctx, const tp_json_doc *row, const tp_json 
 {
     for (size_t i = 0; i < tp_json_count(parts); i++) {
         const tp_json *part = tp_json_at(parts, i);
-        if (!tp_span_is(tp_json_string(tp_json_get(part, "type")), "text") || tp_json_type_of(tp_json_get(part, "text")) != TP_JSON_STRING)
+        if (!tp_span_is(tp_json_string(tp_json_get(part, "type")), "text") ||
+            tp_json_type_of(tp_json_get(part, "text")) != TP_JSON_STRING)
             return bad(ctx, row, part, "content: expected parts {\"type\": \"text\", \"text\": ...}");
     }
     return TP_OK;
@@ -64,7 +66,8 @@ static tp_status check_content(tp_ctx *ctx, const tp_json_doc *row, const tp_jso
     case TP_JSON_ARRAY: return check_parts(ctx, row, m->content);
     case TP_JSON_NULL:
         if (m->role->assistant && tp_json_count(tp_json_get(item, "tool_calls")) > 0) return TP_OK;
-        return bad(ctx, row, item, m->sharegpt ? "value: expected a string, got nothing" : "content: expected a string, got nothing");
+        return bad(ctx, row, item,
+                   m->sharegpt ? "value: expected a string, got nothing" : "content: expected a string, got nothing");
     default: return bad(ctx, row, m->content, m->sharegpt ? "value: expected a string" : "content: expected a string");
     }
 }
@@ -86,7 +89,8 @@ static tp_status read_message(tp_ctx *ctx, const tp_json_doc *row, const tp_json
 
 /* ---- which turns are trained ---- */
 
-static tp_status set_flags(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, struct conversation *c, size_t shift)
+static tp_status set_flags(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules,
+                           struct conversation *c, size_t shift)
 {
     size_t last = SIZE_MAX, n = tp_json_count(list);
     for (size_t i = 0; i < n; i++)
@@ -139,12 +143,14 @@ static tp_status rewrite(tp_ctx *ctx, const tp_json_doc *row, const tp_json *lis
     return TP_OK;
 }
 
-static tp_status read_conversation(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules, struct conversation *c)
+static tp_status read_conversation(tp_ctx *ctx, const tp_json_doc *row, const tp_json *list, const tp_row_rules *rules,
+                                   struct conversation *c)
 {
     size_t n = tp_json_count(list), turns = 0;
     struct message m;
     bool sharegpt = false;
-    if (tp_json_type_of(list) != TP_JSON_ARRAY) return bad(ctx, row, list != NULL ? list : tp_json_root(row), "messages: expected an array");
+    if (tp_json_type_of(list) != TP_JSON_ARRAY)
+        return bad(ctx, row, list != NULL ? list : tp_json_root(row), "messages: expected an array");
     if (n == 0) return bad(ctx, row, list, "messages: the conversation is empty");
     c->flags = tp_alloc(ctx, n + 1, sizeof *c->flags);
     if (c->flags == NULL) return TP_NOMEM;
@@ -183,7 +189,8 @@ static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc 
     const tp_json *root = tp_json_root(row), *tools = tp_json_get(root, tp_rules_column(rules, "tools"));
     struct conversation c = {0};
     if (tp_json_type_of(tools) == TP_JSON_NULL) tools = NULL;
-    if (tools != NULL && tp_json_type_of(tools) != TP_JSON_ARRAY) return bad(ctx, row, tools, "tools: expected an array of objects");
+    if (tools != NULL && tp_json_type_of(tools) != TP_JSON_ARRAY)
+        return bad(ctx, row, tools, "tools: expected an array of objects");
     tp_status status = read_conversation(ctx, row, find_list(rules, root), rules, &c);
     if (status == TP_OK) {
         tp_chat_input input = {.messages = c.messages, .tools = tools};

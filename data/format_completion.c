@@ -1,5 +1,5 @@
-/* completion: {text}, all of it learned, or {prompt, completion}, the completion learned. No template: the text is what the model
- * sees, with bos in front and eos behind. */
+/* completion: {text}, all of it learned, or {prompt, completion}, the completion learned. No template: the text is what the
+ * model sees, with bos in front and eos behind. */
 #include "data/formats.h"
 
 static bool fits(const tp_row_rules *rules, const tp_json *row)
@@ -27,4 +27,5 @@ static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc 
     return tp_sample_from_text(ctx, text, sample);
 }
 
-const tp_row_format tp_format_completion = {"completion", TP_DATASET_COMPLETION, "text, or prompt and completion", false, fits, make};
+const tp_row_format tp_format_completion = {"completion", TP_DATASET_COMPLETION, "text, or prompt and completion", false, fits,
+                                            make};

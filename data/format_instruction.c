@@ -7,7 +7,8 @@ static bool fits(const tp_row_rules *rules, const tp_json *row)
     return tp_rules_has(rules, row, "instruction") && tp_rules_has(rules, row, "output");
 }
 
-static tp_status render(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, tp_span system, tp_span user, tp_span output, tp_sample *sample)
+static tp_status render(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, tp_span system, tp_span user,
+                        tp_span output, tp_sample *sample)
 {
     tp_chat_message messages[3];
     uint8_t flags[3], input = rules->train_on_inputs ? TP_MESSAGE_TRAINED : 0;

@@ -26,7 +26,8 @@ bool tp_rules_has(const tp_row_rules *rules, const tp_json *row, const char *our
     return tp_json_type_of(tp_json_get(row, tp_rules_column(rules, ours))) != TP_JSON_NULL;
 }
 
-tp_status tp_rules_string(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, const char *ours, bool required, tp_span *text)
+tp_status tp_rules_string(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row, const char *ours, bool required,
+                          tp_span *text)
 {
     *text = (tp_span){NULL, 0};
     return tp_json_need_string(ctx, row, tp_json_root(row), tp_rules_column(rules, ours), required, text);
@@ -50,8 +51,10 @@ static const char *list_columns(const tp_json *row, char *out, size_t size)
 static tp_status no_format(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *row)
 {
     char place[PLACE_BYTES], there[640];
-    const char *wanted = rules->format != NULL ? rules->format->columns : "messages; instruction and output; prompt and completion; or text";
-    return tp_fail(ctx, TP_FORMAT, "%s: expected columns %s, found %s (`columns: {ours: theirs}` renames them)", tp_json_where(row, tp_json_root(row), place, sizeof place), wanted,
+    const char *wanted =
+        rules->format != NULL ? rules->format->columns : "messages; instruction and output; prompt and completion; or text";
+    return tp_fail(ctx, TP_FORMAT, "%s: expected columns %s, found %s (`columns: {ours: theirs}` renames them)",
+                   tp_json_where(row, tp_json_root(row), place, sizeof place), wanted,
                    list_columns(tp_json_root(row), there, sizeof there));
 }
 
@@ -60,7 +63,8 @@ static tp_status need_object(tp_ctx *ctx, const tp_json_doc *row)
     char place[PLACE_BYTES];
     tp_json_type type = tp_json_type_of(tp_json_root(row));
     if (type == TP_JSON_OBJECT) return TP_OK;
-    return tp_fail(ctx, TP_FORMAT, "%s: expected a row to be an object, got %s", tp_json_where(row, tp_json_root(row), place, sizeof place), tp_json_type_name(type));
+    return tp_fail(ctx, TP_FORMAT, "%s: expected a row to be an object, got %s",
+                   tp_json_where(row, tp_json_root(row), place, sizeof place), tp_json_type_name(type));
 }
 
 tp_status tp_rules_choose(tp_ctx *ctx, tp_row_rules *rules, const tp_json_doc *first_row)
@@ -72,7 +76,8 @@ tp_status tp_rules_choose(tp_ctx *ctx, tp_row_rules *rules, const tp_json_doc *f
     for (size_t i = 0; i < N_FORMATS && rules->format == NULL; i++)
         if (type == TP_DATASET_AUTO ? formats[i]->fits(rules, row) : type == formats[i]->type) rules->format = formats[i];
     if (rules->format == NULL && type != TP_DATASET_AUTO)
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: rows of type %s are not available in this version", rules->block->path, tp_config_word("datasets[].type", type));
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: rows of type %s are not available in this version", rules->block->path,
+                       tp_config_word("datasets[].type", type));
     if (rules->format == NULL || !rules->format->fits(rules, row)) return no_format(ctx, rules, first_row);
     rules->pairs = rules->format == &tp_format_completion && !tp_rules_has(rules, row, "text");
     return TP_OK;
@@ -95,8 +100,8 @@ tp_status tp_sample_from_text(tp_ctx *ctx, tp_span text, tp_sample *sample)
     return tp_sample_train(ctx, sample, 0, text.len, text.len);
 }
 
-tp_status tp_render_row(tp_ctx *ctx, const tp_prompt *prompt, const tp_json_doc *row, tp_chat_input *input, const uint8_t *messages, size_t n_messages,
-                          tp_sample *sample)
+tp_status tp_render_row(tp_ctx *ctx, const tp_prompt *prompt, const tp_json_doc *row, tp_chat_input *input,
+                        const uint8_t *messages, size_t n_messages, tp_sample *sample)
 {
     char place[PLACE_BYTES];
     tp_chat_text text;

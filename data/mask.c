@@ -58,7 +58,8 @@ static int by_place(const void *left, const void *right)
 
 /* The message of each marked range is the one that the text in it stems from. A range without such text belongs to the next
  * message of the assistant. */
-static tp_status train_marked(tp_ctx *ctx, const tp_chat_text *text, const uint8_t *messages, size_t n_messages, tp_sample *sample)
+static tp_status train_marked(tp_ctx *ctx, const tp_chat_text *text, const uint8_t *messages, size_t n_messages,
+                              tp_sample *sample)
 {
     size_t at = 0, message = 0; /* span; first message that is still to come */
     for (size_t g = 0; g < text->n_generation; g++) {
@@ -79,7 +80,8 @@ static tp_status train_marked(tp_ctx *ctx, const tp_chat_text *text, const uint8
     return TP_OK;
 }
 
-static tp_status train_turns(tp_ctx *ctx, const struct turn *turns, const uint8_t *messages, size_t n_messages, bool marked, tp_sample *sample)
+static tp_status train_turns(tp_ctx *ctx, const struct turn *turns, const uint8_t *messages, size_t n_messages, bool marked,
+                             tp_sample *sample)
 {
     for (size_t i = 0; i < n_messages; i++) {
         if ((messages[i] & TP_MESSAGE_TRAINED) == 0 || turns[i].end == 0) continue;
@@ -89,7 +91,8 @@ static tp_status train_turns(tp_ctx *ctx, const struct turn *turns, const uint8_
     return TP_OK;
 }
 
-tp_status tp_sample_from_chat(tp_ctx *ctx, const tp_chat_text *text, const uint8_t *messages, size_t n_messages, bool marked, tp_sample *sample)
+tp_status tp_sample_from_chat(tp_ctx *ctx, const tp_chat_text *text, const uint8_t *messages, size_t n_messages, bool marked,
+                              tp_sample *sample)
 {
     tp_sample_clear(sample);
     sample->rendered = true;
@@ -121,7 +124,8 @@ bool tp_ends_turn(const tp_tokenizer *tokenizer, int32_t id)
     return tp_tokenizer_is_special(tokenizer, id) && id != tp_tokenizer_role(tokenizer, TP_TOKEN_BOS);
 }
 
-static tp_status encode_piece(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_sample *s, size_t begin, size_t end, unsigned flags, tp_tokens *tokens)
+static tp_status encode_piece(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_sample *s, size_t begin, size_t end,
+                              unsigned flags, tp_tokens *tokens)
 {
     size_t first = (flags & TP_ENCODE_APPEND) != 0 ? tokens->count : 0;
     TP_TRY(tp_tokenizer_encode(ctx, tokenizer, (tp_span){tp_buf_cstr(&s->text) + begin, end - begin}, flags, tokens));
@@ -137,10 +141,12 @@ static void drop_added_eos(const tp_tokenizer *tokenizer, tp_tokens *tokens)
 {
     if (tokens->count == 0) return;
     const tp_token *last = &tokens->items[tokens->count - 1];
-    if (last->begin == last->end && last->id == tp_tokenizer_role(tokenizer, TP_TOKEN_EOS) && tp_tokenizer_adds_eos(tokenizer)) tokens->count--;
+    if (last->begin == last->end && last->id == tp_tokenizer_role(tokenizer, TP_TOKEN_EOS) && tp_tokenizer_adds_eos(tokenizer))
+        tokens->count--;
 }
 
-static tp_status encode_pieces(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_sample *s, size_t begin, size_t end, bool cut, tp_tokens *tokens)
+static tp_status encode_pieces(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_sample *s, size_t begin, size_t end,
+                               bool cut, tp_tokens *tokens)
 {
     unsigned flags = begin == 0 && !s->rendered ? TP_ENCODE_ADD_SPECIAL : TP_ENCODE_PLAIN;
     size_t at = begin, i = 0;
@@ -165,8 +171,10 @@ static size_t token_at(const tp_tokens *tokens, size_t place)
     size_t low = 0, high = tokens->count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (tokens->items[middle].begin < place) low = middle + 1;
-        else high = middle;
+        if (tokens->items[middle].begin < place)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low;
 }
@@ -206,7 +214,8 @@ static void finish_labels(const tp_tokenizer *tokenizer, tp_encoded *e)
     }
 }
 
-tp_status tp_sample_encode(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_sample *s, size_t begin, size_t end, bool cut, tp_encoded *e)
+tp_status tp_sample_encode(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_sample *s, size_t begin, size_t end, bool cut,
+                           tp_encoded *e)
 {
     TP_TRY(encode_pieces(ctx, tokenizer, s, begin, end, cut, &e->tokens));
     TP_TRY(tp_grow(ctx, &e->ids, &e->ids_capacity, e->tokens.count, sizeof *e->ids));

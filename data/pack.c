@@ -17,7 +17,7 @@ enum { STREAM_ROWS = TP_STREAM_SHUFFLE, STREAM_PACKING, STREAM_BATCHES };
 
 struct packing {
     int64_t max_length;
-    uint32_t *pack_of;                          /* [n] by place in the order */
+    uint32_t *pack_of;                           /* [n] by place in the order */
     uint32_t open[OPEN_PACKS], used[OPEN_PACKS]; /* numbers and tokens of the open packs */
     size_t n_open;
     uint32_t n_packs;
@@ -68,7 +68,8 @@ static tp_status gather(tp_ctx *ctx, const struct packing *p, size_t n, bool shu
     return TP_OK;
 }
 
-tp_status tp_pack(tp_ctx *ctx, const uint32_t *lengths, size_t n, int64_t max_length, bool shuffle, uint64_t seed, tp_packs *packs)
+tp_status tp_pack(tp_ctx *ctx, const uint32_t *lengths, size_t n, int64_t max_length, bool shuffle, uint64_t seed,
+                  tp_packs *packs)
 {
     struct packing p = {.max_length = max_length, .pack_of = tp_alloc_raw(ctx, n, sizeof *p.pack_of)};
     *packs = (tp_packs){0};

@@ -51,7 +51,8 @@ static tp_status check_kind(tp_ctx *ctx, const char *path)
     const char *hint = tp_ends_with(path, ".csv")    ? " (.csv is not read: convert it to .jsonl)"
                        : tp_ends_with(path, ".json") ? " (one JSON object per line, in a file called .jsonl)"
                                                      : "";
-    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected a .jsonl, .jsonl.gz or .txt file, or a folder with <split>.jsonl%s", path, hint);
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected a .jsonl, .jsonl.gz or .txt file, or a folder with <split>.jsonl%s", path,
+                   hint);
 }
 
 static tp_status open_resolved(tp_ctx *ctx, const char *path, tp_row_file *f)
@@ -110,7 +111,9 @@ tp_status tp_row_file_read(tp_ctx *ctx, tp_row_file *f, uint64_t offset, void *b
     while (n > 0) {
         ssize_t got = pread(f->unpacked, to, n, (off_t)offset);
         if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return tp_fail(ctx, TP_IO_READ, "%s: unpacked, at byte %llu: %s", tp_row_file_path(f), (unsigned long long)offset, got < 0 ? strerror(errno) : "the end");
+        if (got <= 0)
+            return tp_fail(ctx, TP_IO_READ, "%s: unpacked, at byte %llu: %s", tp_row_file_path(f), (unsigned long long)offset,
+                           got < 0 ? strerror(errno) : "the end");
         to += got;
         offset += (uint64_t)got;
         n -= (size_t)got;
@@ -177,11 +180,13 @@ static tp_status find_line(tp_ctx *ctx, tp_row_reader *r, size_t *end, size_t *a
     bool more = true;
     *found = true;
     for (;;) {
-        const char *newline = r->file->plain || r->seen == r->filled ? NULL : memchr(r->buffer + r->seen, '\n', r->filled - r->seen);
+        const char *newline =
+            r->file->plain || r->seen == r->filled ? NULL : memchr(r->buffer + r->seen, '\n', r->filled - r->seen);
         *end = newline != NULL ? (size_t)(newline - r->buffer) : r->filled;
         *after = newline != NULL ? *end + 1 : *end;
         if (*end - r->next > TP_ROW_MAX_BYTES)
-            return tp_fail(ctx, TP_FORMAT, "%s:%llu: the row is longer than %zu MiB", tp_row_file_path(r->file), (unsigned long long)r->line, TP_ROW_MAX_BYTES >> 20);
+            return tp_fail(ctx, TP_FORMAT, "%s:%llu: the row is longer than %zu MiB", tp_row_file_path(r->file),
+                           (unsigned long long)r->line, TP_ROW_MAX_BYTES >> 20);
         if (newline != NULL) return TP_OK;
         r->seen = r->filled;
         TP_TRY(read_more(ctx, r, &more));

@@ -1,7 +1,8 @@
 /* Rows in files of text: found in one pass, read again by their place.
  *
- * A .jsonl file holds a row per line; blank lines, a byte order mark, CR LF and a missing last newline are fine. A .jsonl.gz file
- * is unpacked first (data/unpack.h). A .txt file is one row. Files may be larger than memory, rows not: TP_ROW_MAX_BYTES. */
+ * A .jsonl file holds a row per line; blank lines, a byte order mark, CR LF and a missing last newline are fine. A .jsonl.gz
+ * file is unpacked first (data/unpack.h). A .txt file is one row. Files may be larger than memory, rows not: TP_ROW_MAX_BYTES.
+ */
 #ifndef TP_DATA_ROWS_H
 #define TP_DATA_ROWS_H
 
@@ -26,18 +27,18 @@ TP_API tp_status tp_row_file_hash(tp_ctx *ctx, tp_row_file *file, tp_buf *out) T
 TP_API tp_status tp_row_file_read(tp_ctx *ctx, tp_row_file *file, uint64_t offset, void *bytes, size_t n) TP_MUST_CHECK;
 
 typedef struct tp_row_place {
-    uint64_t offset; /* in the (unpacked) file */
-    uint64_t line;   /* from 1; blank lines count */
-    size_t bytes;    /* without the line end */
+    uint64_t offset;  /* in the (unpacked) file */
+    uint64_t line;    /* from 1; blank lines count */
+    size_t bytes;     /* without the line end */
     const char *text; /* until the next call */
 } tp_row_place;
 
 typedef struct tp_row_reader {
-    tp_row_file *file;   /* borrowed */
-    char *buffer;        /* bytes [start, start + filled) of the file */
+    tp_row_file *file;                   /* borrowed */
+    char *buffer;                        /* bytes [start, start + filled) of the file */
     size_t capacity, filled, next, seen; /* next row begins at buffer + next; no newline before buffer + seen */
     uint64_t start, line;
-    size_t block_bytes;  /* read at once */
+    size_t block_bytes; /* read at once */
 } tp_row_reader;
 
 /* block_bytes 0: a megabyte. */

@@ -52,7 +52,8 @@ static tp_status write_out(struct unpacking *u, size_t n)
     const unsigned char *from = u->out;
     const char *path = tp_file_path(u->packed);
     if (n > u->limit - u->written)
-        return tp_fail(u->ctx, TP_FORMAT, "%s: unpacks to more than %d times its %llu bytes", path, TP_UNPACK_RATIO, (unsigned long long)u->size);
+        return tp_fail(u->ctx, TP_FORMAT, "%s: unpacks to more than %d times its %llu bytes", path, TP_UNPACK_RATIO,
+                       (unsigned long long)u->size);
     u->written += n;
     while (n > 0) {
         ssize_t wrote = write(u->fd, from, n);
@@ -81,7 +82,8 @@ static tp_status inflate_all(struct unpacking *u)
     int code = Z_OK;
     while (code != Z_STREAM_END || u->z.avail_in > 0 || u->at < u->size) {
         if (u->z.avail_in == 0) TP_TRY(read_in(u));
-        if (code == Z_STREAM_END && inflateReset(&u->z) != Z_OK) return tp_fail(u->ctx, TP_INTERNAL, "zlib does not start over");
+        if (code == Z_STREAM_END && inflateReset(&u->z) != Z_OK)
+            return tp_fail(u->ctx, TP_INTERNAL, "zlib does not start over");
         u->z.next_out = u->out;
         u->z.avail_out = (unsigned)BLOCK_BYTES;
         code = inflate(&u->z, Z_NO_FLUSH);

@@ -1,5 +1,5 @@
-/* The decode loop. A pass is the model's forward on a few rows whose keys and values go behind those in the cache; only the last
- * row's logits are made. Prompts run in chunks, so that the step arena stays small. */
+/* The decode loop. A pass is the model's forward on a few rows whose keys and values go behind those in the cache; only the
+ * last row's logits are made. Prompts run in chunks, so that the step arena stays small. */
 #include "inference/generate.h"
 
 #include <string.h>
@@ -18,11 +18,14 @@ struct tp_generator {
     tp_kv_cache cache;
     tp_batch_buffers buffers;
     tp_sampler *sampler;
-    float *logits;        /* host [vocab] */
+    float *logits; /* host [vocab] */
     int32_t positions[CHUNK_ROWS];
 };
 
-static tp_segment segment_of(int64_t used, int64_t n) { return (tp_segment){.q_len = n, .k_len = used + n}; }
+static tp_segment segment_of(int64_t used, int64_t n)
+{
+    return (tp_segment){.q_len = n, .k_len = used + n};
+}
 
 /* One pass on a tape: logits of the last row, or NULL. */
 static tp_tensor *run_pass(tp_model *model, tp_tape *tape, tp_kv_cache *cache, const tp_batch *batch, const int32_t *last_row)
@@ -52,7 +55,8 @@ static tp_status open_parts(tp_ctx *ctx, tp_model *model, int64_t context, tp_ge
 tp_status tp_generator_open(tp_ctx *ctx, tp_model *model, int64_t context, tp_generator **result)
 {
     if (context < 1 || context > model->config.max_positions)
-        return tp_fail(ctx, TP_INVALID, "a context of %lld tokens; the model takes 1 to %lld", (long long)context, (long long)model->config.max_positions);
+        return tp_fail(ctx, TP_INVALID, "a context of %lld tokens; the model takes 1 to %lld", (long long)context,
+                       (long long)model->config.max_positions);
     tp_generator *g = tp_alloc(ctx, 1, sizeof *g);
     if (g == NULL) return TP_NOMEM;
     tp_status status = open_parts(ctx, model, context, g);
@@ -75,20 +79,36 @@ void tp_generator_close(tp_generator *g)
     tp_free(g);
 }
 
-void tp_generator_reset(tp_generator *g) { g->cache.used = 0; }
-int64_t tp_generator_used(const tp_generator *g) { return g->cache.used; }
+void tp_generator_reset(tp_generator *g)
+{
+    g->cache.used = 0;
+}
+int64_t tp_generator_used(const tp_generator *g)
+{
+    return g->cache.used;
+}
 
 static tp_status run_chunk(tp_ctx *ctx, tp_generator *g, const int32_t *ids, int64_t n)
 {
     int32_t last = (int32_t)n - 1, no_label = 0;
     for (int64_t i = 0; i < n; i++) g->positions[i] = (int32_t)(g->cache.used + i);
     tp_segment segment = segment_of(g->cache.used, n);
-    tp_batch host = {.n = n, .ids = ids, .positions = g->positions, .max_position = g->cache.used + n, .segments = &segment, .n_segments = 1,
-                     .label_rows = &last, .labels = &no_label, .n_labels = 1, .n_tokens = n}, batch;
+    tp_batch host = {.n = n,
+                     .ids = ids,
+                     .positions = g->positions,
+                     .max_position = g->cache.used + n,
+                     .segments = &segment,
+                     .n_segments = 1,
+                     .label_rows = &last,
+                     .labels = &no_label,
+                     .n_labels = 1,
+                     .n_tokens = n},
+             batch;
     TP_TRY(tp_batch_upload(ctx, &g->buffers, &host, &batch));
     tp_tensor *logits = run_pass(g->model, g->tape, &g->cache, &batch, batch.label_rows);
     tp_status status = tp_tape_status(g->tape);
-    if (status == TP_OK) status = ctx->device->backend->copy_out(ctx, g->logits, logits->data, (size_t)logits->cols * sizeof *g->logits);
+    if (status == TP_OK)
+        status = ctx->device->backend->copy_out(ctx, g->logits, logits->data, (size_t)logits->cols * sizeof *g->logits);
     tp_tape_reset(g->tape);
     return status;
 }
@@ -97,11 +117,14 @@ tp_status tp_generator_run(tp_ctx *ctx, tp_generator *g, const int32_t *ids, int
 {
     if (n < 1) return tp_fail(ctx, TP_INVALID, "nothing to run: the prompt is empty");
     if (n > g->cache.capacity - g->cache.used)
-        return tp_fail(ctx, TP_SHAPE, "%lld tokens are in the context and %lld more do not fit: it holds %lld", (long long)g->cache.used, (long long)n, (long long)g->cache.capacity);
+        return tp_fail(ctx, TP_SHAPE, "%lld tokens are in the context and %lld more do not fit: it holds %lld",
+                       (long long)g->cache.used, (long long)n, (long long)g->cache.capacity);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= g->model->config.vocab_size)
-            return tp_fail(ctx, TP_FORMAT, "token id %d is outside the vocabulary of %lld", (int)ids[i], (long long)g->model->config.vocab_size);
-    for (int64_t first = 0; first < n; first += g->buffers.rows) TP_TRY(run_chunk(ctx, g, ids + first, n - first < g->buffers.rows ? n - first : g->buffers.rows));
+            return tp_fail(ctx, TP_FORMAT, "token id %d is outside the vocabulary of %lld", (int)ids[i],
+                           (long long)g->model->config.vocab_size);
+    for (int64_t first = 0; first < n; first += g->buffers.rows)
+        TP_TRY(run_chunk(ctx, g, ids + first, n - first < g->buffers.rows ? n - first : g->buffers.rows));
     *logits = g->logits;
     return TP_OK;
 }
@@ -132,7 +155,8 @@ static bool cut_at_stop(struct writer *w)
 {
     const char *first = NULL;
     for (const char *const *stop = w->options->stop; stop != NULL && *stop != NULL; stop++) {
-        const char *found = **stop != '\0' && w->text->len > 0 ? memmem(w->text->data, w->text->len, *stop, strlen(*stop)) : NULL;
+        const char *found =
+            **stop != '\0' && w->text->len > 0 ? memmem(w->text->data, w->text->len, *stop, strlen(*stop)) : NULL;
         if (found != NULL && (first == NULL || found < first)) first = found;
     }
     if (first == NULL) return false;
@@ -158,8 +182,8 @@ static bool is_end(const tp_generate_options *options, int32_t id)
     return false;
 }
 
-static tp_status decode_loop(tp_ctx *ctx, tp_generator *g, tp_stream_decoder *decoder, const int32_t *prompt, size_t n_prompt, const tp_generate_options *options,
-                             tp_generated *out)
+static tp_status decode_loop(tp_ctx *ctx, tp_generator *g, tp_stream_decoder *decoder, const int32_t *prompt, size_t n_prompt,
+                             const tp_generate_options *options, tp_generated *out)
 {
     struct writer w = {options, &out->text, 0};
     float *logits;
@@ -199,8 +223,8 @@ static tp_status decode_loop(tp_ctx *ctx, tp_generator *g, tp_stream_decoder *de
     return status;
 }
 
-tp_status tp_generate(tp_ctx *ctx, tp_generator *g, const tp_tokenizer *tokenizer, const int32_t *prompt, size_t n_prompt, const tp_generate_options *options,
-                      tp_generated *out)
+tp_status tp_generate(tp_ctx *ctx, tp_generator *g, const tp_tokenizer *tokenizer, const int32_t *prompt, size_t n_prompt,
+                      const tp_generate_options *options, tp_generated *out)
 {
     tp_stream_decoder *decoder = NULL;
     *out = (tp_generated){0};

@@ -20,7 +20,8 @@ TP_API void tp_generator_close(tp_generator *generator);
 TP_API void tp_generator_reset(tp_generator *generator);
 /* Runs ids [n] behind what is there; *logits (host, [vocab], valid until the next call) are those after the last one.
  * SHAPE if the context is full. */
-TP_API tp_status tp_generator_run(tp_ctx *ctx, tp_generator *generator, const int32_t *ids, int64_t n, float **logits) TP_MUST_CHECK;
+TP_API tp_status tp_generator_run(tp_ctx *ctx, tp_generator *generator, const int32_t *ids, int64_t n,
+                                  float **logits) TP_MUST_CHECK;
 TP_API int64_t tp_generator_used(const tp_generator *generator);
 
 /* ---- text level ---- */
@@ -41,13 +42,13 @@ typedef struct tp_generate_options {
 typedef struct tp_generated {
     int32_t *ids; /* new tokens, the end token included; tp_free */
     size_t n;
-    tp_buf text;  /* without special tokens; tp_buf_free */
+    tp_buf text; /* without special tokens; tp_buf_free */
     tp_finish finish;
 } tp_generated;
 
 /* tokenizer may be NULL: then there is no text and no stop strings. */
-TP_API tp_status tp_generate(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const int32_t *prompt, size_t n_prompt,
-                             const tp_generate_options *options, tp_generated *out) TP_MUST_CHECK;
+TP_API tp_status tp_generate(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const int32_t *prompt,
+                             size_t n_prompt, const tp_generate_options *options, tp_generated *out) TP_MUST_CHECK;
 TP_API void tp_generated_free(tp_generated *out);
 
 #endif

@@ -78,7 +78,8 @@ static int by_logit(const void *a, const void *b)
 /* Sorted candidates, cut by top-k. */
 static int64_t sort_candidates(tp_sampler *s, const tp_sampling *how, const float *logits)
 {
-    for (int64_t i = 0; i < s->vocab; i++) s->candidates[i] = (struct candidate){(float)(logits[i] / how->temperature), (int32_t)i};
+    for (int64_t i = 0; i < s->vocab; i++)
+        s->candidates[i] = (struct candidate){(float)(logits[i] / how->temperature), (int32_t)i};
     qsort(s->candidates, (size_t)s->vocab, sizeof *s->candidates, by_logit);
     if (how->top_k <= 0 || how->top_k >= s->vocab) return s->vocab;
     int64_t n = how->top_k;
@@ -86,7 +87,8 @@ static int64_t sort_candidates(tp_sampler *s, const tp_sampling *how, const floa
     return n;
 }
 
-tp_status tp_sampler_next(tp_ctx *ctx, tp_sampler *s, const tp_sampling *how, float *logits, const int32_t *seen, size_t n_seen, uint64_t index, int32_t *token)
+tp_status tp_sampler_next(tp_ctx *ctx, tp_sampler *s, const tp_sampling *how, float *logits, const int32_t *seen, size_t n_seen,
+                          uint64_t index, int32_t *token)
 {
     if (how->repetition_penalty != 1) penalise(s, logits, seen, n_seen, how->repetition_penalty);
     TP_TRY(argmax(ctx, logits, s->vocab, token));

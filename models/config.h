@@ -7,19 +7,34 @@
 #include "base/json.h"
 #include "base/status.h"
 
-typedef enum tp_family { TP_FAMILY_LLAMA, TP_FAMILY_MISTRAL, TP_FAMILY_QWEN2, TP_FAMILY_QWEN3, TP_FAMILY_GPT2, TP_FAMILY_COUNT } tp_family;
+typedef enum tp_family {
+    TP_FAMILY_LLAMA,
+    TP_FAMILY_MISTRAL,
+    TP_FAMILY_QWEN2,
+    TP_FAMILY_QWEN3,
+    TP_FAMILY_GPT2,
+    TP_FAMILY_COUNT
+} tp_family;
 
-typedef enum tp_rope_type { TP_ROPE_DEFAULT, TP_ROPE_LINEAR, TP_ROPE_DYNAMIC, TP_ROPE_YARN, TP_ROPE_LLAMA3, TP_ROPE_FACTORS, TP_ROPE_LONGROPE } tp_rope_type;
+typedef enum tp_rope_type {
+    TP_ROPE_DEFAULT,
+    TP_ROPE_LINEAR,
+    TP_ROPE_DYNAMIC,
+    TP_ROPE_YARN,
+    TP_ROPE_LLAMA3,
+    TP_ROPE_FACTORS,
+    TP_ROPE_LONGROPE
+} tp_rope_type;
 
 typedef struct tp_rope_config {
     tp_rope_type type;
     double theta;
     double factor;
-    int64_t original_max_positions;  /* yarn, llama3, longrope */
-    double beta_fast, beta_slow;     /* yarn */
-    double attention_factor;         /* yarn, longrope; 0: derived */
-    double mscale, mscale_all_dim;   /* yarn; 0: absent */
-    bool truncate;                   /* yarn; default true */
+    int64_t original_max_positions;           /* yarn, llama3, longrope */
+    double beta_fast, beta_slow;              /* yarn */
+    double attention_factor;                  /* yarn, longrope; 0: derived */
+    double mscale, mscale_all_dim;            /* yarn; 0: absent */
+    bool truncate;                            /* yarn; default true */
     double low_freq_factor, high_freq_factor; /* llama3 */
     /* What divides the frequencies, [head_dim/2]: GGUF's rope_freqs (TP_ROPE_FACTORS), or longrope's short_factor and,
      * behind it, long_factor. Owned. */
@@ -28,30 +43,30 @@ typedef struct tp_rope_config {
 
 typedef enum tp_activation { TP_ACT_SILU, TP_ACT_GELU_TANH, TP_ACT_GELU } tp_activation;
 
-#define TP_LIMIT_LAYERS 4096
-#define TP_LIMIT_WIDTH (1 << 20)
-#define TP_LIMIT_HEADS (1 << 12)
-#define TP_LIMIT_VOCAB (1 << 22)
+#define TP_LIMIT_LAYERS    4096
+#define TP_LIMIT_WIDTH     (1 << 20)
+#define TP_LIMIT_HEADS     (1 << 12)
+#define TP_LIMIT_VOCAB     (1 << 22)
 #define TP_LIMIT_POSITIONS INT32_MAX
-#define TP_CONFIG_BYTES (4u << 20) /* longest config.json that is read */
+#define TP_CONFIG_BYTES    (4u << 20) /* longest config.json that is read */
 
 typedef struct tp_model_config {
     tp_family family;
-    char model_type[32];      /* as config.json spells it: "llama", ... */
-    char architecture[64];    /* "LlamaForCausalLM" */
+    char model_type[32];   /* as config.json spells it: "llama", ... */
+    char architecture[64]; /* "LlamaForCausalLM" */
     int64_t vocab_size, hidden_size, intermediate_size, n_layers, n_heads, n_kv_heads, head_dim, max_positions;
     double norm_eps;
     double initializer_range;
     tp_rope_config rope;
     tp_activation activation;
-    bool tied;                /* output projection is the embedding */
+    bool tied; /* output projection is the embedding */
     bool qkv_bias, o_bias, mlp_bias, qk_norm;
-    bool scale_by_layer;      /* attention scores of layer i are also divided by i + 1 (GPT-2's option) */
-    int64_t window;           /* sliding window, 0: none */
-    unsigned char *slides;    /* [n_layers] 1 where the window applies; owned */
+    bool scale_by_layer;                /* attention scores of layer i are also divided by i + 1 (GPT-2's option) */
+    int64_t window;                     /* sliding window, 0: none */
+    unsigned char *slides;              /* [n_layers] 1 where the window applies; owned */
     int64_t bos_id, eos_ids[8], pad_id; /* -1 where absent */
     int n_eos;
-    tp_dtype dtype;           /* stated by the file */
+    tp_dtype dtype; /* stated by the file */
 } tp_model_config;
 
 /* Reads `path` (at most TP_CONFIG_BYTES) and calls tp_config_from_json. */
@@ -69,11 +84,14 @@ TP_API void tp_config_free(tp_model_config *config); /* what it owns, not the st
 TP_API int64_t tp_config_linear_weights(const tp_model_config *config);
 TP_API int64_t tp_config_parameters(const tp_model_config *config);
 
-/* Frequencies of the `half` = head_dim/2 pairs for a batch whose largest position + 1 is `length` (only dynamic and longrope look at it),
- * and the factor on cos and sin. f32 values as transformers 5 computes them. */
+/* Frequencies of the `half` = head_dim/2 pairs for a batch whose largest position + 1 is `length` (only dynamic and longrope
+ * look at it), and the factor on cos and sin. f32 values as transformers 5 computes them. */
 TP_API void tp_rope_frequencies(const tp_model_config *config, int64_t length, float *inv_freq, float *factor);
 /* True if the frequencies depend on `length`. */
-static inline bool tp_rope_depends_on_length(const tp_rope_config *rope) { return rope->type == TP_ROPE_DYNAMIC || rope->type == TP_ROPE_LONGROPE; }
+static inline bool tp_rope_depends_on_length(const tp_rope_config *rope)
+{
+    return rope->type == TP_ROPE_DYNAMIC || rope->type == TP_ROPE_LONGROPE;
+}
 
 /* ---- for models/ only ---- */
 typedef struct tp_family_info {

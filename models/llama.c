@@ -33,13 +33,21 @@ static tp_status rope_angles(tp_model *model, const tp_pass *pass, tp_rope_angle
     tp_storage *cos = tp_op_alloc(pass->tape, "rope", (size_t)(batch->n * half) * sizeof(float));
     tp_storage *sin = tp_op_alloc(pass->tape, "rope", (size_t)(batch->n * half) * sizeof(float));
     if (cos == NULL || sin == NULL) return TP_NOMEM;
-    tp_rope_table_args args = {.n = batch->n, .half = half, .positions = batch->positions, .inv_freq = model->inv_freq, .factor = model->rope_factor,
-                               .cos = tp_storage_data(cos), .sin = tp_storage_data(sin)};
+    tp_rope_table_args args = {.n = batch->n,
+                               .half = half,
+                               .positions = batch->positions,
+                               .inv_freq = model->inv_freq,
+                               .factor = model->rope_factor,
+                               .cos = tp_storage_data(cos),
+                               .sin = tp_storage_data(sin)};
     *angles = (tp_rope_angles){args.cos, args.sin, half};
     return tp_run_rope_table(ctx, &args);
 }
 
-static tp_tensor *norm(const tp_pass *pass, tp_tensor *weight, tp_tensor *x, double eps) { return tp_rmsnorm(pass->tape, x, weight, (float)eps); }
+static tp_tensor *norm(const tp_pass *pass, tp_tensor *weight, tp_tensor *x, double eps)
+{
+    return tp_rmsnorm(pass->tape, x, weight, (float)eps);
+}
 
 static tp_tensor *attention(tp_model *model, const tp_pass *pass, int layer, tp_tensor *x)
 {

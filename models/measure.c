@@ -13,9 +13,15 @@ static tp_status run_pass(tp_ctx *dry, tp_model *twin, tp_tape *tape, const tp_m
     if (status == TP_OK) {
         int64_t before = what->context > 0 ? what->context - what->rows : 0;
         tp_segment segment = {.q_len = what->rows, .k_len = before + what->rows};
-        tp_batch batch = {.n = what->rows, .ids = buffers.memory, .positions = buffers.memory, .max_position = before + what->rows, .segments = &segment, .n_segments = 1};
+        tp_batch batch = {.n = what->rows,
+                          .ids = buffers.memory,
+                          .positions = buffers.memory,
+                          .max_position = before + what->rows,
+                          .segments = &segment,
+                          .n_segments = 1};
         tp_pass pass = {.tape = tape, .batch = &batch, .cache = what->context > 0 ? &cache : NULL};
-        tp_cross_entropy_spec loss = {.head = &twin->head.weight, .rows = buffers.memory, .labels = buffers.memory, .n = what->labels, .grad_scale = 1};
+        tp_cross_entropy_spec loss = {
+            .head = &twin->head.weight, .rows = buffers.memory, .labels = buffers.memory, .n = what->labels, .grad_scale = 1};
         cache.used = before;
         tp_tape_no_grad_begin(tape);
         tp_tensor *hidden = tp_model_forward(twin, &pass);

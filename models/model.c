@@ -23,8 +23,11 @@ tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_te
         terms[t] = module->slot.terms[t];
         if (!pass->training) terms[t].dropout = 0;
     }
-    tp_linear_spec spec = {.weight = &module->weight, .bias = module->bias.data != NULL ? &module->bias : NULL,
-                           .residual = residual, .terms = terms, .n_terms = n_terms};
+    tp_linear_spec spec = {.weight = &module->weight,
+                           .bias = module->bias.data != NULL ? &module->bias : NULL,
+                           .residual = residual,
+                           .terms = terms,
+                           .n_terms = n_terms};
     tp_tape_scope_begin(pass->tape, "%s", last_component(module->path));
     tp_tensor *y = tp_linear(pass->tape, x, &spec);
     tp_tape_scope_end(pass->tape);
@@ -36,10 +39,14 @@ tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_te
 tp_status tp_kv_cache_open(tp_ctx *ctx, const tp_model *model, int64_t capacity, tp_kv_cache *cache)
 {
     const tp_model_config *c = &model->config;
-    *cache = (tp_kv_cache){.capacity = capacity, .dtype = model->precision, .row = c->n_kv_heads * c->head_dim, .n_layers = (int)c->n_layers,
+    *cache = (tp_kv_cache){.capacity = capacity,
+                           .dtype = model->precision,
+                           .row = c->n_kv_heads * c->head_dim,
+                           .n_layers = (int)c->n_layers,
                            .device = ctx->device};
     int64_t bytes;
-    if (!tp_mul_i64(capacity, cache->row, &bytes) || !tp_mul_i64(bytes, 2 * c->n_layers * (int64_t)tp_dtype_bytes(cache->dtype), &bytes))
+    if (!tp_mul_i64(capacity, cache->row, &bytes) ||
+        !tp_mul_i64(bytes, 2 * c->n_layers * (int64_t)tp_dtype_bytes(cache->dtype), &bytes))
         return tp_fail(ctx, TP_NOMEM, "a KV cache of %lld tokens does not fit", (long long)capacity);
     cache->bytes = (size_t)bytes;
     cache->data = ctx->device->backend->alloc(ctx, ctx->device, cache->bytes);
@@ -72,8 +79,13 @@ static tp_tensor *append(const tp_pass *pass, int layer, int which, const tp_ten
 tp_tensor *tp_model_attend(tp_model *model, const tp_pass *pass, int layer, tp_tensor *q, tp_tensor *k, tp_tensor *v)
 {
     const tp_model_config *c = &model->config;
-    tp_attention_spec spec = {.segments = pass->batch->segments, .n_segments = pass->batch->n_segments, .heads = c->n_heads, .kv_heads = c->n_kv_heads,
-                              .head_dim = c->head_dim, .causal = true, .window = c->slides != NULL && c->slides[layer] ? c->window : 0,
+    tp_attention_spec spec = {.segments = pass->batch->segments,
+                              .n_segments = pass->batch->n_segments,
+                              .heads = c->n_heads,
+                              .kv_heads = c->n_kv_heads,
+                              .head_dim = c->head_dim,
+                              .causal = true,
+                              .window = c->slides != NULL && c->slides[layer] ? c->window : 0,
                               .scale = 1.0f / sqrtf((float)c->head_dim) / (c->scale_by_layer ? (float)(layer + 1) : 1.0f)};
     if (pass->cache != NULL && k != NULL && v != NULL) {
         k = append(pass, layer, 0, k);
@@ -121,11 +133,8 @@ tp_tensor *tp_model_run_blocks(tp_model *model, const tp_pass *pass, tp_block_fn
 }
 
 static tp_tensor *(*const forwards[TP_FAMILY_COUNT])(tp_model *, const tp_pass *) = {
-    [TP_FAMILY_LLAMA] = tp_llama_forward,
-    [TP_FAMILY_MISTRAL] = tp_llama_forward,
-    [TP_FAMILY_QWEN2] = tp_llama_forward,
-    [TP_FAMILY_QWEN3] = tp_llama_forward,
-    [TP_FAMILY_GPT2] = tp_gpt2_forward,
+    [TP_FAMILY_LLAMA] = tp_llama_forward, [TP_FAMILY_MISTRAL] = tp_llama_forward, [TP_FAMILY_QWEN2] = tp_llama_forward,
+    [TP_FAMILY_QWEN3] = tp_llama_forward, [TP_FAMILY_GPT2] = tp_gpt2_forward,
 };
 
 tp_tensor *tp_model_forward(tp_model *model, const tp_pass *pass)

@@ -6,36 +6,36 @@
 #include "models/module.h"
 
 typedef struct tp_block {
-    tp_linear_module q, k, v, o;       /* Llama kind */
-    tp_linear_module qkv;              /* fused (GPT-2's c_attn); weight.data NULL if not */
-    tp_linear_module gate, up, down;   /* GPT-2: up = c_fc, down = mlp.c_proj, no gate */
+    tp_linear_module q, k, v, o;                    /* Llama kind */
+    tp_linear_module qkv;                           /* fused (GPT-2's c_attn); weight.data NULL if not */
+    tp_linear_module gate, up, down;                /* GPT-2: up = c_fc, down = mlp.c_proj, no gate */
     tp_tensor norm1, norm1_bias, norm2, norm2_bias; /* [1, D] f32; bias data NULL for RMSNorm */
-    tp_tensor q_norm, k_norm;          /* [1, head_dim]; data NULL: none */
+    tp_tensor q_norm, k_norm;                       /* [1, head_dim]; data NULL: none */
 } tp_block;
 
 typedef struct tp_model {
     tp_model_config config;
-    char *path;                 /* as given */
+    char *path; /* as given */
     tp_dtype precision;
-    tp_matrix embedding;        /* [V, D] */
-    tp_matrix position;         /* [max_positions, D] GPT-2; data NULL: none */
-    tp_linear_module head;      /* weight is the embedding's if tied */
+    tp_matrix embedding;   /* [V, D] */
+    tp_matrix position;    /* [max_positions, D] GPT-2; data NULL: none */
+    tp_linear_module head; /* weight is the embedding's if tied */
     tp_tensor norm, norm_bias;
     tp_block *blocks;           /* [n_layers] */
     tp_linear_module **linears; /* every linear in the order of the live model, head last (untied only) */
     size_t n_linears;
-    float *inv_freq;            /* device [head_dim/2] */
-    int64_t inv_freq_length;    /* batch length inv_freq was made for (dynamic), 0: none yet */
+    float *inv_freq;         /* device [head_dim/2] */
+    int64_t inv_freq_length; /* batch length inv_freq was made for (dynamic), 0: none yet */
     float rope_factor;
-    tp_rope_angles angles;      /* of the batch under way; step arena */
-    char fingerprint[65];       /* SHA-256 over config and tensor directory (names, dtypes, shapes, sizes, a sample of bytes) */
-    uint64_t weight_bytes;      /* of all frozen weights as held: mapped or owned */
+    tp_rope_angles angles; /* of the batch under way; step arena */
+    char fingerprint[65];  /* SHA-256 over config and tensor directory (names, dtypes, shapes, sizes, a sample of bytes) */
+    uint64_t weight_bytes; /* of all frozen weights as held: mapped or owned */
     struct tp_model_store *store; /* files and buffers behind the matrices (models/loader.c) */
 } tp_model;
 
 typedef struct tp_model_options {
-    tp_dtype precision;      /* TP_F32 or TP_BF16 */
-    bool check_weights;      /* scan for NaN and infinities: NUMERIC naming the tensor (exit 5) */
+    tp_dtype precision; /* TP_F32 or TP_BF16 */
+    bool check_weights; /* scan for NaN and infinities: NUMERIC naming the tensor (exit 5) */
 } tp_model_options;
 
 /* Opens a Hugging Face folder (config.json, one or many safetensors) or a .gguf file on ctx->device. F32, BF16, F16 and ggml
@@ -44,7 +44,8 @@ typedef struct tp_model_options {
  * IO_READ, FORMAT, SHAPE (first tensor whose shape disagrees with the configuration), UNSUPPORTED (by name). */
 TP_API tp_status tp_model_open(tp_ctx *ctx, const char *path, const tp_model_options *options, tp_model **model) TP_MUST_CHECK;
 /* The same network without any file, for plans and tests on the dry backend: shapes only. */
-TP_API tp_status tp_model_from_config(tp_ctx *ctx, const tp_model_config *config, const tp_model_options *options, tp_model **model) TP_MUST_CHECK;
+TP_API tp_status tp_model_from_config(tp_ctx *ctx, const tp_model_config *config, const tp_model_options *options,
+                                      tp_model **model) TP_MUST_CHECK;
 TP_API void tp_model_free(tp_model *model);
 /* IO_READ if a mapped file changed or shrank. Once a step. */
 TP_API tp_status tp_model_check(tp_ctx *ctx, const tp_model *model) TP_MUST_CHECK;
@@ -58,12 +59,12 @@ TP_API tp_tensor *tp_model_forward(tp_model *model, const tp_pass *pass);
 
 /* ---- KV cache: keys and values of every layer, in the model's precision ---- */
 typedef struct tp_kv_cache {
-    int64_t capacity;          /* rows */
-    int64_t used;              /* rows written by finished passes */
+    int64_t capacity; /* rows */
+    int64_t used;     /* rows written by finished passes */
     tp_dtype dtype;
-    int64_t row;               /* n_kv_heads * head_dim */
+    int64_t row; /* n_kv_heads * head_dim */
     int n_layers;
-    char *data;                /* device: [layer][k, v][capacity][row] */
+    char *data; /* device: [layer][k, v][capacity][row] */
     size_t bytes;
     tp_device *device;
 } tp_kv_cache;

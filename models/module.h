@@ -16,12 +16,12 @@ typedef struct tp_slot {
 } tp_slot;
 
 typedef struct tp_linear_module {
-    char *path;              /* owned by the model */
-    int layer;               /* index of its block, or -1 (lm_head) */
-    tp_matrix weight;        /* logical [out, in] */
-    tp_tensor bias;          /* [1, out]; data NULL: none */
-    bool conv1d;             /* stored [in, out]: PEFT writes fan_in_fan_out */
-    bool is_head;            /* output embedding: not part of "all-linear" */
+    char *path;       /* owned by the model */
+    int layer;        /* index of its block, or -1 (lm_head) */
+    tp_matrix weight; /* logical [out, in] */
+    tp_tensor bias;   /* [1, out]; data NULL: none */
+    bool conv1d;      /* stored [in, out]: PEFT writes fan_in_fan_out */
+    bool is_head;     /* output embedding: not part of "all-linear" */
     tp_slot slot;
 } tp_linear_module;
 

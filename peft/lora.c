@@ -26,11 +26,13 @@ static tp_status declare(tp_ctx *ctx, tp_lora *lora, tp_lora_module *m)
     tp_buf_init(&name, 0);
     tp_buf_printf(&name, "base_model.model.%s.lora_A.weight", module->path);
     tp_status status = tp_buf_status(ctx, &name, module->path);
-    if (status == TP_OK) status = tp_params_declare(ctx, &lora->params, tp_buf_cstr(&name), m->rank, module->weight.cols, &m->a);
+    if (status == TP_OK)
+        status = tp_params_declare(ctx, &lora->params, tp_buf_cstr(&name), m->rank, module->weight.cols, &m->a);
     tp_buf_clear(&name);
     tp_buf_printf(&name, "base_model.model.%s.lora_B.weight", module->path);
     if (status == TP_OK) status = tp_buf_status(ctx, &name, module->path);
-    if (status == TP_OK) status = tp_params_declare(ctx, &lora->params, tp_buf_cstr(&name), module->weight.rows, m->rank, &m->b);
+    if (status == TP_OK)
+        status = tp_params_declare(ctx, &lora->params, tp_buf_cstr(&name), module->weight.rows, m->rank, &m->b);
     tp_buf_free(&name);
     return status;
 }
@@ -43,7 +45,8 @@ static tp_status add_module(tp_ctx *ctx, tp_lora *lora, tp_linear_module *module
     double rank, alpha;
     TP_TRY(tp_target_match(ctx, &spec->targets, module->path, module->is_head, &matches, &entry));
     if (!matches) return TP_OK;
-    TP_TRY(tp_pattern_value(ctx, spec->rank_pattern, spec->n_rank_pattern, module->path, (double)spec->rank, &rank, &rank_index));
+    TP_TRY(
+        tp_pattern_value(ctx, spec->rank_pattern, spec->n_rank_pattern, module->path, (double)spec->rank, &rank, &rank_index));
     TP_TRY(tp_pattern_value(ctx, spec->alpha_pattern, spec->n_alpha_pattern, module->path, spec->alpha, &alpha, &alpha_index));
     if (entry >= 0 && entry < MAX_PATTERNS) seen->entry[entry] = 1;
     if (rank_index >= 0 && rank_index < MAX_PATTERNS) seen->rank[rank_index] = 1;
@@ -70,20 +73,36 @@ static const char *nearest_module(const tp_model *model, const char *name)
     return tp_nearest_name(name, names);
 }
 
+/* Entries may overlap ("q_proj", "self_attn.q_proj"): one that never came first can still match. */
+static tp_status matches_alone(tp_ctx *ctx, const tp_model *model, const tp_names *include, size_t entry, bool *matches)
+{
+    tp_targets alone = {.include = {include->is_regex, include->list + entry, 1}};
+    *matches = false;
+    for (size_t i = 0; i < model->n_linears && !*matches; i++) TP_TRY(tp_target_match(ctx, &alone, model->linears[i]->path, model->linears[i]->is_head, matches, NULL));
+    return TP_OK;
+}
+
 static tp_status all_matched(tp_ctx *ctx, const tp_model *model, const tp_lora *lora, const struct seen *seen)
 {
     const tp_lora_spec *spec = &lora->spec;
     for (size_t i = 0; !spec->targets.all_linear && i < spec->targets.include.n; i++) {
+        bool matches;
         if (i >= MAX_PATTERNS || seen->entry[i] || spec->allow_unmatched) continue;
+        TP_TRY(matches_alone(ctx, model, &spec->targets.include, i, &matches));
+        if (matches) continue;
         const char *near = nearest_module(model, spec->targets.include.list[i]);
-        return tp_fail(ctx, TP_INVALID, "target_modules: \"%s\" matches no linear layer of %s%s%s%s", spec->targets.include.list[i],
-                       model->config.architecture, near != NULL ? "; did you mean \"" : "", near != NULL ? near : "", near != NULL ? "\"?" : "");
+        return tp_fail(ctx, TP_INVALID, "target_modules: \"%s\" matches no linear layer of %s%s%s%s",
+                       spec->targets.include.list[i], model->config.architecture, near != NULL ? "; did you mean \"" : "",
+                       near != NULL ? near : "", near != NULL ? "\"?" : "");
     }
     for (size_t i = 0; i < spec->n_rank_pattern; i++)
-        if (i < MAX_PATTERNS && !seen->rank[i] && !spec->allow_unmatched) return tp_fail(ctx, TP_INVALID, "rank_pattern: \"%s\" matches no adapted layer", spec->rank_pattern[i].key);
+        if (i < MAX_PATTERNS && !seen->rank[i] && !spec->allow_unmatched)
+            return tp_fail(ctx, TP_INVALID, "rank_pattern: \"%s\" matches no adapted layer", spec->rank_pattern[i].key);
     for (size_t i = 0; i < spec->n_alpha_pattern; i++)
-        if (i < MAX_PATTERNS && !seen->alpha[i] && !spec->allow_unmatched) return tp_fail(ctx, TP_INVALID, "alpha_pattern: \"%s\" matches no adapted layer", spec->alpha_pattern[i].key);
-    if (lora->n_modules == 0) return tp_fail(ctx, TP_INVALID, "target_modules: no linear layer of %s is left to adapt", model->config.architecture);
+        if (i < MAX_PATTERNS && !seen->alpha[i] && !spec->allow_unmatched)
+            return tp_fail(ctx, TP_INVALID, "alpha_pattern: \"%s\" matches no adapted layer", spec->alpha_pattern[i].key);
+    if (lora->n_modules == 0)
+        return tp_fail(ctx, TP_INVALID, "target_modules: no linear layer of %s is left to adapt", model->config.architecture);
     return TP_OK;
 }
 
@@ -91,8 +110,11 @@ static void fill_slots(tp_lora *lora)
 {
     for (size_t i = 0; i < lora->n_modules; i++) {
         tp_lora_module *m = &lora->modules[i];
-        m->term = (tp_lowrank){.a = &lora->params.list[m->a].tensor, .b = &lora->params.list[m->b].tensor,
-                               .scaling = (float)tp_lora_scaling(&lora->spec, m->alpha, m->rank), .dropout = (float)lora->spec.dropout, .site = (uint32_t)i};
+        m->term = (tp_lowrank){.a = &lora->params.list[m->a].tensor,
+                               .b = &lora->params.list[m->b].tensor,
+                               .scaling = (float)tp_lora_scaling(&lora->spec, m->alpha, m->rank),
+                               .dropout = (float)lora->spec.dropout,
+                               .site = (uint32_t)i};
         m->module->slot = (tp_slot){&m->term, 1};
     }
 }
@@ -134,8 +156,10 @@ tp_status tp_lora_initialise(tp_ctx *ctx, tp_lora *lora)
         float *values = tp_alloc(ctx, (size_t)a->count, sizeof *values);
         if (values == NULL) return TP_NOMEM;
         float bound = 1.0f / sqrtf((float)a->tensor.cols);
-        if (lora->spec.gaussian) tp_rng_fill_normal(key, 0, a->count, 0, 1.0f / (float)m->rank, values);
-        else tp_rng_fill_uniform(key, 0, a->count, -bound, bound, values);
+        if (lora->spec.gaussian)
+            tp_rng_fill_normal(key, 0, a->count, 0, 1.0f / (float)m->rank, values);
+        else
+            tp_rng_fill_uniform(key, 0, a->count, -bound, bound, values);
         tp_status status = ctx->device->backend->copy_in(ctx, a->tensor.data, values, (size_t)a->count * sizeof *values);
         tp_free(values);
         if (status != TP_OK) return status;

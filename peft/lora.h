@@ -24,8 +24,8 @@ typedef struct tp_lora_module {
     tp_linear_module *module;
     int64_t rank;
     double alpha;
-    size_t a, b;      /* parameters: lora_A [rank, in], lora_B [out, rank] */
-    tp_lowrank term;  /* what sits in the module's slot */
+    size_t a, b;     /* parameters: lora_A [rank, in], lora_B [out, rank] */
+    tp_lowrank term; /* what sits in the module's slot */
 } tp_lora_module;
 
 typedef struct tp_lora {

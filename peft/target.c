@@ -9,7 +9,7 @@
 #include "base/mem.h"
 
 /* PCRE2's default heap limit is gigabytes; module paths are short. */
-#define MATCH_LIMIT 1000000u
+#define MATCH_LIMIT    1000000u
 #define HEAP_LIMIT_KIB 4096u
 
 /* Compiles and matches once: a handful of patterns against a few hundred paths, so nothing is cached. */
@@ -21,7 +21,8 @@ static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t option
     if (code == NULL) {
         unsigned char text[160] = "out of memory";
         pcre2_get_error_message(error, text, sizeof text);
-        return tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_INVALID, "regular expression \"%s\": %s at offset %zu", pattern, (const char *)text, offset);
+        return tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_INVALID,
+                       "regular expression \"%s\": %s at offset %zu", pattern, (const char *)text, offset);
     }
     pcre2_match_context *limits = pcre2_match_context_create(NULL);
     pcre2_match_data *data = pcre2_match_data_create_from_pattern(code, NULL);
@@ -54,10 +55,11 @@ static tp_status names_match(tp_ctx *ctx, const tp_names *names, const char *pat
         *entry = 0;
         return regex_matches(ctx, names->list[0], PCRE2_ANCHORED | PCRE2_ENDANCHORED, path, matches);
     }
-    for (size_t i = 0; i < names->n && !*matches; i++) {
+    for (size_t i = 0; i < names->n && !*whole; i++) { /* a whole path wins over an ending that stands before it */
         *whole = strcmp(path, names->list[i]) == 0;
-        *matches = *whole || suffix_matches(path, names->list[i]);
-        if (*matches) *entry = (int)i;
+        if (!*whole && (*matches || !suffix_matches(path, names->list[i]))) continue;
+        *matches = true;
+        *entry = (int)i;
     }
     return TP_OK;
 }
@@ -71,7 +73,8 @@ static bool layer_index(const char *path, const char *after, int64_t *index)
         if (end == NULL) return false;
         size_t n = (size_t)(end - start);
         bool digits = n > 0 && n < 10 && strspn(start, "0123456789") == n;
-        bool named = after == NULL || (before != NULL && strncmp(before, after, strlen(after)) == 0 && before[strlen(after)] == '.');
+        bool named =
+            after == NULL || (before != NULL && strncmp(before, after, strlen(after)) == 0 && before[strlen(after)] == '.');
         if (digits && position >= 2 && named) {
             *index = strtoll(start, NULL, 10);
             return true;
@@ -87,7 +90,8 @@ static bool layer_matches(const tp_targets *targets, const char *path)
     bool found = false;
     if (targets->n_layers == 0) return true;
     if (targets->n_layers_pattern == 0) found = layer_index(path, NULL, &index);
-    for (size_t i = 0; i < targets->n_layers_pattern && !found; i++) found = layer_index(path, targets->layers_pattern[i], &index);
+    for (size_t i = 0; i < targets->n_layers_pattern && !found; i++)
+        found = layer_index(path, targets->layers_pattern[i], &index);
     for (size_t i = 0; found && i < targets->n_layers; i++)
         if (targets->layers[i] == index) return true;
     return false;
@@ -111,7 +115,8 @@ tp_status tp_target_match(tp_ctx *ctx, const tp_targets *targets, const char *pa
     return TP_OK;
 }
 
-tp_status tp_pattern_value(tp_ctx *ctx, const tp_pattern *patterns, size_t n, const char *path, double otherwise, double *value, int *index)
+tp_status tp_pattern_value(tp_ctx *ctx, const tp_pattern *patterns, size_t n, const char *path, double otherwise, double *value,
+                           int *index)
 {
     *value = otherwise;
     *index = -1;

@@ -188,7 +188,7 @@ def targets():
         return bool(check_target_module_exists(peft.LoraConfig(**options), path))
 
     cases = [{"options": options, "matches": [matches(options, path) for path in PATHS]} for options in TARGETS]
-    patterns = [{"patterns": table, "values": [table.get(get_pattern_key(table.keys(), path)) for path in PATHS]} for table in PATTERNS]
+    patterns = [{"patterns": list(table.items()), "values": [table.get(get_pattern_key(table.keys(), path)) for path in PATHS]} for table in PATTERNS]
     models = []
     for kind in ALL_LINEAR:
         names = linears(tiny_model(kind))

@@ -29,8 +29,9 @@ tp_tensor *tp_add(tp_tape *tape, tp_tensor *x, tp_tensor *y)
     const tp_tensor *inputs[] = {x, y};
     if (!tp_op_begin(tape, add_op.name, inputs, 2)) return NULL;
     if (x->rows != y->rows || x->cols != y->cols || x->dtype != y->dtype)
-        return tp_op_fail(tape, add_op.name, TP_SHAPE, "[%lld, %lld] %s and [%lld, %lld] %s do not add", (long long)x->rows, (long long)x->cols,
-                          tp_dtype_name(x->dtype), (long long)y->rows, (long long)y->cols, tp_dtype_name(y->dtype));
+        return tp_op_fail(tape, add_op.name, TP_SHAPE, "[%lld, %lld] %s and [%lld, %lld] %s do not add", (long long)x->rows,
+                          (long long)x->cols, tp_dtype_name(x->dtype), (long long)y->rows, (long long)y->cols,
+                          tp_dtype_name(y->dtype));
     tp_tensor *z = tp_op_output(tape, add_op.name, x->dtype, x->rows, x->cols, tp_wants_grad(x) || tp_wants_grad(y));
     if (z == NULL) return NULL;
     tp_add_args args = {.n = x->rows, .dim = x->cols, .x = tp_tensor_rows(x), .y = tp_tensor_rows(y), .z = tp_tensor_rows(z)};

@@ -39,7 +39,8 @@ static tp_status cross_entropy_backward(tp_tape *tape, tp_record *base)
     bool accumulate;
     tp_rows dx = tp_grad_for(tape, x, &accumulate), compact = {tp_storage_data(base->saved[0]), x->dtype, x->cols};
     if (dx.data == NULL) return tp_tape_status(tape);
-    tp_scatter_rows_args args = {.n = r->n, .dim = x->cols, .rows = x->rows, .index = r->rows, .in = compact, .out = dx, .zero_rest = true};
+    tp_scatter_rows_args args = {
+        .n = r->n, .dim = x->cols, .rows = x->rows, .index = r->rows, .in = compact, .out = dx, .zero_rest = true};
     if (!accumulate) return tp_run_scatter_rows(tp_tape_ctx(tape), &args);
     tp_storage *full = tp_op_alloc(tape, op_name, (size_t)(x->rows * x->cols) * tp_dtype_bytes(x->dtype));
     if (full == NULL) return tp_tape_status(tape);
@@ -54,20 +55,35 @@ static tp_status cross_entropy_backward(tp_tape *tape, tp_record *base)
 static const tp_op cross_entropy_op = {op_name, cross_entropy_backward};
 
 /* One chunk: logits, losses, and (if wanted) dx in place of the gathered x. */
-static tp_status run_chunk(tp_tape *tape, const tp_cross_entropy_spec *spec, tp_rows x, int64_t dim, int64_t first, int64_t n, float *logits, float *losses,
-                           bool want_grad)
+static tp_status run_chunk(tp_tape *tape, const tp_cross_entropy_spec *spec, tp_rows x, int64_t dim, int64_t first, int64_t n,
+                           float *logits, float *losses, bool want_grad)
 {
     tp_ctx *ctx = tp_tape_ctx(tape);
     int64_t vocab = spec->head->rows;
     tp_rows z = {logits, TP_F32, vocab};
     x.data = (char *)x.data + (size_t)(first * dim) * tp_dtype_bytes(x.dtype);
-    tp_matmul_args forward = {.n = n, .m = vocab, .k = dim, .a = x, .b = *spec->head, .nt = true, .c = z, .alpha = 1, .precision = tp_tape_precision(tape)};
+    tp_matmul_args forward = {.n = n,
+                              .m = vocab,
+                              .k = dim,
+                              .a = x,
+                              .b = *spec->head,
+                              .nt = true,
+                              .c = z,
+                              .alpha = 1,
+                              .precision = tp_tape_precision(tape)};
     TP_TRY(tp_run_matmul(ctx, &forward));
-    tp_cross_entropy_args loss = {.n = n, .vocab = vocab, .logits = logits, .ld = vocab, .labels = spec->labels + first, .loss = losses + first,
-                                  .grad_scale = spec->grad_scale, .want_grad = want_grad};
+    tp_cross_entropy_args loss = {.n = n,
+                                  .vocab = vocab,
+                                  .logits = logits,
+                                  .ld = vocab,
+                                  .labels = spec->labels + first,
+                                  .loss = losses + first,
+                                  .grad_scale = spec->grad_scale,
+                                  .want_grad = want_grad};
     TP_TRY(tp_run_cross_entropy(ctx, &loss));
     if (!want_grad) return TP_OK;
-    tp_matmul_args backward = {.n = n, .m = dim, .k = vocab, .a = z, .b = *spec->head, .c = x, .alpha = 1, .precision = tp_tape_precision(tape)};
+    tp_matmul_args backward = {
+        .n = n, .m = dim, .k = vocab, .a = z, .b = *spec->head, .c = x, .alpha = 1, .precision = tp_tape_precision(tape)};
     return tp_run_matmul(ctx, &backward);
 }
 
@@ -77,8 +93,8 @@ tp_tensor *tp_linear_cross_entropy(tp_tape *tape, tp_tensor *x, const tp_cross_e
     if (!tp_op_begin(tape, op_name, inputs, 1)) return NULL;
     int64_t dim = x->cols, vocab = spec->head->rows, n = spec->n, step = chunk_rows(n, vocab);
     if (dim != spec->head->cols || n > x->rows)
-        return tp_op_fail(tape, op_name, TP_SHAPE, "x is [%lld, %lld], the head has %lld columns, %lld labels", (long long)x->rows, (long long)dim,
-                          (long long)spec->head->cols, (long long)n);
+        return tp_op_fail(tape, op_name, TP_SHAPE, "x is [%lld, %lld], the head has %lld columns, %lld labels",
+                          (long long)x->rows, (long long)dim, (long long)spec->head->cols, (long long)n);
     bool wants = tp_wants_grad(x), record = wants && tp_tape_recording(tape);
     tp_ctx *ctx = tp_tape_ctx(tape);
     tp_tensor *out = tp_op_output(tape, op_name, TP_F32, 1, 1, wants);
@@ -91,11 +107,13 @@ tp_tensor *tp_linear_cross_entropy(tp_tape *tape, tp_tensor *x, const tp_cross_e
     if (!tp_op_ok(tape, op_name, gather(tape, x, spec->rows, n, gathered))) return NULL;
     for (int64_t first = 0; first < n; first += step) {
         int64_t rows = n - first < step ? n - first : step;
-        if (!tp_op_ok(tape, op_name, run_chunk(tape, spec, gathered, dim, first, rows, tp_storage_data(logits), each, record))) return NULL;
+        if (!tp_op_ok(tape, op_name, run_chunk(tape, spec, gathered, dim, first, rows, tp_storage_data(logits), each, record)))
+            return NULL;
     }
     tp_column_sum_args sum = {.n = n, .m = 1, .a = {each, TP_F32, 1}, .out = out->data};
     tp_scale_args scale = {.n = 1, .dim = 1, .x = tp_tensor_rows(out), .y = tp_tensor_rows(out), .alpha = spec->grad_scale};
-    if (!tp_op_ok(tape, op_name, tp_run_column_sum(ctx, &sum)) || !tp_op_ok(tape, op_name, tp_run_scale(ctx, &scale))) return NULL;
+    if (!tp_op_ok(tape, op_name, tp_run_column_sum(ctx, &sum)) || !tp_op_ok(tape, op_name, tp_run_scale(ctx, &scale)))
+        return NULL;
     tp_op_release(tape, logits);
     tp_op_release(tape, losses);
     if (!record) {
@@ -120,10 +138,19 @@ tp_tensor *tp_logits(tp_tape *tape, tp_tensor *x, const tp_matrix *head, const i
         from = tp_op_output(tape, "logits", x->dtype, n, x->cols, false);
         if (from == NULL || !tp_op_ok(tape, "logits", gather(tape, x, rows, n, tp_tensor_rows(from)))) return NULL;
     }
-    if (x->cols != head->cols) return tp_op_fail(tape, "logits", TP_SHAPE, "x has %lld columns, the head %lld", (long long)x->cols, (long long)head->cols);
+    if (x->cols != head->cols)
+        return tp_op_fail(tape, "logits", TP_SHAPE, "x has %lld columns, the head %lld", (long long)x->cols,
+                          (long long)head->cols);
     tp_tensor *out = tp_op_output(tape, "logits", TP_F32, from->rows, head->rows, false);
     if (out == NULL) return NULL;
-    tp_matmul_args args = {.n = from->rows, .m = head->rows, .k = x->cols, .a = tp_tensor_rows(from), .b = *head, .nt = true, .c = tp_tensor_rows(out),
-                           .alpha = 1, .precision = tp_tape_precision(tape)};
+    tp_matmul_args args = {.n = from->rows,
+                           .m = head->rows,
+                           .k = x->cols,
+                           .a = tp_tensor_rows(from),
+                           .b = *head,
+                           .nt = true,
+                           .c = tp_tensor_rows(out),
+                           .alpha = 1,
+                           .precision = tp_tape_precision(tape)};
     return tp_op_ok(tape, "logits", tp_run_matmul(tp_tape_ctx(tape), &args)) ? out : NULL;
 }

@@ -15,7 +15,8 @@ static tp_status embedding_backward(tp_tape *tape, tp_record *base)
     tp_tensor *y = base->out[0];
     tp_ctx *ctx = tp_tape_ctx(tape);
     if (tp_wants_grad(r->trained)) {
-        tp_embedding_backward_args args = {.n = y->rows, .dim = y->cols, .ids = r->ids, .dout = tp_tensor_grad_rows(y), .dtable = r->trained->grad};
+        tp_embedding_backward_args args = {
+            .n = y->rows, .dim = y->cols, .ids = r->ids, .dout = tp_tensor_grad_rows(y), .dtable = r->trained->grad};
         TP_TRY(tp_run_embedding_backward(ctx, &args));
     }
     return tp_wants_grad(r->add) ? tp_grad_move(tape, y, r->add) : TP_OK;
@@ -23,7 +24,8 @@ static tp_status embedding_backward(tp_tape *tape, tp_record *base)
 
 static const tp_op embedding_op = {"embedding", embedding_backward};
 
-tp_tensor *tp_embedding(tp_tape *tape, const tp_matrix *table, tp_tensor *trained, const int32_t *ids, int64_t n, tp_tensor *add)
+tp_tensor *tp_embedding(tp_tape *tape, const tp_matrix *table, tp_tensor *trained, const int32_t *ids, int64_t n,
+                        tp_tensor *add)
 {
     if (!tp_op_begin(tape, embedding_op.name, NULL, 0)) return NULL;
     tp_matrix from = trained != NULL ? tp_matrix_dense(TP_F32, trained->data, trained->rows, trained->cols) : *table;

@@ -15,7 +15,8 @@ static tp_status gelu_backward(tp_tape *tape, tp_record *base)
     struct gelu_record *r = (struct gelu_record *)base;
     tp_tensor *y = base->out[0];
     tp_rows dy = tp_tensor_grad_rows(y);
-    tp_gelu_backward_args args = {.n = y->rows, .dim = y->cols, .x = tp_tensor_rows(r->x), .dy = dy, .dx = dy, .exact = r->exact};
+    tp_gelu_backward_args args = {
+        .n = y->rows, .dim = y->cols, .x = tp_tensor_rows(r->x), .dy = dy, .dx = dy, .exact = r->exact};
     TP_TRY(tp_run_gelu_backward(tp_tape_ctx(tape), &args));
     return tp_grad_move(tape, y, r->x);
 }

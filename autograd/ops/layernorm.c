@@ -22,10 +22,17 @@ static tp_status layernorm_backward(tp_tape *tape, tp_record *base)
         if (unused != NULL) dx = (tp_rows){tp_storage_data(unused), y->dtype, y->cols};
     }
     if (dx.data == NULL) return tp_tape_status(tape);
-    tp_layernorm_backward_args args = {.n = y->rows, .dim = y->cols, .x = tp_tensor_rows(r->x), .dy = tp_tensor_grad_rows(y), .dx = dx,
-                                       .weight = r->weight->data, .mean = tp_storage_data(base->saved[0]), .rstd = tp_storage_data(base->saved[1]),
+    tp_layernorm_backward_args args = {.n = y->rows,
+                                       .dim = y->cols,
+                                       .x = tp_tensor_rows(r->x),
+                                       .dy = tp_tensor_grad_rows(y),
+                                       .dx = dx,
+                                       .weight = r->weight->data,
+                                       .mean = tp_storage_data(base->saved[0]),
+                                       .rstd = tp_storage_data(base->saved[1]),
                                        .dweight = tp_wants_grad(r->weight) ? r->weight->grad : NULL,
-                                       .dbias = tp_wants_grad(r->bias) ? r->bias->grad : NULL, .accumulate = accumulate};
+                                       .dbias = tp_wants_grad(r->bias) ? r->bias->grad : NULL,
+                                       .accumulate = accumulate};
     TP_TRY(tp_run_layernorm_backward(tp_tape_ctx(tape), &args));
     tp_op_release(tape, unused);
     return TP_OK;
@@ -38,14 +45,22 @@ tp_tensor *tp_layernorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, tp_tenso
     const tp_tensor *inputs[] = {x, weight};
     if (!tp_op_begin(tape, layernorm_op.name, inputs, 2)) return NULL;
     if (x->cols != weight->cols || (bias != NULL && bias->cols != x->cols))
-        return tp_op_fail(tape, layernorm_op.name, TP_SHAPE, "x has %lld columns, the weight %lld values", (long long)x->cols, (long long)weight->cols);
+        return tp_op_fail(tape, layernorm_op.name, TP_SHAPE, "x has %lld columns, the weight %lld values", (long long)x->cols,
+                          (long long)weight->cols);
     bool wants = tp_wants_grad(x) || tp_wants_grad(weight) || tp_wants_grad(bias);
     tp_tensor *y = tp_op_output(tape, layernorm_op.name, x->dtype, x->rows, x->cols, wants);
     tp_storage *mean = tp_op_alloc(tape, layernorm_op.name, (size_t)x->rows * sizeof(float));
     tp_storage *rstd = tp_op_alloc(tape, layernorm_op.name, (size_t)x->rows * sizeof(float));
     if (y == NULL || mean == NULL || rstd == NULL) return NULL;
-    tp_layernorm_args args = {.n = x->rows, .dim = x->cols, .x = tp_tensor_rows(x), .y = tp_tensor_rows(y), .weight = weight->data,
-                              .bias = bias != NULL ? bias->data : NULL, .mean = tp_storage_data(mean), .rstd = tp_storage_data(rstd), .eps = eps};
+    tp_layernorm_args args = {.n = x->rows,
+                              .dim = x->cols,
+                              .x = tp_tensor_rows(x),
+                              .y = tp_tensor_rows(y),
+                              .weight = weight->data,
+                              .bias = bias != NULL ? bias->data : NULL,
+                              .mean = tp_storage_data(mean),
+                              .rstd = tp_storage_data(rstd),
+                              .eps = eps};
     if (!tp_op_ok(tape, layernorm_op.name, tp_run_layernorm(tp_tape_ctx(tape), &args))) return NULL;
     if (!wants || !tp_tape_recording(tape)) {
         tp_op_release(tape, rstd);

@@ -29,16 +29,21 @@ static tp_rows rows_from(tp_rows rows, int64_t first)
     return rows;
 }
 
-static int64_t term_rows(const tp_lowrank *term, int64_t n) { return (term->end > 0 ? term->end : n) - term->begin; }
+static int64_t term_rows(const tp_lowrank *term, int64_t n)
+{
+    return (term->end > 0 ? term->end : n) - term->begin;
+}
 
-static tp_dropout_args dropout_of(tp_tape *tape, const tp_lowrank *term, uint64_t step, int64_t n, int64_t dim, tp_rows x, tp_rows y)
+static tp_dropout_args dropout_of(tp_tape *tape, const tp_lowrank *term, uint64_t step, int64_t n, int64_t dim, tp_rows x,
+                                  tp_rows y)
 {
     tp_rng_key key = {tp_tape_ctx(tape)->seed, TP_STREAM_DROPOUT + term->site, step};
     return (tp_dropout_args){.n = n, .dim = dim, .x = x, .y = y, .p = term->dropout, .key = key, .first_row = term->begin};
 }
 
 /* The rows of x that a term sees, dropped if it asks for that; *made is scratch to release, or NULL. */
-static bool term_input(tp_tape *tape, const tp_lowrank *term, uint64_t step, const tp_tensor *x, tp_rows *input, tp_storage **made)
+static bool term_input(tp_tape *tape, const tp_lowrank *term, uint64_t step, const tp_tensor *x, tp_rows *input,
+                       tp_storage **made)
 {
     *input = rows_from(tp_tensor_rows(x), term->begin);
     *made = NULL;
@@ -63,10 +68,25 @@ static bool term_forward(tp_tape *tape, const tp_lowrank *term, const tp_tensor 
     *u = tp_op_alloc(tape, op_name, (size_t)n * (size_t)rank * sizeof(float));
     if (*u == NULL || !term_input(tape, term, tp_tape_step(tape), x, &input, &made)) return false;
     tp_rows low = {tp_storage_data(*u), TP_F32, rank};
-    tp_matmul_args down = {.n = n, .m = rank, .k = x->cols, .a = input, .b = tp_matrix_dense(TP_F32, term->a->data, rank, x->cols), .nt = true,
-                           .c = low, .alpha = 1, .precision = precision};
-    tp_matmul_args up = {.n = n, .m = y->cols, .k = rank, .a = low, .b = tp_matrix_dense(TP_F32, term->b->data, y->cols, rank), .nt = true,
-                         .c = rows_from(tp_tensor_rows(y), term->begin), .alpha = term->scaling, .beta = 1, .precision = precision};
+    tp_matmul_args down = {.n = n,
+                           .m = rank,
+                           .k = x->cols,
+                           .a = input,
+                           .b = tp_matrix_dense(TP_F32, term->a->data, rank, x->cols),
+                           .nt = true,
+                           .c = low,
+                           .alpha = 1,
+                           .precision = precision};
+    tp_matmul_args up = {.n = n,
+                         .m = y->cols,
+                         .k = rank,
+                         .a = low,
+                         .b = tp_matrix_dense(TP_F32, term->b->data, y->cols, rank),
+                         .nt = true,
+                         .c = rows_from(tp_tensor_rows(y), term->begin),
+                         .alpha = term->scaling,
+                         .beta = 1,
+                         .precision = precision};
     bool ok = tp_op_ok(tape, op_name, tp_run_matmul(ctx, &down)) && tp_op_ok(tape, op_name, tp_run_matmul(ctx, &up));
     tp_op_release(tape, made);
     return ok;
@@ -85,11 +105,18 @@ static tp_status term_backward(tp_tape *tape, const struct linear_record *r, int
     tp_rows du = {tp_storage_data(du_storage), TP_F32, rank};
     if (tp_wants_grad(term->b)) {
         tp_rows u = {tp_storage_data(r->u[t]), TP_F32, rank};
-        tp_matmul_tn_args args = {.n = n, .m = out, .k = rank, .a = dy, .b = u, .c = term->b->grad, .alpha = term->scaling, .beta = 1};
+        tp_matmul_tn_args args = {
+            .n = n, .m = out, .k = rank, .a = dy, .b = u, .c = term->b->grad, .alpha = term->scaling, .beta = 1};
         TP_TRY(tp_run_matmul_tn(ctx, &args));
     }
-    tp_matmul_args up = {.n = n, .m = rank, .k = out, .a = dy, .b = tp_matrix_dense(TP_F32, term->b->data, out, rank), .c = du,
-                         .alpha = term->scaling, .precision = precision};
+    tp_matmul_args up = {.n = n,
+                         .m = rank,
+                         .k = out,
+                         .a = dy,
+                         .b = tp_matrix_dense(TP_F32, term->b->data, out, rank),
+                         .c = du,
+                         .alpha = term->scaling,
+                         .precision = precision};
     TP_TRY(tp_run_matmul(ctx, &up));
     tp_storage *made = NULL;
     if (tp_wants_grad(term->a)) {
@@ -104,8 +131,15 @@ static tp_status term_backward(tp_tape *tape, const struct linear_record *r, int
         if (dropped && made == NULL) return tp_tape_status(tape);
         dx = rows_from(dx, term->begin);
         tp_rows target = dropped ? (tp_rows){tp_storage_data(made), dx.dtype, in} : dx;
-        tp_matmul_args down = {.n = n, .m = in, .k = rank, .a = du, .b = tp_matrix_dense(TP_F32, term->a->data, rank, in), .c = target,
-                               .alpha = 1, .beta = dropped ? 0 : 1, .precision = precision};
+        tp_matmul_args down = {.n = n,
+                               .m = in,
+                               .k = rank,
+                               .a = du,
+                               .b = tp_matrix_dense(TP_F32, term->a->data, rank, in),
+                               .c = target,
+                               .alpha = 1,
+                               .beta = dropped ? 0 : 1,
+                               .precision = precision};
         TP_TRY(tp_run_matmul(ctx, &down));
         if (dropped) {
             tp_dropout_args args = dropout_of(tape, term, r->step, n, in, target, dx);
@@ -128,8 +162,15 @@ static tp_status linear_backward(tp_tape *tape, tp_record *base)
         bool accumulate;
         dx = tp_grad_for(tape, r->x, &accumulate);
         if (dx.data == NULL) return tp_tape_status(tape);
-        tp_matmul_args args = {.n = y->rows, .m = r->x->cols, .k = y->cols, .a = dy, .b = *r->weight, .c = dx, .alpha = 1,
-                               .beta = accumulate ? 1 : 0, .precision = tp_tape_precision(tape)};
+        tp_matmul_args args = {.n = y->rows,
+                               .m = r->x->cols,
+                               .k = y->cols,
+                               .a = dy,
+                               .b = *r->weight,
+                               .c = dx,
+                               .alpha = 1,
+                               .beta = accumulate ? 1 : 0,
+                               .precision = tp_tape_precision(tape)};
         TP_TRY(tp_run_matmul(ctx, &args));
     }
     for (int t = 0; t < r->n_terms; t++) {
@@ -149,20 +190,27 @@ static bool check_shapes(tp_tape *tape, const tp_tensor *x, const tp_linear_spec
 {
     const tp_matrix *w = spec->weight;
     if (x->cols != w->cols)
-        return tp_op_fail(tape, op_name, TP_SHAPE, "x has %lld columns, the weight has %lld", (long long)x->cols, (long long)w->cols) != NULL;
+        return tp_op_fail(tape, op_name, TP_SHAPE, "x has %lld columns, the weight has %lld", (long long)x->cols,
+                          (long long)w->cols) != NULL;
     if (spec->bias != NULL && spec->bias->cols != w->rows)
-        return tp_op_fail(tape, op_name, TP_SHAPE, "the bias has %lld values, the weight %lld rows", (long long)spec->bias->cols, (long long)w->rows) != NULL;
-    if (spec->residual != NULL && (spec->residual->rows != x->rows || spec->residual->cols != w->rows || spec->residual->dtype != tp_tape_precision(tape)))
-        return tp_op_fail(tape, op_name, TP_SHAPE, "the residual is [%lld, %lld], the result is [%lld, %lld]", (long long)spec->residual->rows,
-                          (long long)spec->residual->cols, (long long)x->rows, (long long)w->rows) != NULL;
-    if (spec->n_terms > MAX_TERMS) return tp_op_fail(tape, op_name, TP_UNSUPPORTED, "%d adapters on one layer, at most %d", spec->n_terms, MAX_TERMS) != NULL;
+        return tp_op_fail(tape, op_name, TP_SHAPE, "the bias has %lld values, the weight %lld rows",
+                          (long long)spec->bias->cols, (long long)w->rows) != NULL;
+    if (spec->residual != NULL && (spec->residual->rows != x->rows || spec->residual->cols != w->rows ||
+                                   spec->residual->dtype != tp_tape_precision(tape)))
+        return tp_op_fail(tape, op_name, TP_SHAPE, "the residual is [%lld, %lld], the result is [%lld, %lld]",
+                          (long long)spec->residual->rows, (long long)spec->residual->cols, (long long)x->rows,
+                          (long long)w->rows) != NULL;
+    if (spec->n_terms > MAX_TERMS)
+        return tp_op_fail(tape, op_name, TP_UNSUPPORTED, "%d adapters on one layer, at most %d", spec->n_terms, MAX_TERMS) !=
+               NULL;
     for (int t = 0; t < spec->n_terms; t++) {
         const tp_lowrank *term = &spec->terms[t];
-        if (term->a->cols != x->cols || term->b->rows != w->rows || term->a->rows != term->b->cols || term->begin < 0 || term->end > x->rows ||
-            (term->end > 0 && term->end < term->begin))
-            return tp_op_fail(tape, op_name, TP_SHAPE, "low-rank factors [%lld, %lld] and [%lld, %lld] do not fit a weight [%lld, %lld]",
-                              (long long)term->a->rows, (long long)term->a->cols, (long long)term->b->rows, (long long)term->b->cols,
-                              (long long)w->rows, (long long)w->cols) != NULL;
+        if (term->a->cols != x->cols || term->b->rows != w->rows || term->a->rows != term->b->cols || term->begin < 0 ||
+            term->end > x->rows || (term->end > 0 && term->end < term->begin))
+            return tp_op_fail(tape, op_name, TP_SHAPE,
+                              "low-rank factors [%lld, %lld] and [%lld, %lld] do not fit a weight [%lld, %lld]",
+                              (long long)term->a->rows, (long long)term->a->cols, (long long)term->b->rows,
+                              (long long)term->b->cols, (long long)w->rows, (long long)w->cols) != NULL;
     }
     return true;
 }
@@ -181,10 +229,18 @@ tp_tensor *tp_linear(tp_tape *tape, tp_tensor *x, const tp_linear_spec *spec)
     bool wants = wants_grad(x, spec), record = wants && tp_tape_recording(tape);
     tp_tensor *y = tp_op_output(tape, op_name, tp_tape_precision(tape), x->rows, spec->weight->rows, wants);
     if (y == NULL) return NULL;
-    tp_matmul_args args = {.n = x->rows, .m = y->cols, .k = x->cols, .a = tp_tensor_rows(x), .b = *spec->weight, .nt = true, .c = tp_tensor_rows(y),
-                           .alpha = 1, .bias = spec->bias != NULL ? spec->bias->data : NULL,
+    tp_matmul_args args = {.n = x->rows,
+                           .m = y->cols,
+                           .k = x->cols,
+                           .a = tp_tensor_rows(x),
+                           .b = *spec->weight,
+                           .nt = true,
+                           .c = tp_tensor_rows(y),
+                           .alpha = 1,
+                           .bias = spec->bias != NULL ? spec->bias->data : NULL,
                            .residual = spec->residual != NULL ? spec->residual->data : NULL,
-                           .residual_ld = spec->residual != NULL ? spec->residual->ld : 0, .precision = tp_tape_precision(tape)};
+                           .residual_ld = spec->residual != NULL ? spec->residual->ld : 0,
+                           .precision = tp_tape_precision(tape)};
     if (!tp_op_ok(tape, op_name, tp_run_matmul(tp_tape_ctx(tape), &args))) return NULL;
     tp_storage *u[MAX_TERMS] = {0};
     for (int t = 0; t < spec->n_terms; t++) {
@@ -193,7 +249,8 @@ tp_tensor *tp_linear(tp_tape *tape, tp_tensor *x, const tp_linear_spec *spec)
     }
     if (!record) return y;
     size_t terms_bytes = (size_t)spec->n_terms * sizeof(tp_lowrank);
-    struct linear_record *r = tp_op_record(tape, &linear_op, sizeof *r + terms_bytes + (size_t)spec->n_terms * sizeof *r->u, y, NULL, NULL);
+    struct linear_record *r =
+        tp_op_record(tape, &linear_op, sizeof *r + terms_bytes + (size_t)spec->n_terms * sizeof *r->u, y, NULL, NULL);
     if (r == NULL) return NULL;
     tp_lowrank *terms = (tp_lowrank *)(r + 1);
     r->u = (tp_storage **)((char *)terms + terms_bytes);

@@ -31,9 +31,14 @@ static tp_status rmsnorm_backward(tp_tape *tape, tp_record *base)
         if (unused != NULL) dx = (tp_rows){tp_storage_data(unused), y->dtype, dim};
     }
     if (dx.data == NULL) return tp_tape_status(tape);
-    tp_rmsnorm_backward_args args = {.n = y->rows * (y->cols / dim), .dim = dim, .x = grouped(tp_tensor_rows(r->x), dim),
-                                     .dy = grouped(tp_tensor_grad_rows(y), dim), .dx = grouped(dx, dim), .weight = r->weight->data,
-                                     .rstd = tp_storage_data(base->saved[0]), .dweight = tp_wants_grad(r->weight) ? r->weight->grad : NULL,
+    tp_rmsnorm_backward_args args = {.n = y->rows * (y->cols / dim),
+                                     .dim = dim,
+                                     .x = grouped(tp_tensor_rows(r->x), dim),
+                                     .dy = grouped(tp_tensor_grad_rows(y), dim),
+                                     .dx = grouped(dx, dim),
+                                     .weight = r->weight->data,
+                                     .rstd = tp_storage_data(base->saved[0]),
+                                     .dweight = tp_wants_grad(r->weight) ? r->weight->grad : NULL,
                                      .accumulate = accumulate};
     TP_TRY(tp_run_rmsnorm_backward(tp_tape_ctx(tape), &args));
     tp_op_release(tape, unused);
@@ -48,15 +53,22 @@ tp_tensor *tp_rmsnorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, float eps)
     if (!tp_op_begin(tape, rmsnorm_op.name, inputs, 2)) return NULL;
     int64_t dim = weight->cols;
     if (dim == 0 || x->cols % dim != 0 || x->ld != x->cols)
-        return tp_op_fail(tape, rmsnorm_op.name, TP_SHAPE, "x has %lld columns, the weight %lld values", (long long)x->cols, (long long)dim);
+        return tp_op_fail(tape, rmsnorm_op.name, TP_SHAPE, "x has %lld columns, the weight %lld values", (long long)x->cols,
+                          (long long)dim);
     bool wants = tp_wants_grad(x) || tp_wants_grad(weight), record = wants && tp_tape_recording(tape);
     int64_t groups = x->rows * (x->cols / dim);
     tp_tensor *y = tp_op_output(tape, rmsnorm_op.name, x->dtype, x->rows, x->cols, wants);
     tp_storage *rstd = record ? tp_op_alloc(tape, rmsnorm_op.name, (size_t)groups * sizeof(float)) : NULL;
     if (y == NULL || (record && rstd == NULL)) return NULL;
-    tp_rmsnorm_args args = {.n = groups, .dim = dim, .x = grouped(tp_tensor_rows(x), dim), .y = grouped(tp_tensor_rows(y), dim),
-                            .weight = weight->data, .rstd = record ? tp_storage_data(rstd) : NULL, .eps = eps};
-    if (!tp_op_ok(tape, rmsnorm_op.name, tp_run_rmsnorm(tp_tape_ctx(tape), &args)) || !record) return tp_tape_status(tape) == TP_OK ? y : NULL;
+    tp_rmsnorm_args args = {.n = groups,
+                            .dim = dim,
+                            .x = grouped(tp_tensor_rows(x), dim),
+                            .y = grouped(tp_tensor_rows(y), dim),
+                            .weight = weight->data,
+                            .rstd = record ? tp_storage_data(rstd) : NULL,
+                            .eps = eps};
+    if (!tp_op_ok(tape, rmsnorm_op.name, tp_run_rmsnorm(tp_tape_ctx(tape), &args)) || !record)
+        return tp_tape_status(tape) == TP_OK ? y : NULL;
     struct rmsnorm_record *r = tp_op_record(tape, &rmsnorm_op, sizeof *r, y, NULL, NULL);
     if (r == NULL) return NULL;
     r->record.saved[0] = rstd;

@@ -12,8 +12,14 @@ struct rope_record {
 
 static tp_rope_args rope_args(const tp_tensor *x, tp_rows rows, const tp_rope_angles *angles, int64_t head_dim, bool inverse)
 {
-    return (tp_rope_args){.n = x->rows, .heads = x->cols / head_dim, .head_dim = head_dim, .half = angles->half, .x = rows,
-                          .cos = angles->cos, .sin = angles->sin, .inverse = inverse};
+    return (tp_rope_args){.n = x->rows,
+                          .heads = x->cols / head_dim,
+                          .head_dim = head_dim,
+                          .half = angles->half,
+                          .x = rows,
+                          .cos = angles->cos,
+                          .sin = angles->sin,
+                          .inverse = inverse};
 }
 
 static tp_status rope_backward(tp_tape *tape, tp_record *base)
@@ -32,8 +38,8 @@ tp_tensor *tp_rope(tp_tape *tape, tp_tensor *x, const tp_rope_angles *angles, in
     const tp_tensor *inputs[] = {x};
     if (!tp_op_begin(tape, rope_op.name, inputs, 1)) return NULL;
     if (head_dim <= 0 || x->cols % head_dim != 0 || 2 * angles->half > head_dim)
-        return tp_op_fail(tape, rope_op.name, TP_SHAPE, "x has %lld columns, heads of %lld, %lld rotated pairs", (long long)x->cols,
-                          (long long)head_dim, (long long)angles->half);
+        return tp_op_fail(tape, rope_op.name, TP_SHAPE, "x has %lld columns, heads of %lld, %lld rotated pairs",
+                          (long long)x->cols, (long long)head_dim, (long long)angles->half);
     tp_tensor *y = tp_op_in_place(tape, rope_op.name, x, tp_wants_grad(x));
     if (y == NULL) return NULL;
     tp_rope_args args = rope_args(y, tp_tensor_rows(y), angles, head_dim, false);

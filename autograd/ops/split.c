@@ -24,8 +24,8 @@ bool tp_split3(tp_tape *tape, tp_tensor *x, const int64_t sizes[3], tp_tensor *o
     out[0] = out[1] = out[2] = NULL;
     if (!tp_op_begin(tape, split_op.name, inputs, 1)) return false;
     if (sizes[0] + sizes[1] + sizes[2] != x->cols)
-        return tp_op_fail(tape, split_op.name, TP_SHAPE, "%lld columns cannot be split into %lld, %lld and %lld", (long long)x->cols,
-                          (long long)sizes[0], (long long)sizes[1], (long long)sizes[2]) != NULL;
+        return tp_op_fail(tape, split_op.name, TP_SHAPE, "%lld columns cannot be split into %lld, %lld and %lld",
+                          (long long)x->cols, (long long)sizes[0], (long long)sizes[1], (long long)sizes[2]) != NULL;
     int64_t column = 0;
     for (int i = 0; i < 3; i++) {
         out[i] = tp_op_in_place(tape, split_op.name, x, tp_wants_grad(x));

@@ -26,8 +26,13 @@ static tp_status swiglu_backward(tp_tape *tape, tp_record *base)
         target[i] = (tp_rows){tp_storage_data(scratch[i]), y->dtype, y->cols};
     }
     if (target[0].data == NULL || target[1].data == NULL) return tp_tape_status(tape);
-    tp_swiglu_backward_args args = {.n = y->rows, .dim = y->cols, .gate = tp_tensor_rows(r->gate), .up = tp_tensor_rows(r->up),
-                                    .dy = tp_tensor_grad_rows(y), .dgate = target[0], .dup = target[1]};
+    tp_swiglu_backward_args args = {.n = y->rows,
+                                    .dim = y->cols,
+                                    .gate = tp_tensor_rows(r->gate),
+                                    .up = tp_tensor_rows(r->up),
+                                    .dy = tp_tensor_grad_rows(y),
+                                    .dgate = target[0],
+                                    .dup = target[1]};
     TP_TRY(tp_run_swiglu_backward(tp_tape_ctx(tape), &args));
     for (int i = 0; i < 2; i++) {
         tp_rows grad = tp_tensor_grad_rows(inputs[i]);
@@ -45,12 +50,13 @@ tp_tensor *tp_swiglu(tp_tape *tape, tp_tensor *gate, tp_tensor *up)
     const tp_tensor *inputs[] = {gate, up};
     if (!tp_op_begin(tape, op_name, inputs, 2)) return NULL;
     if (gate->rows != up->rows || gate->cols != up->cols)
-        return tp_op_fail(tape, op_name, TP_SHAPE, "gate is [%lld, %lld], up is [%lld, %lld]", (long long)gate->rows, (long long)gate->cols,
-                          (long long)up->rows, (long long)up->cols);
+        return tp_op_fail(tape, op_name, TP_SHAPE, "gate is [%lld, %lld], up is [%lld, %lld]", (long long)gate->rows,
+                          (long long)gate->cols, (long long)up->rows, (long long)up->cols);
     bool wants = tp_wants_grad(gate) || tp_wants_grad(up);
     tp_tensor *y = tp_op_output(tape, op_name, gate->dtype, gate->rows, gate->cols, wants);
     if (y == NULL) return NULL;
-    tp_swiglu_args args = {.n = y->rows, .dim = y->cols, .gate = tp_tensor_rows(gate), .up = tp_tensor_rows(up), .y = tp_tensor_rows(y)};
+    tp_swiglu_args args = {
+        .n = y->rows, .dim = y->cols, .gate = tp_tensor_rows(gate), .up = tp_tensor_rows(up), .y = tp_tensor_rows(y)};
     if (!tp_op_ok(tape, op_name, tp_run_swiglu(tp_tape_ctx(tape), &args))) return NULL;
     if (!wants || !tp_tape_recording(tape)) return y;
     struct swiglu_record *r = tp_op_record(tape, &swiglu_op, sizeof *r, y, NULL, NULL);

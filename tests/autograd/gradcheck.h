@@ -1,10 +1,10 @@
 /* Gradient check of an op or a small network against finite differences.
  *
- * The function under test is L = sum_i c_i y_i with fixed random c. Every input element is moved by +-h and +-2h; the four-point
- * formula (-L(2h) + 8 L(h) - 8 L(-h) + L(-2h)) / 12h has an error of O(h^4), so that a large h = 1/32 keeps f32 rounding (about
- * 1e-7 |L| / h = 3e-6 |L|) small as well. Every subset of the inputs is made trainable in turn: the others must neither be
- * touched nor break the ones that are. bf16 is compared with the f32 gradient: 8 bits of mantissa through a handful of
- * roundings stay within 3 % of its norm. */
+ * The function under test is L = sum_i c_i y_i with fixed random c. Every input element is moved by +-h and +-2h; the
+ * four-point formula (-L(2h) + 8 L(h) - 8 L(-h) + L(-2h)) / 12h has an error of O(h^4), so that a large h = 1/32 keeps f32
+ * rounding (about 1e-7 |L| / h = 3e-6 |L|) small as well. Every subset of the inputs is made trainable in turn: the others must
+ * neither be touched nor break the ones that are. bf16 is compared with the f32 gradient: 8 bits of mantissa through a handful
+ * of roundings stay within 3 % of its norm. */
 #ifndef TP_TESTS_GRADCHECK_H
 #define TP_TESTS_GRADCHECK_H
 
@@ -13,9 +13,9 @@
 #include "autograd/ops.h"
 #include "tests/support.h"
 
-#define GRADCHECK_INPUTS 6
-#define GRADCHECK_STEP 0.03125
-#define GRADCHECK_F32_TOLERANCE 1e-3 /* of the gradient's norm; seen: below 2e-4 */
+#define GRADCHECK_INPUTS         6
+#define GRADCHECK_STEP           0.03125
+#define GRADCHECK_F32_TOLERANCE  1e-3 /* of the gradient's norm; seen: below 2e-4 */
 #define GRADCHECK_BF16_TOLERANCE 0.03
 
 typedef struct gradcheck_input {
@@ -61,7 +61,8 @@ static inline double gradcheck_eval(struct gradcheck_run *run, int trained, bool
         bool wants = trained >> i & 1;
         if (want_grads) memset(run->grads[i], 0, n * sizeof(float));
         if (c->inputs[i].parameter) {
-            parameters[i] = tp_parameter("p", c->inputs[i].rows, c->inputs[i].cols, run->values[i], wants ? run->grads[i] : NULL);
+            parameters[i] =
+                tp_parameter("p", c->inputs[i].rows, c->inputs[i].cols, run->values[i], wants ? run->grads[i] : NULL);
             inputs[i] = &parameters[i];
         } else {
             narrow[i] = malloc(n * sizeof(float));
@@ -77,7 +78,10 @@ static inline double gradcheck_eval(struct gradcheck_run *run, int trained, bool
     tp_convert_to_f32(y->dtype, y->data, n, out);
     uint64_t state = 7;
     for (size_t i = 0; i < n; i++) {
-        weights[i] = c->is_loss ? 1.0f : tp_bf16_to_f32(tp_f32_to_bf16((float)(gradcheck_uniform(&state) * 2 - 1))); /* exact in both precisions */
+        weights[i] =
+            c->is_loss
+                ? 1.0f
+                : tp_bf16_to_f32(tp_f32_to_bf16((float)(gradcheck_uniform(&state) * 2 - 1))); /* exact in both precisions */
         result += (double)weights[i] * out[i];
     }
     if (want_grads) {
@@ -85,7 +89,8 @@ static inline double gradcheck_eval(struct gradcheck_run *run, int trained, bool
         assert_ok(run->ctx, tp_tape_backward_from(tape, y, weights_narrow));
         for (int i = 0; i < c->n_inputs; i++)
             if (!c->inputs[i].parameter && (trained >> i & 1) && inputs[i]->grad != NULL)
-                tp_convert_to_f32(run->precision, inputs[i]->grad, (size_t)(c->inputs[i].rows * c->inputs[i].cols), run->grads[i]);
+                tp_convert_to_f32(run->precision, inputs[i]->grad, (size_t)(c->inputs[i].rows * c->inputs[i].cols),
+                                  run->grads[i]);
     }
     free(weights_narrow);
     free(weights);
@@ -141,7 +146,8 @@ static inline void gradcheck(tp_ctx *ctx, const gradcheck_case *c)
         reference[i] = calloc(n, sizeof(float));
         double low = c->inputs[i].low, high = c->inputs[i].high;
         if (low == 0 && high == 0) low = -1, high = 1;
-        for (size_t e = 0; e < n; e++) run.values[i][e] = tp_bf16_to_f32(tp_f32_to_bf16((float)(low + (high - low) * gradcheck_uniform(&state))));
+        for (size_t e = 0; e < n; e++)
+            run.values[i][e] = tp_bf16_to_f32(tp_f32_to_bf16((float)(low + (high - low) * gradcheck_uniform(&state))));
     }
     int may = c->subsets != 0 ? c->subsets : all;
     for (int i = 0; i < c->n_inputs; i++)
@@ -151,7 +157,8 @@ static inline void gradcheck(tp_ctx *ctx, const gradcheck_case *c)
         run.precision = TP_F32;
         gradcheck_eval(&run, trained, true);
         double distance = gradcheck_distance(&run, reference, trained);
-        if (!(distance <= GRADCHECK_F32_TOLERANCE)) fail_msg("%s: f32, trained inputs %d: gradient is off by %g of its norm", c->name, trained, distance);
+        if (!(distance <= GRADCHECK_F32_TOLERANCE))
+            fail_msg("%s: f32, trained inputs %d: gradient is off by %g of its norm", c->name, trained, distance);
         for (int i = 0; i < c->n_inputs; i++) {
             size_t n = (size_t)(c->inputs[i].rows * c->inputs[i].cols);
             for (size_t e = 0; e < n && !(trained >> i & 1); e++)
@@ -160,7 +167,8 @@ static inline void gradcheck(tp_ctx *ctx, const gradcheck_case *c)
         run.precision = TP_BF16;
         gradcheck_eval(&run, trained, true);
         distance = gradcheck_distance(&run, reference, trained);
-        if (!(distance <= GRADCHECK_BF16_TOLERANCE)) fail_msg("%s: bf16, trained inputs %d: gradient is off by %g of its norm", c->name, trained, distance);
+        if (!(distance <= GRADCHECK_BF16_TOLERANCE))
+            fail_msg("%s: bf16, trained inputs %d: gradient is off by %g of its norm", c->name, trained, distance);
     }
     for (int i = 0; i < c->n_inputs; i++) {
         free(run.values[i]);

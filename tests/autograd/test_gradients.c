@@ -5,7 +5,8 @@ static float weight_values[7 * 5 + 40 * 7];
 static tp_matrix frozen(int64_t rows, int64_t cols)
 {
     uint64_t state = 99;
-    for (size_t i = 0; i < sizeof weight_values / sizeof *weight_values; i++) weight_values[i] = tp_bf16_to_f32(tp_f32_to_bf16((float)(gradcheck_uniform(&state) - 0.5)));
+    for (size_t i = 0; i < sizeof weight_values / sizeof *weight_values; i++)
+        weight_values[i] = tp_bf16_to_f32(tp_f32_to_bf16((float)(gradcheck_uniform(&state) - 0.5)));
     return tp_matrix_dense(TP_F32, weight_values, rows, cols);
 }
 
@@ -19,35 +20,87 @@ static tp_tensor *linear_with(tp_tape *tape, tp_tensor **in, float dropout)
     tp_linear_spec spec = {.weight = &weight, .bias = in[2], .residual = in[1], .terms = &term, .n_terms = 1};
     return tp_linear(tape, in[0], &spec);
 }
-static tp_tensor *linear(tp_tape *tape, tp_tensor **in) { return linear_with(tape, in, 0); }
-static tp_tensor *linear_dropout(tp_tape *tape, tp_tensor **in) { return linear_with(tape, in, 0.4f); }
-static tp_tensor *linear_twice(tp_tape *tape, tp_tensor **in) { return tp_add(tape, linear_with(tape, in, 0), linear_with(tape, in, 0.4f)); }
+static tp_tensor *linear(tp_tape *tape, tp_tensor **in)
+{
+    return linear_with(tape, in, 0);
+}
+static tp_tensor *linear_dropout(tp_tape *tape, tp_tensor **in)
+{
+    return linear_with(tape, in, 0.4f);
+}
+static tp_tensor *linear_twice(tp_tape *tape, tp_tensor **in)
+{
+    return tp_add(tape, linear_with(tape, in, 0), linear_with(tape, in, 0.4f));
+}
 
 /* Two adapters, each on a range of rows, one row without any. x [5, 5], A0 [1, 5], B0 [7, 1], A1 [3, 5], B1 [7, 3] */
 static tp_tensor *linear_ranges(tp_tape *tape, tp_tensor **in)
 {
     weight = frozen(7, 5);
-    tp_lowrank terms[] = {{.a = in[1], .b = in[2], .scaling = 2, .end = 2}, {.a = in[3], .b = in[4], .scaling = 0.5f, .begin = 3, .end = 5, .dropout = 0.3f, .site = 1}};
+    tp_lowrank terms[] = {{.a = in[1], .b = in[2], .scaling = 2, .end = 2},
+                          {.a = in[3], .b = in[4], .scaling = 0.5f, .begin = 3, .end = 5, .dropout = 0.3f, .site = 1}};
     tp_linear_spec spec = {.weight = &weight, .terms = terms, .n_terms = 2};
     return tp_linear(tape, in[0], &spec);
 }
 
-static tp_tensor *matmul(tp_tape *tape, tp_tensor **in) { return tp_matmul_nt(tape, in[0], in[1], 1.5f); }
-static tp_tensor *rmsnorm(tp_tape *tape, tp_tensor **in) { return tp_rmsnorm(tape, in[0], in[1], 1e-5f); }
-static tp_tensor *rmsnorm_reused(tp_tape *tape, tp_tensor **in) { return tp_add(tape, tp_rmsnorm(tape, in[0], in[1], 1e-5f), in[0]); }
-static tp_tensor *layernorm(tp_tape *tape, tp_tensor **in) { return tp_layernorm(tape, in[0], in[1], in[2], 1e-5f); }
-static tp_tensor *layernorm_no_bias(tp_tape *tape, tp_tensor **in) { return tp_layernorm(tape, in[0], in[1], NULL, 1e-5f); }
-static tp_tensor *swiglu(tp_tape *tape, tp_tensor **in) { return tp_swiglu(tape, in[0], in[1]); }
-static tp_tensor *swiglu_same(tp_tape *tape, tp_tensor **in) { return tp_swiglu(tape, in[0], in[0]); }
-static tp_tensor *gelu(tp_tape *tape, tp_tensor **in) { return tp_gelu(tape, in[0], false); }
-static tp_tensor *gelu_exact(tp_tape *tape, tp_tensor **in) { return tp_gelu(tape, in[0], true); }
-static tp_tensor *add(tp_tape *tape, tp_tensor **in) { return tp_add(tape, in[0], in[1]); }
-static tp_tensor *add_same(tp_tape *tape, tp_tensor **in) { return tp_add(tape, in[0], in[0]); }
-static tp_tensor *scale(tp_tape *tape, tp_tensor **in) { return tp_scale(tape, in[0], -0.375f); }
-static tp_tensor *dropout(tp_tape *tape, tp_tensor **in) { return tp_dropout(tape, in[0], 0.3f, 5); }
+static tp_tensor *matmul(tp_tape *tape, tp_tensor **in)
+{
+    return tp_matmul_nt(tape, in[0], in[1], 1.5f);
+}
+static tp_tensor *rmsnorm(tp_tape *tape, tp_tensor **in)
+{
+    return tp_rmsnorm(tape, in[0], in[1], 1e-5f);
+}
+static tp_tensor *rmsnorm_reused(tp_tape *tape, tp_tensor **in)
+{
+    return tp_add(tape, tp_rmsnorm(tape, in[0], in[1], 1e-5f), in[0]);
+}
+static tp_tensor *layernorm(tp_tape *tape, tp_tensor **in)
+{
+    return tp_layernorm(tape, in[0], in[1], in[2], 1e-5f);
+}
+static tp_tensor *layernorm_no_bias(tp_tape *tape, tp_tensor **in)
+{
+    return tp_layernorm(tape, in[0], in[1], NULL, 1e-5f);
+}
+static tp_tensor *swiglu(tp_tape *tape, tp_tensor **in)
+{
+    return tp_swiglu(tape, in[0], in[1]);
+}
+static tp_tensor *swiglu_same(tp_tape *tape, tp_tensor **in)
+{
+    return tp_swiglu(tape, in[0], in[0]);
+}
+static tp_tensor *gelu(tp_tape *tape, tp_tensor **in)
+{
+    return tp_gelu(tape, in[0], false);
+}
+static tp_tensor *gelu_exact(tp_tape *tape, tp_tensor **in)
+{
+    return tp_gelu(tape, in[0], true);
+}
+static tp_tensor *add(tp_tape *tape, tp_tensor **in)
+{
+    return tp_add(tape, in[0], in[1]);
+}
+static tp_tensor *add_same(tp_tape *tape, tp_tensor **in)
+{
+    return tp_add(tape, in[0], in[0]);
+}
+static tp_tensor *scale(tp_tape *tape, tp_tensor **in)
+{
+    return tp_scale(tape, in[0], -0.375f);
+}
+static tp_tensor *dropout(tp_tape *tape, tp_tensor **in)
+{
+    return tp_dropout(tape, in[0], 0.3f, 5);
+}
 
 static const int32_t ids[] = {2, 0, 2, 3};
-static tp_tensor *embedding(tp_tape *tape, tp_tensor **in) { return tp_embedding(tape, NULL, in[0], ids, 4, in[1]); }
+static tp_tensor *embedding(tp_tape *tape, tp_tensor **in)
+{
+    return tp_embedding(tape, NULL, in[0], ids, 4, in[1]);
+}
 
 /* Rotation works in place, so it gets a copy of x. x [3, 8], two heads of 4. */
 static tp_tensor *rope(tp_tape *tape, tp_tensor **in)
@@ -65,15 +118,32 @@ static tp_tensor *rope(tp_tape *tape, tp_tensor **in)
 static const tp_segment packed[] = {{0, 3, 0, 3}, {4, 3, 4, 3}};
 static tp_tensor *attention_with(tp_tape *tape, tp_tensor *q, tp_tensor *k, tp_tensor *v, int64_t window)
 {
-    tp_attention_spec spec = {.segments = packed, .n_segments = 2, .heads = 4, .kv_heads = 2, .head_dim = 4, .causal = true, .window = window, .scale = 0.5f};
+    tp_attention_spec spec = {.segments = packed,
+                              .n_segments = 2,
+                              .heads = 4,
+                              .kv_heads = 2,
+                              .head_dim = 4,
+                              .causal = true,
+                              .window = window,
+                              .scale = 0.5f};
     return tp_attention(tape, q, k, v, &spec);
 }
-static tp_tensor *attention(tp_tape *tape, tp_tensor **in) { return attention_with(tape, in[0], in[1], in[2], 0); }
-static tp_tensor *attention_window(tp_tape *tape, tp_tensor **in) { return attention_with(tape, in[0], in[1], in[2], 2); }
-static tp_tensor *attention_shared(tp_tape *tape, tp_tensor **in) { return attention_with(tape, in[0], in[1], in[1], 0); }
+static tp_tensor *attention(tp_tape *tape, tp_tensor **in)
+{
+    return attention_with(tape, in[0], in[1], in[2], 0);
+}
+static tp_tensor *attention_window(tp_tape *tape, tp_tensor **in)
+{
+    return attention_with(tape, in[0], in[1], in[2], 2);
+}
+static tp_tensor *attention_shared(tp_tape *tape, tp_tensor **in)
+{
+    return attention_with(tape, in[0], in[1], in[1], 0);
+}
 static tp_tensor *attention_reused(tp_tape *tape, tp_tensor **in)
 {
-    return tp_add(tape, attention_with(tape, in[0], in[1], in[2], 0), tp_scale(tape, attention_with(tape, in[0], in[1], in[2], 2), 2));
+    return tp_add(tape, attention_with(tape, in[0], in[1], in[2], 0),
+                  tp_scale(tape, attention_with(tape, in[0], in[1], in[2], 2), 2));
 }
 
 /* x [7, 16 + 8 + 8] split into q, k, v, as GPT-2's fused projection; then with one part unused. */
@@ -109,8 +179,14 @@ static tp_tensor *block_body(tp_tape *tape, void *state, tp_tensor *x)
     tp_tensor *h = tp_linear(tape, tp_rmsnorm(tape, x, in[1], 1e-5f), &spec);
     return tp_add(tape, tp_swiglu(tape, h, tp_gelu(tape, h, false)), x);
 }
-static tp_tensor *block_kept(tp_tape *tape, tp_tensor **in) { return tp_tape_segment(tape, block_body, in, in[0], false); }
-static tp_tensor *block_recomputed(tp_tape *tape, tp_tensor **in) { return tp_tape_segment(tape, block_body, in, in[0], true); }
+static tp_tensor *block_kept(tp_tape *tape, tp_tensor **in)
+{
+    return tp_tape_segment(tape, block_body, in, in[0], false);
+}
+static tp_tensor *block_recomputed(tp_tape *tape, tp_tensor **in)
+{
+    return tp_tape_segment(tape, block_body, in, in[0], true);
+}
 static tp_tensor *blocks_recomputed(tp_tape *tape, tp_tensor **in)
 {
     tp_tensor **copy = tp_tape_scratch(tape, 4, sizeof *copy);
@@ -119,15 +195,20 @@ static tp_tensor *blocks_recomputed(tp_tape *tape, tp_tensor **in)
     return tp_add(tape, tp_tape_segment(tape, block_body, copy, h, true), in[0]);
 }
 
-#define P true, 0, 0
-#define X false, 0, 0
+#define P             true, 0, 0
+#define X             false, 0, 0
 #define LINEAR_INPUTS {{3, 5, X}, {3, 7, X}, {1, 7, P}, {2, 5, P}, {7, 2, P}}, 5
-#define BLOCK_INPUTS {{3, 5, X}, {1, 5, P}, {2, 5, P}, {5, 2, P}}, 4
+#define BLOCK_INPUTS  {{3, 5, X}, {1, 5, P}, {2, 5, P}, {5, 2, P}}, 4
 static const gradcheck_case cases[] = {
     {"linear", LINEAR_INPUTS, linear, false, 0},
     {"linear with dropout", LINEAR_INPUTS, linear_dropout, false, 0},
     {"linear used twice", LINEAR_INPUTS, linear_twice, false, 0},
-    {"linear with adapters on ranges of rows", {{5, 5, X}, {1, 5, P}, {7, 1, P}, {3, 5, P}, {7, 3, P}}, 5, linear_ranges, false, 0},
+    {"linear with adapters on ranges of rows",
+     {{5, 5, X}, {1, 5, P}, {7, 1, P}, {3, 5, P}, {7, 3, P}},
+     5,
+     linear_ranges,
+     false,
+     0},
     {"matmul", {{3, 5, X}, {4, 5, P}}, 2, matmul, false, 0},
     {"rmsnorm", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm, false, 0},
     {"rmsnorm per head", {{3, 6, X}, {1, 3, P}}, 2, rmsnorm, false, 0},

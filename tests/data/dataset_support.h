@@ -8,7 +8,8 @@
 #include "data/dataset.h"
 
 /* ChatML as published models write it, without marks. */
-#define CHATML_TEMPLATE "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}"
+#define CHATML_TEMPLATE                                                                                                        \
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}"
 
 typedef struct fixture {
     tp_ctx ctx;
@@ -52,9 +53,17 @@ static inline void fixture_begin(fixture *f)
     tp_ctx_init(&f->ctx);
     scratch_begin(&f->dir);
     snprintf(f->path, sizeof f->path, "%s/rows.jsonl", f->dir.folder);
-    f->blocks[0] = f->blocks[1] = f->test_block = (tp_dataset_config){.path = f->path, .split = "train", .type = TP_DATASET_AUTO, .weight = 1, .limit = TP_UNSET};
-    f->config = (tp_data_config){.datasets = {f->blocks, 1}, .chat_template = "tokenizer_default", .max_dropped = 0.05, .shuffle = true};
-    f->options = (tp_dataset_options){.config = &f->config, .max_positions = 1 << 20, .micro_batch_size = 2, .max_length = 512, .seed = 7, .where = fixture_where, .where_state = f};
+    f->blocks[0] = f->blocks[1] = f->test_block =
+        (tp_dataset_config){.path = f->path, .split = "train", .type = TP_DATASET_AUTO, .weight = 1, .limit = TP_UNSET};
+    f->config = (tp_data_config){
+        .datasets = {f->blocks, 1}, .chat_template = "tokenizer_default", .max_dropped = 0.05, .shuffle = true};
+    f->options = (tp_dataset_options){.config = &f->config,
+                                      .max_positions = 1 << 20,
+                                      .micro_batch_size = 2,
+                                      .max_length = 512,
+                                      .seed = 7,
+                                      .where = fixture_where,
+                                      .where_state = f};
     open_tokenizer(f, "{\"eos_token\": \"<|im_end|>\", \"bos_token\": \"<s>\", \"chat_template\": \"" CHATML_TEMPLATE "\"}");
 }
 
@@ -64,7 +73,10 @@ static inline void fixture_end(fixture *f)
     scratch_end(&f->dir);
 }
 
-static inline void write_rows(fixture *f, const char *text) { write_file(f, "rows.jsonl", text, strlen(text)); }
+static inline void write_rows(fixture *f, const char *text)
+{
+    write_file(f, "rows.jsonl", text, strlen(text));
+}
 
 static inline tp_dataset *open_rows(fixture *f)
 {

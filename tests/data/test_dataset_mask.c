@@ -1,5 +1,5 @@
-/* Which tokens are learned: against the masks that transformers gives for templates with {% generation %} (golden/chat), and, for
- * templates without, against masks made by hand. */
+/* Which tokens are learned: against the masks that transformers gives for templates with {% generation %} (golden/chat), and,
+ * for templates without, against masks made by hand. */
 #include "tests/support.h"
 
 #include "base/file.h"
@@ -19,7 +19,8 @@ static void suite_begin(suite *s)
     *s = (suite){.cases = 0};
     tp_ctx_init(&s->ctx);
     assert_ok(&s->ctx, tp_tokenizer_open(&s->ctx, golden_path(path, sizeof path, "chat/tokenizer.json"), &s->tokenizer));
-    assert_ok(&s->ctx, tp_json_read(&s->ctx, golden_path(path, sizeof path, "chat/conversations.json"), 1 << 24, &s->conversations));
+    assert_ok(&s->ctx,
+              tp_json_read(&s->ctx, golden_path(path, sizeof path, "chat/conversations.json"), 1 << 24, &s->conversations));
 }
 
 static void suite_end(suite *s)
@@ -67,7 +68,8 @@ static void check_labels(const tp_json *row, const tp_encoded *e)
     for (size_t i = 0; i < e->tokens.count; i++) {
         bool expected = i > 0 && in_ranges(tp_json_get(row, "mask"), i);
         if (e->labels[i] != (expected ? e->ids[i] : TP_NO_LABEL))
-            fail_msg("%.*s: label of token %zu", (int)tp_json_string(tp_json_get(row, "conversation")).len, tp_json_string(tp_json_get(row, "conversation")).data, i);
+            fail_msg("%.*s: label of token %zu", (int)tp_json_string(tp_json_get(row, "conversation")).len,
+                     tp_json_string(tp_json_get(row, "conversation")).data, i);
         n += expected;
     }
     assert_int_equal(e->n_labels, n);
@@ -84,7 +86,8 @@ static void check_bytes(suite *s, const tp_json *row, const tp_sample *sample, c
     tp_buf_free(&text);
     for (size_t i = 1; i < e->tokens.count; i++) {
         bool learned = false;
-        for (size_t b = e->tokens.items[i].begin; b < e->tokens.items[i].end; b++) learned = learned || in_ranges(tp_json_get(row, "spans"), b);
+        for (size_t b = e->tokens.items[i].begin; b < e->tokens.items[i].end; b++)
+            learned = learned || in_ranges(tp_json_get(row, "spans"), b);
         assert_int_equal(e->labels[i] != TP_NO_LABEL, learned);
     }
 }
@@ -97,7 +100,11 @@ static void check_case(suite *s, const tp_template *tmpl, const tp_chat_variable
     tp_encoded e = {0};
     const tp_json *messages = messages_of(s, tp_json_string(tp_json_get(row, "conversation")));
     const tp_template_time now = {2025, 3, 9, 7, 5, 2};
-    tp_chat_input input = {.messages = messages, .kwargs = tp_json_get(row, "kwargs"), .tokens = tokens, .n_tokens = n_tokens, .options = {.now = &now}};
+    tp_chat_input input = {.messages = messages,
+                           .kwargs = tp_json_get(row, "kwargs"),
+                           .tokens = tokens,
+                           .n_tokens = n_tokens,
+                           .options = {.now = &now}};
     input.add_generation_prompt = tp_json_bool(tp_json_get(row, "add_generation_prompt"), false);
     assert_in_range(tp_json_count(messages), 1, sizeof flags);
     for (size_t i = 0; i < tp_json_count(messages); i++) {
@@ -138,7 +145,8 @@ static void check_template(suite *s, tp_span name)
     snprintf(relative, sizeof relative, "chat/%.*s/template.jinja", (int)name.len, name.data);
     assert_ok(&s->ctx, tp_file_read(&s->ctx, golden_path(path, sizeof path, relative), 1 << 20, &source, &n));
     assert_ok(&s->ctx, tp_template_compile(&s->ctx, relative, source, n, &tmpl));
-    const tp_json *special = tp_json_get(tp_json_root(meta), "special_tokens"), *rows = tp_json_get(tp_json_root(cases), "cases");
+    const tp_json *special = tp_json_get(tp_json_root(meta), "special_tokens"),
+                  *rows = tp_json_get(tp_json_root(cases), "cases");
     assert_in_range(tp_json_count(special), 0, MAX_TOKENS);
     for (size_t i = 0; i < tp_json_count(special); i++) {
         tp_span key = tp_json_key_at(special, i), value = tp_json_string(tp_json_at(special, i));
@@ -147,7 +155,8 @@ static void check_template(suite *s, tp_span name)
         tokens[i] = (tp_chat_variable){names[i], values[i]};
     }
     for (size_t i = 0; i < tp_json_count(rows); i++)
-        if (tp_json_get(tp_json_at(rows, i), "ids") != NULL && tp_json_get(tp_json_at(rows, i), "continue_final_message") == NULL)
+        if (tp_json_get(tp_json_at(rows, i), "ids") != NULL &&
+            tp_json_get(tp_json_at(rows, i), "continue_final_message") == NULL)
             check_case(s, tmpl, tokens, tp_json_count(special), tp_json_at(rows, i));
     tp_template_free(tmpl);
     free(source);
@@ -178,7 +187,8 @@ static void test_recorded_masks(void **state)
 
 /* ---- templates without marks ---- */
 
-static const char plain[] = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}";
+static const char plain[] =
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}";
 
 /* Renders rows, encodes with cuts, and returns the text with every learned stretch of tokens in brackets. */
 static void brackets(suite *s, const char *source, const tp_chat_message *rows, const uint8_t *flags, size_t n, tp_buf *out)
@@ -206,12 +216,19 @@ static void brackets(suite *s, const char *source, const tp_chat_message *rows, 
     tp_encoded_free(&e);
 }
 
-#define TEXT(literal)      {literal, sizeof literal - 1}
-#define MESSAGE(name, text) {.role = name, .content = TEXT(text)}
+#define TEXT(literal)                                                                                                          \
+    {                                                                                                                          \
+        literal, sizeof literal - 1                                                                                            \
+    }
+#define MESSAGE(name, text)                                                                                                    \
+    {                                                                                                                          \
+        .role = name, .content = TEXT(text)                                                                                    \
+    }
 
 static void test_turns(void **state)
 {
-    static const tp_chat_message rows[] = {MESSAGE("system", "S"), MESSAGE("user", "Hi A"), MESSAGE("assistant", "A"), MESSAGE("user", "A"), MESSAGE("assistant", " B\n")};
+    static const tp_chat_message rows[] = {MESSAGE("system", "S"), MESSAGE("user", "Hi A"), MESSAGE("assistant", "A"),
+                                           MESSAGE("user", "A"), MESSAGE("assistant", " B\n")};
     enum { A = TP_MESSAGE_ASSISTANT, T = TP_MESSAGE_TRAINED };
     suite s;
     tp_buf out;
@@ -219,14 +236,17 @@ static void test_turns(void **state)
     suite_begin(&s);
     tp_buf_init(&out, 0);
     brackets(&s, plain, rows, (const uint8_t[]){0, 0, A | T, 0, A | T}, 5, &out);
-    assert_string_equal(out.data, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi A<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n"
-                                  "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n[ B\n<|im_end|>]\n");
+    assert_string_equal(
+        out.data, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi A<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n"
+                  "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n[ B\n<|im_end|>]\n");
     brackets(&s, plain, rows, (const uint8_t[]){0, 0, A, 0, A | T}, 5, &out);
-    assert_string_equal(out.data, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi A<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
-                                  "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n[ B\n<|im_end|>]\n");
+    assert_string_equal(
+        out.data, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi A<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+                  "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n[ B\n<|im_end|>]\n");
     brackets(&s, plain, rows, (const uint8_t[]){T, T, A, T, A}, 5, &out);
-    assert_string_equal(out.data, "<|im_start|>system\n[S<|im_end|>]\n<|im_start|>user\n[Hi A<|im_end|>]\n<|im_start|>assistant\nA<|im_end|>\n"
-                                  "<|im_start|>user\n[A<|im_end|>]\n<|im_start|>assistant\n B\n<|im_end|>\n");
+    assert_string_equal(
+        out.data, "<|im_start|>system\n[S<|im_end|>]\n<|im_start|>user\n[Hi A<|im_end|>]\n<|im_start|>assistant\nA<|im_end|>\n"
+                  "<|im_start|>user\n[A<|im_end|>]\n<|im_start|>assistant\n B\n<|im_end|>\n");
     tp_buf_free(&out);
     suite_end(&s);
 }
@@ -234,7 +254,8 @@ static void test_turns(void **state)
 /* The end-of-turn token need not follow at once; where none comes before the next message, the turn ends with its content. */
 static void test_ends_of_turns(void **state)
 {
-    static const tp_chat_message rows[] = {MESSAGE("user", "u"), MESSAGE("assistant", "one"), MESSAGE("user", "v"), MESSAGE("assistant", "two")};
+    static const tp_chat_message rows[] = {MESSAGE("user", "u"), MESSAGE("assistant", "one"), MESSAGE("user", "v"),
+                                           MESSAGE("assistant", "two")};
     static const uint8_t flags[] = {0, TP_MESSAGE_ASSISTANT | TP_MESSAGE_TRAINED, 0, TP_MESSAGE_ASSISTANT | TP_MESSAGE_TRAINED};
     suite s;
     tp_buf out;
@@ -252,9 +273,11 @@ static void test_ends_of_turns(void **state)
 /* {% generation %} wins over turns; a trained message of the user has its turn beside it. */
 static void test_marks_win(void **state)
 {
-    static const char marked[] = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}>{{ m.content }}</s>{% endgeneration %}"
-                                 "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}";
-    static const tp_chat_message rows[] = {MESSAGE("user", "u"), MESSAGE("assistant", ""), MESSAGE("user", "v"), MESSAGE("assistant", "two")};
+    static const char marked[] =
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}>{{ m.content }}</s>{% endgeneration %}"
+        "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}";
+    static const tp_chat_message rows[] = {MESSAGE("user", "u"), MESSAGE("assistant", ""), MESSAGE("user", "v"),
+                                           MESSAGE("assistant", "two")};
     enum { A = TP_MESSAGE_ASSISTANT, T = TP_MESSAGE_TRAINED };
     suite s;
     tp_buf out;

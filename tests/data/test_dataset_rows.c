@@ -1,4 +1,5 @@
-/* Finding rows: line ends, marks, blank lines, split points, sizes, compression, and what is no file of rows (golden/bad/jsonl). */
+/* Finding rows: line ends, marks, blank lines, split points, sizes, compression, and what is no file of rows
+ * (golden/bad/jsonl). */
 #include "tests/support.h"
 
 #include <sys/stat.h>
@@ -200,11 +201,13 @@ static void check_verdict(fixture *f, const tp_json *row, size_t *n)
     if (status != TP_OK && f->ctx.message[0] == '\0') fail_msg("%s: no message", relative);
     if (tp_span_is(verdict, "accept") && status != TP_OK) fail_msg("%s: %s", relative, f->ctx.message);
     if (tp_span_is(verdict, "refuse")) {
-        if (tp_status_exit_code(status) != 3) fail_msg("%s: exit class %d: %s", relative, tp_status_exit_code(status), f->ctx.message);
+        if (tp_status_exit_code(status) != 3)
+            fail_msg("%s: exit class %d: %s", relative, tp_status_exit_code(status), f->ctx.message);
         const tp_json *wanted = find_field(row, "line", TP_JSON_NUMBER);
         if (wanted != NULL && tp_json_i64(wanted, &number)) {
             snprintf(line, sizeof line, ":%d:", (int)number);
-            if (strstr(f->ctx.message, line) == NULL) fail_msg("%s: line %d is not named: %s", relative, (int)number, f->ctx.message);
+            if (strstr(f->ctx.message, line) == NULL)
+                fail_msg("%s: line %d is not named: %s", relative, (int)number, f->ctx.message);
         }
     }
     if (status == TP_OK) {
@@ -238,8 +241,9 @@ static void test_recorded_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lines),       cmocka_unit_test(test_text_file_is_one_row), cmocka_unit_test(test_longest_row),
-        cmocka_unit_test(test_other_files), cmocka_unit_test(test_gzip),                 cmocka_unit_test(test_recorded_files),
+        cmocka_unit_test(test_lines),       cmocka_unit_test(test_text_file_is_one_row),
+        cmocka_unit_test(test_longest_row), cmocka_unit_test(test_other_files),
+        cmocka_unit_test(test_gzip),        cmocka_unit_test(test_recorded_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -86,7 +86,7 @@ static void test_list_and_regex(void **state)
     assert_true(n > 500 && positive > 100);
 }
 
-/* Keys of JSON objects keep their order in both readers. */
+/* The first key that matches wins, in the order of the file. */
 static void test_patterns(void **state)
 {
     tp_ctx ctx;
@@ -154,6 +154,8 @@ static void test_which_entry(void **state)
     assert_true(matches && entry == 1);
     assert_ok(&ctx, tp_target_match(&ctx, &t, "model.layers.0.self_attn.k_proj", false, &matches, &entry));
     assert_true(!matches && entry == -1);
+    assert_ok(&ctx, tp_target_match(&ctx, &t, "model.layers.1.mlp.up_proj", false, &matches, &entry));
+    assert_true(matches && entry == 2); /* the whole path, though an ending stands before it */
 }
 
 /* A regular expression from an adapter file may be wrong, or made to take for ever. */
@@ -167,7 +169,7 @@ static void test_bad_regex(void **state)
     tp_ctx_init(&ctx);
     assert_status(&ctx, TP_INVALID, tp_target_match(&ctx, &t, "model.q_proj", false, &matches, NULL));
     t.include.list = costly;
-    assert_status(&ctx, TP_INVALID, tp_target_match(&ctx, &t, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac", false, &matches, NULL));
+    assert_status(&ctx, TP_INVALID, tp_target_match(&ctx, &t, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaacb", false, &matches, NULL));
     t.include.list = broken;
     t.include.is_regex = false; /* a list entry is a name, not an expression */
     assert_ok(&ctx, tp_target_match(&ctx, &t, "model.(q_proj", false, &matches, NULL));

@@ -6,6 +6,7 @@
 #include "base/safetensors.h"
 #include "recipes/keys.h"
 #include "tests/trainers/training.h"
+#include "trainers/run.h"
 
 void write_recipe(tp_buf *out, const reference_run *run, const char *output)
 {
@@ -20,14 +21,20 @@ void write_recipe(tp_buf *out, const reference_run *run, const char *output)
     tp_buf_printf(out, "output_dir: %s\n", output);
 }
 
-static tp_status train(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options)
+static tp_status train(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options, int64_t steps)
 {
     tp_run *run;
     TP_TRY(tp_run_open(ctx, recipe, config, options, &run));
+    if (steps < run->steps) run->steps = steps;
     return tp_run_close(run, tp_run_train(run));
 }
 
 tp_status train_recipe(tp_ctx *ctx, scratch *s, const char *text, const tp_train_options *options)
+{
+    return train_recipe_steps(ctx, s, text, options, INT64_MAX);
+}
+
+tp_status train_recipe_steps(tp_ctx *ctx, scratch *s, const char *text, const tp_train_options *options, int64_t steps)
 {
     tp_config config;
     tp_problems problems = {0};
@@ -38,7 +45,7 @@ tp_status train_recipe(tp_ctx *ctx, scratch *s, const char *text, const tp_train
     for (size_t i = 0; i < problems.n; i++) print_message("%s\n", problems.items[i].text);
     tp_problems_free(&problems);
     TP_TRY(status);
-    status = train(ctx, recipe, &config, options);
+    status = train(ctx, recipe, &config, options, steps);
     tp_recipe_free(recipe);
     return status;
 }

@@ -20,8 +20,10 @@ typedef struct reference_run {
 /* Recipe text for such a run: tokens in order, into `output`. */
 void write_recipe(tp_buf *out, const reference_run *run, const char *output);
 
-/* Checks the recipe, opens the run, trains, closes. The folder `scratch` holds the recipe file meanwhile. */
+/* Reads the recipe (written to the scratch folder), opens the run, trains, closes. */
 tp_status train_recipe(tp_ctx *ctx, scratch *s, const char *text, const tp_train_options *options);
+/* The same, ending after the first `steps` steps; the schedule is that of the whole run. */
+tp_status train_recipe_steps(tp_ctx *ctx, scratch *s, const char *text, const tp_train_options *options, int64_t steps);
 
 /* The numbers under `key` in the rows of metrics.jsonl that have it, at most `most`; returns how many. */
 size_t read_metrics(tp_ctx *ctx, const char *folder, const char *key, double *out, size_t most);

@@ -12,6 +12,7 @@
 #include "backend/cpu/simd/cross_entropy.c"
 #include "backend/cpu/simd/optimizer.c"
 #include "backend/cpu/simd/product.h"
+#include "backend/cpu/simd/attention_few.c"
 #include "backend/cpu/simd/attention.c"
 #include "backend/cpu/simd/attention_backward.c"
 

@@ -6,13 +6,8 @@
  * rescaled when a greater score turns up.
  *
  * Scores of a tile lie transposed, [key][row]: rows are the vector lanes. So the softmax of 16 rows runs side by side and
- * nothing is summed across lanes. With a handful of rows (one token against a long cache) most lanes would be empty; then
- * scores are dot products, [row][key], and keys and values are read straight from where they lie. */
+ * nothing is summed across lanes. Segments of so few rows that most lanes would be empty go to attention_few.c. */
 #include "backend/cpu/simd/attention.h"
-
-#define FEW_ROWS 8
-#define FEW_KEYS 256
-#define FEW_AHEAD 16 /* keys to prefetch */
 
 typedef struct attention_tile {
     const tp_attention_args *a;
@@ -23,12 +18,12 @@ typedef struct attention_tile {
     int64_t rows;               /* n_queries * n_heads; row r is query r / n_heads, head r % n_heads */
     int64_t vectors;            /* that hold `rows` lanes */
     int64_t dim;                /* padded head_dim */
-    bool few;                   /* scores are [row][FEW_KEYS], else [key][TILE] */
     bool started;               /* a key tile has been seen */
-    float *q;                   /* few: [row][dim], else [head_dim][TILE]; times scale */
+    float *q;                   /* [head_dim][TILE], times scale */
     float *k_room, *v_room;     /* [key][dim], if keys and values must be converted */
     tile_rows k, v;
-    float *scores, *out;        /* out [row][dim] */
+    float *scores;              /* [key][TILE] */
+    float *out;                 /* [row][dim] */
     float *greatest, *sum, *shrink; /* per row: so far, so far, factor of this step */
     float *before, *after;      /* per row: keys j of this tile with after < j < before are seen */
     float *slope, *offset;      /* per row, ALiBi: slope, and position of the tile's key 0 minus the diagonal's */
@@ -58,8 +53,6 @@ static bool mark_rows(attention_tile *t, const key_run *run, int64_t k0, int64_t
     }
     return false;
 }
-
-/* ------------------------------------------------------------------------------------ many rows: lanes are rows */
 
 /* scores [n][TILE] = k q; where rows at the start of the tile see no key from j on, their vectors are left out. */
 static void lane_scores(attention_tile *t, int64_t n, bool all_seen)
@@ -142,114 +135,6 @@ static void lane_values(attention_tile *t, int64_t n, bool all_seen)
     }
 }
 
-/* -------------------------------------------------------------------------------- few rows: lanes are channels, keys */
-
-TP_INLINE void few_dots(attention_tile *t, const void *key, bool bf16, int64_t first, int rows, int64_t j)
-{
-    vf sum[4];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sum[r] = v_set(0.0f);
-    for (int64_t d = 0; d < t->a->head_dim; d += VL) {
-        vf x = v_get(key, bf16, d, t->a->head_dim - d);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) sum[r] = v_fma(x, v_load(t->q + (first + r) * t->dim + d), sum[r]);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) t->scores[(first + r) * FEW_KEYS + j] = v_sum(sum[r]);
-}
-
-TP_INLINE void few_scores_as(attention_tile *t, const key_run *run, int64_t k0, int64_t n, bool bf16)
-{
-    int64_t bytes = bf16 ? 2 : 4, offset = t->kv_head * t->a->head_dim * bytes;
-    for (int64_t j = 0; j < n; j++) {
-        const unsigned char *key = (const unsigned char *)row_at(run->k, run->row + k0 + j) + offset;
-        /* Keys of one head lie apart, which no hardware prefetcher follows. The values are wanted right after the scores. */
-        const unsigned char *value = (const unsigned char *)row_at(run->v, run->row + k0 + j) + offset;
-        for (int64_t b = 0; b < t->a->head_dim * bytes; b += 64) {
-            __builtin_prefetch(key + FEW_AHEAD * run->k.ld * bytes + b);
-            __builtin_prefetch(value + b, 0, 2);
-        }
-        for (int64_t r = 0; r < t->rows; r += 4) {
-            int64_t rows = t->rows - r;
-            if (rows >= 4)
-                few_dots(t, key, bf16, r, 4, j);
-            else if (rows == 3)
-                few_dots(t, key, bf16, r, 3, j);
-            else if (rows == 2)
-                few_dots(t, key, bf16, r, 2, j);
-            else
-                few_dots(t, key, bf16, r, 1, j);
-        }
-    }
-}
-
-static void few_scores(attention_tile *t, const key_run *run, int64_t k0, int64_t n)
-{
-    if (is_bf16(run->k))
-        few_scores_as(t, run, k0, n, true);
-    else
-        few_scores_as(t, run, k0, n, false);
-}
-
-static void few_shape_and_mask(attention_tile *t, int64_t n, bool all_seen)
-{
-    float cap = t->a->soft_cap;
-    for (int64_t r = 0; r < t->rows; r++) {
-        float *row = t->scores + r * FEW_KEYS;
-        for (int64_t j = 0; j < n; j += VL) { /* FEW_KEYS is a multiple of VL: what lies behind n is there, and unused */
-            vf s = v_load(row + j);
-            if (cap > 0) s = soft_cap(s, cap);
-            if (t->a->alibi_slopes != NULL)
-                s = v_fma(v_set(t->slope[r]), v_set(t->offset[r] + (float)j) + v_iota(), s);
-            v_store(row + j, s);
-        }
-        for (int64_t j = 0; !all_seen && j < n; j++) {
-            if (!((float)j < t->before[r] && t->after[r] < (float)j)) row[j] = -INFINITY;
-        }
-    }
-}
-
-static void few_softmax(attention_tile *t, int64_t n)
-{
-    for (int64_t r = 0; r < t->rows; r++) {
-        float *s = t->scores + r * FEW_KEYS;
-        float old = t->greatest[r];
-        int64_t whole = (n + VL - 1) / VL * VL;
-        for (int64_t j = n; j < whole; j++) s[j] = -INFINITY;
-        vf most = v_set(old);
-        for (int64_t j = 0; j < whole; j += VL) most = v_max(most, v_load(s + j));
-        float greatest = v_greatest(most), shift = greatest > -3.4e38f ? greatest : -3.4e38f;
-        vf sum = v_set(0.0f);
-        for (int64_t j = 0; j < whole; j += VL) {
-            vf e = v_exp(v_load(s + j) - v_set(shift));
-            sum = sum + e;
-            v_store(s + j, e);
-        }
-        float shrink[VL];
-        v_store(shrink, v_exp(v_set(old - shift)));
-        t->greatest[r] = greatest;
-        t->shrink[r] = shrink[0];
-        t->sum[r] = t->sum[r] * shrink[0] + v_sum(sum);
-    }
-}
-
-static void few_values(attention_tile *t, const key_run *run, int64_t k0, int64_t n)
-{
-    int64_t column = t->kv_head * t->a->head_dim;
-    if (!is_bf16(run->v) && t->dim == t->a->head_dim) { /* where they lie */
-        const float *v = (const float *)row_at(run->v, run->row + k0) + column;
-        product(t->rows, t->dim / VL, n, t->scores, FEW_KEYS, v, run->v.ld, t->out, t->dim, t->started);
-        return;
-    }
-    for (int64_t j = 0; j < n; j += TILE) {
-        int64_t keys = n - j < TILE ? n - j : TILE;
-        copy_tile(t->v_room, run->v, run->row + k0 + j, keys, column, t->a->head_dim, 1.0f);
-        product(t->rows, t->dim / VL, keys, t->scores + j, FEW_KEYS, t->v_room, t->dim, t->out, t->dim, t->started || j > 0);
-    }
-}
-
-/* ------------------------------------------------------------------------------------------------------ both */
-
 /* Weights what is summed so far by the factor of this step, where that is not 1. */
 static void shrink_out(attention_tile *t)
 {
@@ -265,39 +150,29 @@ static void shrink_out(attention_tile *t)
 static void attend_keys(attention_tile *t, const key_run *run, int64_t k0, int64_t n)
 {
     const tp_attention_args *a = t->a;
-    bool all_seen = mark_rows(t, run, k0, n), shaped = a->soft_cap > 0 || a->alibi_slopes != NULL;
-    if (t->few) {
-        few_scores(t, run, k0, n);
-        if (shaped || !all_seen) few_shape_and_mask(t, n, all_seen);
-        few_softmax(t, n);
-        shrink_out(t);
-        few_values(t, run, k0, n);
-    } else {
-        int64_t column = t->kv_head * a->head_dim;
-        t->k = tile_of(t->k_room, run->k, run->row + k0, n, column, a->head_dim);
-        t->v = tile_of(t->v_room, run->v, run->row + k0, n, column, a->head_dim);
-        lane_scores(t, n, all_seen);
-        if (shaped) lane_shape(t, n);
-        if (!all_seen) lane_mask(t, n);
-        lane_softmax(t, n);
-        shrink_out(t);
-        lane_values(t, n, all_seen);
-    }
+    bool all_seen = mark_rows(t, run, k0, n);
+    int64_t column = t->kv_head * a->head_dim;
+    t->k = tile_of(t->k_room, run->k, run->row + k0, n, column, a->head_dim);
+    t->v = tile_of(t->v_room, run->v, run->row + k0, n, column, a->head_dim);
+    lane_scores(t, n, all_seen);
+    if (a->soft_cap > 0 || a->alibi_slopes != NULL) lane_shape(t, n);
+    if (!all_seen) lane_mask(t, n);
+    lane_softmax(t, n);
+    shrink_out(t);
+    lane_values(t, n, all_seen);
     t->started = true;
 }
 
 /* Keys first .. end-1 of a run, a tile at a time. */
 static void attend_run(attention_tile *t, const key_run *run, int64_t first, int64_t end)
 {
-    int64_t step = t->few ? FEW_KEYS : TILE;
-    for (int64_t k0 = first; k0 < end; k0 += step) attend_keys(t, run, k0, end - k0 < step ? end - k0 : step);
+    for (int64_t k0 = first; k0 < end; k0 += TILE) attend_keys(t, run, k0, end - k0 < TILE ? end - k0 : TILE);
 }
 
 static void begin_tile(attention_tile *t, float *scratch)
 {
     const tp_attention_args *a = t->a;
     t->rows = t->n_queries * t->n_heads;
-    t->few = t->rows <= FEW_ROWS;
     t->vectors = (t->rows + VL - 1) / VL;
     t->dim = padded(a->head_dim);
     t->started = false;
@@ -305,13 +180,13 @@ static void begin_tile(attention_tile *t, float *scratch)
     t->k_room = take(&scratch, TILE * t->dim);
     t->v_room = take(&scratch, TILE * t->dim);
     t->out = take(&scratch, TILE * t->dim);
-    t->scores = take(&scratch, TILE * TILE); /* no less than FEW_ROWS * FEW_KEYS */
+    t->scores = take(&scratch, TILE * TILE);
     float **arrays[] = {&t->greatest, &t->sum, &t->shrink, &t->before, &t->after, &t->slope, &t->offset};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         *arrays[i] = take(&scratch, TILE);
         memset(*arrays[i], 0, TILE * sizeof(float)); /* lanes without a row must not hold NaN */
     }
-    float *rows = t->few ? t->q : t->k_room; /* k_room is free until the first keys come */
+    float *rows = t->k_room; /* free until the first keys come */
     for (int64_t i = 0; i < t->n_queries; i++) {
         for (int64_t h = 0; h < t->n_heads; h++) {
             int64_t r = i * t->n_heads + h, head = t->head + h;
@@ -320,31 +195,17 @@ static void begin_tile(attention_tile *t, float *scratch)
             copy_tile(rows + r * t->dim, a->q, t->segment->q_start + t->query + i, 1, head * a->head_dim, a->head_dim, a->scale);
         }
     }
-    if (t->few) return;
     memset(t->q, 0, (size_t)(TILE * a->head_dim) * sizeof(float));
     transpose_tile(t->q, rows, t->rows, a->head_dim);
-}
-
-/* Row r of the tile, finished, goes to a row and head of out. */
-static void end_row(const attention_tile *t, int64_t r, int64_t row, int64_t head)
-{
-    const tp_attention_args *a = t->a;
-    bool bf16 = is_bf16(a->out), empty = !t->started || t->sum[r] == 0.0f;
-    vf factor = v_set(1.0f / t->sum[r]);
-    unsigned char *out = (unsigned char *)row_at(a->out, row) + head * a->head_dim * (bf16 ? 2 : 4);
-    for (int64_t d = 0; d < a->head_dim; d += VL) {
-        vf x = v_set(0.0f);
-        if (!empty) x = v_load(t->out + r * t->dim + d) * factor;
-        v_put(out, bf16, d, a->head_dim - d, x);
-    }
-    if (a->lse != NULL) a->lse[row * a->heads + head] = empty ? -INFINITY : t->greatest[r] + logf(t->sum[r]);
 }
 
 static void end_tile(const attention_tile *t)
 {
     for (int64_t i = 0; i < t->n_queries; i++) {
         for (int64_t h = 0; h < t->n_heads; h++) {
-            end_row(t, i * t->n_heads + h, t->segment->q_start + t->query + i, t->head + h);
+            int64_t r = i * t->n_heads + h;
+            bool empty = !t->started || t->sum[r] == 0.0f;
+            write_row(t->a, t->segment->q_start + t->query + i, t->head + h, empty ? NULL : t->out + r * t->dim, t->greatest[r], t->sum[r]);
         }
     }
 }
@@ -388,6 +249,20 @@ static void clear_rows(const tp_attention_args *a, int64_t first, int64_t end)
     }
 }
 
+/* The segments of many rows among n, whose item numbers fit into the workspace. */
+static void attend_segments(attention_job *job, const tp_segment *segments, int64_t n)
+{
+    const tp_attention_args *a = job->a;
+    job->segments = segments;
+    job->n_segments = n;
+    job->first_tile[0] = 0;
+    for (int64_t s = 0; s < n; s++) {
+        int64_t tiles = is_few(a, &segments[s]) ? 0 : (segments[s].q_len + job->queries - 1) / job->queries;
+        job->first_tile[s + 1] = job->first_tile[s] + tiles;
+    }
+    tp_cpu_for(job->cpu, job->first_tile[n] * a->kv_heads * job->group_parts, attention_item, job);
+}
+
 static tp_status attention(tp_ctx *ctx, const void *args)
 {
     const tp_attention_args *a = args;
@@ -398,18 +273,14 @@ static tp_status attention(tp_ctx *ctx, const void *args)
     job.group_parts = (sharing + TILE - 1) / TILE;
     job.group = (sharing + job.group_parts - 1) / job.group_parts;
     job.queries = TILE / job.group;
-    const int64_t at_once = (int64_t)(TP_CPU_WORKSPACE_BYTES / sizeof(int64_t)) - 1;
-    for (int64_t s0 = 0; s0 < a->n_segments; s0 += at_once) {
-        job.segments = a->segments + s0;
-        job.n_segments = a->n_segments - s0 < at_once ? a->n_segments - s0 : at_once;
-        job.first_tile[0] = 0;
-        for (int64_t s = 0; s < job.n_segments; s++) {
-            const tp_segment *segment = &job.segments[s];
-            clear_rows(a, done, segment->q_start);
-            done = segment->q_start + segment->q_len;
-            job.first_tile[s + 1] = job.first_tile[s] + (segment->q_len + job.queries - 1) / job.queries;
-        }
-        tp_cpu_for(job.cpu, job.first_tile[job.n_segments] * a->kv_heads * job.group_parts, attention_item, &job);
+    for (int64_t s0 = 0; s0 < a->n_segments; s0 += SEGMENTS_AT_ONCE) {
+        int64_t n = a->n_segments - s0 < SEGMENTS_AT_ONCE ? a->n_segments - s0 : SEGMENTS_AT_ONCE;
+        attend_segments(&job, a->segments + s0, n);
+        attend_few_segments(job.cpu, a, a->segments + s0, n);
+    }
+    for (int64_t s = 0; s < a->n_segments; s++) {
+        clear_rows(a, done, a->segments[s].q_start);
+        done = a->segments[s].q_start + a->segments[s].q_len;
     }
     clear_rows(a, done, a->n_q);
     return TP_OK;

@@ -129,6 +129,20 @@ TP_MUST_CHECK static inline tp_status check_attention(tp_ctx *ctx, const char *k
                    (long long)a->head_dim, HEAD_DIM_MAX);
 }
 
+/* A finished row: out / sum goes to a row and head of a->out, zeros if it saw no key (out is NULL then). */
+static void write_row(const tp_attention_args *a, int64_t row, int64_t head, const float *out, float greatest, float sum)
+{
+    bool bf16 = is_bf16(a->out);
+    vf factor = v_set(1.0f / sum);
+    unsigned char *to = (unsigned char *)row_at(a->out, row) + head * a->head_dim * (bf16 ? 2 : 4);
+    for (int64_t d = 0; d < a->head_dim; d += VL) {
+        vf x = v_set(0.0f);
+        if (out != NULL) x = v_load(out + d) * factor;
+        v_put(to, bf16, d, a->head_dim - d, x);
+    }
+    if (a->lse != NULL) a->lse[row * a->heads + head] = out != NULL ? greatest + logf(sum) : -INFINITY;
+}
+
 /* The s with first[s] <= i < first[s + 1], among n ranges of which some may be empty. */
 static int64_t find_range(const int64_t *first, int64_t n, int64_t i)
 {

@@ -1,0 +1,270 @@
+/* cuBLASLt, opened at run time: the binary starts without it, and says what is missing when a GPU is opened.
+ *
+ * cuBLASLt thinks in columns. A row-major matrix is its transpose, so c = left * right is asked for as c^T = right^T left^T:
+ * the library's A is our right, its B our left, its rows are m. Which algorithm suits a shape takes the library tens of
+ * microseconds to say, so answers are kept in a table. */
+#include <cublasLt.h>
+#include <dlfcn.h>
+#include <string.h>
+
+#include "backend/cuda/blas.cuh"
+#include "base/mem.h"
+
+#define PLANS 2048 /* a power of two; a full table starts again */
+
+/* What an answer depends on. Zeroed before it is filled, for it is compared byte by byte. */
+typedef struct plan_key {
+    int64_t n, m, k, left_ld, right_ld, c_ld, add_ld;
+    int32_t type, c_type, left_transposed, right_transposed, bias, beta;
+    int32_t left_align, right_align, c_align, add_align, bias_align, used;
+} plan_key;
+
+typedef struct plan {
+    plan_key key; /* used: 0 in an empty slot */
+    cublasLtMatmulAlgo_t algorithm;
+} plan;
+
+/* The functions that we call, under their names without the prefix. */
+#define FUNCTIONS(X)                                                                                                       \
+    X(Create)                                                                                                              \
+    X(Destroy)                                                                                                             \
+    X(GetVersion)                                                                                                          \
+    X(GetStatusName)                                                                                                       \
+    X(Matmul)                                                                                                              \
+    X(MatmulAlgoGetHeuristic)                                                                                              \
+    X(MatmulDescCreate)                                                                                                    \
+    X(MatmulDescDestroy)                                                                                                   \
+    X(MatmulDescSetAttribute)                                                                                              \
+    X(MatrixLayoutCreate)                                                                                                  \
+    X(MatrixLayoutDestroy)                                                                                                 \
+    X(MatmulPreferenceCreate)                                                                                              \
+    X(MatmulPreferenceDestroy)                                                                                             \
+    X(MatmulPreferenceSetAttribute)
+
+struct tp_cublas {
+    void *library;
+    cublasLtHandle_t handle;
+    void *workspace;
+    plan *plans;
+    int n_plans;
+#define X(name) decltype(&cublasLt##name) name;
+    FUNCTIONS(X)
+#undef X
+};
+
+/* ---- opening ---- */
+
+static bool find_functions(tp_cublas *blas)
+{
+#define X(name)                                                                             \
+    blas->name = reinterpret_cast<decltype(blas->name)>(dlsym(blas->library, "cublasLt" #name)); \
+    if (blas->name == NULL) return false;
+    FUNCTIONS(X)
+#undef X
+    return true;
+}
+
+static tp_status fail_blas(tp_ctx *ctx, const tp_cublas *blas, const char *name, cublasStatus_t status)
+{
+    return tp_fail(ctx, status == CUBLAS_STATUS_ALLOC_FAILED ? TP_NOMEM : TP_DEVICE, "%s: cuBLASLt: %s", name,
+                   blas->GetStatusName(status));
+}
+
+tp_status tp_cuda_blas_open(tp_ctx *ctx, tp_cuda *cuda)
+{
+    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
+    tp_cublas *blas = (tp_cublas *)tp_alloc(ctx, 1, sizeof *blas);
+    if (blas == NULL) return TP_NOMEM;
+    cuda->blas = blas; /* closed with the device, whatever happens here */
+    for (int i = 0; i < 2 && blas->library == NULL; i++) blas->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    if (blas->library == NULL)
+        return tp_fail(ctx, TP_DEVICE, "cuda:%d: %s is not installed; it comes with the CUDA toolkit and with pip's nvidia-cublas "
+                                       "(LD_LIBRARY_PATH says where)", cuda->index, names[0]);
+    if (!find_functions(blas)) return tp_fail(ctx, TP_DEVICE, "cuda:%d: libcublasLt lacks a function: %s", cuda->index, dlerror());
+    blas->plans = (plan *)tp_alloc(ctx, PLANS, sizeof *blas->plans);
+    if (blas->plans == NULL) return TP_NOMEM;
+    TP_TRY(tp_cuda_check(ctx, "workspace of cuBLASLt", cudaMalloc(&blas->workspace, TP_CUDA_BLAS_BYTES)));
+    cublasStatus_t status = blas->Create(&blas->handle);
+    return status == CUBLAS_STATUS_SUCCESS ? TP_OK : fail_blas(ctx, blas, "open", status);
+}
+
+void tp_cuda_blas_close(tp_cublas *blas)
+{
+    if (blas == NULL) return;
+    if (blas->handle != NULL) (void)blas->Destroy(blas->handle);
+    (void)cudaFree(blas->workspace);
+    if (blas->library != NULL) (void)dlclose(blas->library);
+    tp_free(blas->plans);
+    tp_free(blas);
+}
+
+void tp_cuda_blas_version(const tp_cublas *blas, char out[32])
+{
+    size_t version = blas->GetVersion();
+    snprintf(out, 32, "%zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
+}
+
+/* ---- choosing an algorithm ---- */
+
+/* The power of two, up to 16, that an address is a multiple of. */
+static int32_t alignment(const void *address)
+{
+    uintptr_t bits = reinterpret_cast<uintptr_t>(address) | 16;
+    return (int32_t)(bits & (0 - bits));
+}
+
+static plan_key key_of(const tp_product *p)
+{
+    plan_key key;
+    memset(&key, 0, sizeof key);
+    key.n = p->n, key.m = p->m, key.k = p->k;
+    key.left_ld = p->left_ld, key.right_ld = p->right_ld, key.c_ld = p->c.ld, key.add_ld = p->add_ld;
+    key.type = p->type, key.c_type = p->c.dtype;
+    key.left_transposed = p->left_transposed, key.right_transposed = p->right_transposed;
+    key.bias = p->bias != NULL, key.beta = p->beta != 0;
+    key.left_align = alignment(p->left), key.right_align = alignment(p->right);
+    key.c_align = alignment(p->c.data), key.add_align = alignment(p->add), key.bias_align = alignment(p->bias);
+    key.used = 1;
+    return key;
+}
+
+/* The slot of a key, or the empty one where it belongs. */
+static plan *find_plan(tp_cublas *blas, const plan_key *key)
+{
+    const unsigned char *bytes = reinterpret_cast<const unsigned char *>(key);
+    uint64_t hash = 14695981039346656037u; /* FNV-1a */
+    for (size_t i = 0; i < sizeof *key; i++) hash = (hash ^ bytes[i]) * 1099511628211u;
+    for (uint64_t i = hash ^ hash >> 32;; i++) {
+        plan *slot = &blas->plans[i % PLANS];
+        if (slot->key.used == 0 || memcmp(&slot->key, key, sizeof *key) == 0) return slot;
+    }
+}
+
+/* What cuBLASLt wants to know of a product; released together. */
+typedef struct description {
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t right, left, add, c;
+    cublasLtMatmulPreference_t preference;
+} description;
+
+static cudaDataType_t type_of(tp_dtype dtype)
+{
+    return dtype == TP_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+/* A row-major matrix with rows of `cols`: for cuBLASLt, columns of that many rows. */
+static cublasStatus_t layout(const tp_cublas *blas, cublasLtMatrixLayout_t *out, tp_dtype dtype, int64_t rows, int64_t cols, int64_t ld)
+{
+    return blas->MatrixLayoutCreate(out, type_of(dtype), (uint64_t)cols, (uint64_t)rows, ld);
+}
+
+#define TRY_BLAS(call)                                               \
+    do {                                                             \
+        cublasStatus_t try_ = (call);                                \
+        if (try_ != CUBLAS_STATUS_SUCCESS) return try_;              \
+    } while (0)
+
+static cublasStatus_t describe(const tp_cublas *blas, const tp_product *p, description *d)
+{
+    cublasOperation_t yes = CUBLAS_OP_T;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    TRY_BLAS(blas->MatmulDescCreate(&d->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    if (p->right_transposed) TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_TRANSA, &yes, sizeof yes));
+    if (p->left_transposed) TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_TRANSB, &yes, sizeof yes));
+    if (p->bias != NULL) {
+        TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+        TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias));
+    }
+    TRY_BLAS(layout(blas, &d->right, p->type, p->right_transposed ? p->m : p->k, p->right_transposed ? p->k : p->m, p->right_ld));
+    TRY_BLAS(layout(blas, &d->left, p->type, p->left_transposed ? p->k : p->n, p->left_transposed ? p->n : p->k, p->left_ld));
+    TRY_BLAS(layout(blas, &d->add, p->c.dtype, p->n, p->m, p->add_ld));
+    return layout(blas, &d->c, p->c.dtype, p->n, p->m, p->c.ld);
+}
+
+static void release(const tp_cublas *blas, description *d)
+{
+    if (d->operation != NULL) (void)blas->MatmulDescDestroy(d->operation);
+    if (d->right != NULL) (void)blas->MatrixLayoutDestroy(d->right);
+    if (d->left != NULL) (void)blas->MatrixLayoutDestroy(d->left);
+    if (d->add != NULL) (void)blas->MatrixLayoutDestroy(d->add);
+    if (d->c != NULL) (void)blas->MatrixLayoutDestroy(d->c);
+    if (d->preference != NULL) (void)blas->MatmulPreferenceDestroy(d->preference);
+}
+
+/* Parts of a sum may only be added in f32: no rounding in between, and no order left to chance. */
+static cublasStatus_t set_preference(const tp_cublas *blas, const plan_key *key, cublasLtMatmulPreference_t *preference)
+{
+    size_t bytes = TP_CUDA_BLAS_BYTES;
+    uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t attribute;
+        uint32_t bytes;
+    } alignments[] = {{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)key->right_align},
+                      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)key->left_align},
+                      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)key->add_align},
+                      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->c_align}};
+    TRY_BLAS(blas->MatmulPreferenceCreate(preference));
+    TRY_BLAS(blas->MatmulPreferenceSetAttribute(*preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
+    TRY_BLAS(blas->MatmulPreferenceSetAttribute(*preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes));
+    for (int i = 0; i < 4; i++)
+        TRY_BLAS(blas->MatmulPreferenceSetAttribute(*preference, alignments[i].attribute, &alignments[i].bytes, sizeof(uint32_t)));
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t choose(tp_cublas *blas, const plan_key *key, description *d, plan **chosen)
+{
+    *chosen = find_plan(blas, key);
+    if ((*chosen)->key.used != 0) return CUBLAS_STATUS_SUCCESS;
+    cublasLtMatmulHeuristicResult_t result;
+    int n_results = 0;
+    TRY_BLAS(set_preference(blas, key, &d->preference));
+    TRY_BLAS(blas->MatmulAlgoGetHeuristic(blas->handle, d->operation, d->right, d->left, d->add, d->c, d->preference, 1, &result, &n_results));
+    if (n_results < 1) return CUBLAS_STATUS_NOT_SUPPORTED;
+    TRY_BLAS(result.state);
+    if (blas->n_plans >= PLANS / 4 * 3) {
+        memset(blas->plans, 0, PLANS * sizeof *blas->plans);
+        blas->n_plans = 0;
+        *chosen = find_plan(blas, key);
+    }
+    (*chosen)->key = *key;
+    (*chosen)->algorithm = result.algo;
+    blas->n_plans++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t multiply(const tp_cuda *cuda, const tp_product *p, description *d)
+{
+    tp_cublas *blas = cuda->blas;
+    plan_key key = key_of(p);
+    plan *chosen;
+    TRY_BLAS(describe(blas, p, d));
+    TRY_BLAS(choose(blas, &key, d, &chosen));
+    return blas->Matmul(blas->handle, d->operation, &p->alpha, p->right, d->right, p->left, d->left, &p->beta, p->add, d->add, p->c.data,
+                        d->c, &chosen->algorithm, blas->workspace, TP_CUDA_BLAS_BYTES, cuda->stream);
+}
+
+/* One row, or none, has no distance to the next: any that cuBLASLt accepts will do. */
+static int64_t legal_ld(int64_t ld, int64_t rows, int64_t cols)
+{
+    return rows <= 1 || ld < cols ? cols : ld;
+}
+
+tp_status tp_cuda_product(tp_ctx *ctx, const char *name, const tp_product *product)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    tp_product p = *product;
+    p.left_ld = legal_ld(p.left_ld, p.left_transposed ? p.k : p.n, p.left_transposed ? p.n : p.k);
+    p.right_ld = legal_ld(p.right_ld, p.right_transposed ? p.m : p.k, p.right_transposed ? p.k : p.m);
+    p.c.ld = legal_ld(p.c.ld, p.n, p.m);
+    if (p.beta == 0) p.add = p.c.data, p.add_ld = p.c.ld;
+    p.add_ld = legal_ld(p.add_ld, p.n, p.m);
+    if (p.add == p.c.data) p.add_ld = p.c.ld;
+    description d = {};
+    cublasStatus_t status = multiply(cuda, &p, &d);
+    release(cuda->blas, &d);
+    if (status == CUBLAS_STATUS_SUCCESS) return TP_OK;
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED)
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: cuBLASLt has no algorithm for [%lld, %lld] x [%lld, %lld] in %s", name, (long long)p.n,
+                       (long long)p.k, (long long)p.k, (long long)p.m, tp_dtype_name(p.type));
+    return fail_blas(ctx, cuda->blas, name, status);
+}

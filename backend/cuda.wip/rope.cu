@@ -1,0 +1,85 @@
+/* Rotary positions. The table is made once a step for all layers; rotating reads and writes each channel once. A thread
+ * takes 8 pairs of the same channels through four heads, so cosine and sine are read once for the four. */
+#include "backend/cuda/rows.cuh"
+
+namespace {
+
+constexpr int HEADS_AT_ONCE = 4;
+
+__global__ void rope_table_kernel(int64_t items, int64_t half, const int32_t *positions, const float *inv_freq, float factor,
+                                  float *cosine, float *sine)
+{
+    const int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < items; i += step) {
+        const float angle = (float)positions[i / half] * inv_freq[i % half];
+        cosine[i] = cosf(angle) * factor;
+        sine[i] = sinf(angle) * factor;
+    }
+}
+
+template <typename T> __device__ __forceinline__ float rounded(float x);
+template <> __device__ __forceinline__ float rounded<float>(float x) { return x; }
+template <> __device__ __forceinline__ float rounded<__nv_bfloat16>(float x) { return tp_round_bf16(x); }
+
+/* The pair (x, y) becomes (x cos - y sin, y cos + x sin). In bf16 the reference rounds cos, sin, each product, and the sum;
+ * f32 rounds each product and the sum by itself. The chunk's row stands for (token, heads), its columns for pairs. */
+template <typename T> struct rope_chunk {
+    tp_typed_rows<T> x; /* aligned: each half of each head as well */
+    const float *cosine, *sine;
+    int64_t heads, head_dim, half, groups; /* groups of HEADS_AT_ONCE in a token */
+    bool inverse, table_aligned;
+    __device__ void operator()(int64_t item, int64_t column, int64_t count) const
+    {
+        const int64_t row = item / groups, first = item % groups * HEADS_AT_ONCE;
+        float c[TP_CHUNK], s[TP_CHUNK];
+        tp_load_some<TP_CHUNK>(cosine + row * half + column, count, table_aligned, c);
+        tp_load_some<TP_CHUNK>(sine + row * half + column, count, table_aligned, s);
+#pragma unroll
+        for (int i = 0; i < TP_CHUNK; i++) {
+            c[i] = rounded<T>(c[i]);
+            s[i] = rounded<T>(inverse ? -s[i] : s[i]);
+        }
+#pragma unroll
+        for (int h = 0; h < HEADS_AT_ONCE; h++) {
+            if (first + h >= heads) break;
+            const int64_t at = (first + h) * head_dim + column;
+            float a[TP_CHUNK], b[TP_CHUNK];
+            x.load(row, at, count, a);
+            x.load(row, at + half, count, b);
+#pragma unroll
+            for (int i = 0; i < TP_CHUNK; i++) {
+                const float ac = rounded<T>(__fmul_rn(a[i], c[i])), bs = rounded<T>(__fmul_rn(b[i], s[i]));
+                const float bc = rounded<T>(__fmul_rn(b[i], c[i])), as = rounded<T>(__fmul_rn(a[i], s[i]));
+                a[i] = __fsub_rn(ac, bs);
+                b[i] = __fadd_rn(bc, as);
+            }
+            x.store(row, at, count, a);
+            x.store(row, at + half, count, b);
+        }
+    }
+};
+
+} // namespace
+
+extern "C" tp_status tp_cuda_rope_table(tp_ctx *ctx, const void *args)
+{
+    const tp_rope_table_args *a = static_cast<const tp_rope_table_args *>(args);
+    const int64_t items = a->n * a->half;
+    if (items <= 0) return TP_OK;
+    TP_CUDA_LAUNCH(ctx, "rope_table", rope_table_kernel, tp_cuda_blocks(ctx, items, 256), 256, 0, items, a->half, a->positions,
+                   a->inv_freq, a->factor, a->cos, a->sin);
+    return TP_OK;
+}
+
+extern "C" tp_status tp_cuda_rope(tp_ctx *ctx, const void *args)
+{
+    const tp_rope_args *a = static_cast<const tp_rope_args *>(args);
+    TP_TRY(tp_cuda_check_dtype(ctx, "rope", a->x.dtype));
+    TP_CUDA_DTYPE(a->x.dtype, T, {
+        rope_chunk<T> body = {tp_typed<T>(a->x), a->cos, a->sin, a->heads, a->head_dim, a->half, tp_cuda_ceil(a->heads, HEADS_AT_ONCE),
+                              a->inverse, false};
+        body.x.aligned = body.x.aligned && a->head_dim % TP_CHUNK == 0 && a->half % TP_CHUNK == 0;
+        body.table_aligned = a->half % 4 == 0 && tp_pointer_aligned(a->cos) && tp_pointer_aligned(a->sin);
+        return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, body);
+    });
+}
