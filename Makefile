@@ -35,8 +35,13 @@ SRCS    ?= $(wildcard $(addsuffix /*.c,$(DIRS)))
 # With nvcc and CUDA sources they are compiled in; otherwise backend/cuda_absent.c is, and says so when it is opened. CUDA=0 forces that.
 NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA    ?= $(if $(NVCC),1,0)
-CU      := $(if $(filter 1,$(CUDA)),$(wildcard backend/*.cu backend/cuda/*.cu quant/*.cu autograd/ops/*.cu trainers/*.cu))
-CULIBS  := $(if $(CU),-L$(dir $(NVCC))../lib64 -lcudart_static -lcublas -lstdc++ -lrt)
+CU      := $(if $(filter 1,$(CUDA)),$(wildcard backend/cuda/*.cu))
+# The runtime is linked in; the driver and cuBLASLt are opened when a GPU is, so that the binary starts without them.
+CULIBS  := $(if $(CU),-L$(dir $(NVCC))../lib64 -lcudart_static -lrt)
+# Code for Hopper, and PTX that drivers compile for other GPUs from Ampere on; CUDA_ARCHS=all has code for every generation.
+CUDA_ARCHS ?= 90a
+GENCODE := $(foreach a,$(if $(filter all,$(CUDA_ARCHS)),80 86 89 90a 100 120,$(CUDA_ARCHS)),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) -gencode arch=compute_80$(comma)code=compute_80
+NVFLAGS := -std=c++17 -O2 -g -I. $(GENCODE) -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
 OBJS    := $(patsubst %.c,$(BUILD)/%.o,$(if $(CU),$(filter-out backend/cuda_absent.c,$(SRCS)),$(SRCS))) $(CU:%.cu=$(BUILD)/%.cu.o)
 CLI     := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cli/*.c))
 TESTS   ?= $(patsubst %.c,$(BUILD)/%,$(wildcard $(addsuffix /test_*.c,tests $(addprefix tests/,$(DIRS) cli))))
@@ -51,7 +56,7 @@ COMPILE := $(CC) $(STD) $(CFLAGS) $(HARDEN) $(WARN)
 say      = $(if $(V),,@echo '  $@' && )
 stamp    = @mkdir -p $(@D); printf '%s\n' $(1) | cmp -s - $@ || printf '%s\n' $(1) >$@
 $(BUILD)/.flags: FORCE
-	$(call stamp,'$(COMPILE) $(LIBS) $(NVCC)')
+	$(call stamp,'$(COMPILE) $(LIBS) $(if $(CU),$(NVCC) $(NVFLAGS))')
 $(BUILD)/.sources: FORCE
 	$(call stamp,$(OBJS) $(CLI))
 
@@ -61,7 +66,7 @@ $(BUILD)/%.o: %.c $(BUILD)/.flags
 
 $(BUILD)/%.cu.o: %.cu $(BUILD)/.flags
 	@mkdir -p $(@D)
-	$(say)$(NVCC) -std=c++17 -O2 -g -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall -MMD -c -o $@ $<
+	$(say)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/libtapeft.a: $(OBJS) $(BUILD)/.sources
 	$(say)rm -f $@ && ar rcs $@ $(OBJS)

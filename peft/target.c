@@ -12,8 +12,18 @@
 #define MATCH_LIMIT    1000000u
 #define HEAP_LIMIT_KIB 4096u
 
-/* Compiles and matches once: a handful of patterns against a few hundred paths, so nothing is cached. */
-static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t options, const char *subject, bool *matches)
+/* The digits of the group "idx" of a match. */
+static bool read_index(pcre2_match_data *data, int64_t *index)
+{
+    char digits[20];
+    PCRE2_SIZE n = sizeof digits;
+    return pcre2_substring_copy_byname(data, (PCRE2_SPTR) "idx", (PCRE2_UCHAR *)digits, &n) == 0 && tp_parse_i64(digits, index);
+}
+
+/* Compiles and matches once: a handful of patterns against a few hundred paths, so nothing is cached. With `index` the match has
+ * to have a number in its group "idx" too. */
+static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t options, const char *subject, bool *matches,
+                               int64_t *index)
 {
     int error;
     PCRE2_SIZE offset;
@@ -21,8 +31,8 @@ static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t option
     if (code == NULL) {
         unsigned char text[160] = "out of memory";
         pcre2_get_error_message(error, text, sizeof text);
-        return tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_INVALID,
-                       "regular expression \"%s\": %s at offset %zu", pattern, (const char *)text, offset);
+        return tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_INVALID, "regular expression \"%s\": %s at offset %zu",
+                       pattern, (const char *)text, offset);
     }
     pcre2_match_context *limits = pcre2_match_context_create(NULL);
     pcre2_match_data *data = pcre2_match_data_create_from_pattern(code, NULL);
@@ -32,10 +42,10 @@ static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t option
         pcre2_set_heap_limit(limits, HEAP_LIMIT_KIB);
         result = pcre2_match(code, (PCRE2_SPTR)subject, PCRE2_ZERO_TERMINATED, 0, 0, data, limits);
     }
+    *matches = result >= 0 && (index == NULL || read_index(data, index));
     pcre2_match_data_free(data);
     pcre2_match_context_free(limits);
     pcre2_code_free(code);
-    *matches = result >= 0;
     if (result >= 0 || result == PCRE2_ERROR_NOMATCH) return TP_OK;
     if (result == PCRE2_ERROR_NOMEMORY) return tp_fail(ctx, TP_NOMEM, "regular expression \"%s\": out of memory", pattern);
     return tp_fail(ctx, TP_INVALID, "regular expression \"%s\" is too costly to match against %s", pattern, subject);
@@ -53,7 +63,7 @@ static tp_status names_match(tp_ctx *ctx, const tp_names *names, const char *pat
     *entry = -1;
     if (names->is_regex && names->n > 0) {
         *entry = 0;
-        return regex_matches(ctx, names->list[0], PCRE2_ANCHORED | PCRE2_ENDANCHORED, path, matches);
+        return regex_matches(ctx, names->list[0], PCRE2_ANCHORED | PCRE2_ENDANCHORED, path, matches, NULL);
     }
     for (size_t i = 0; i < names->n && !*whole; i++) { /* a whole path wins over an ending that stands before it */
         *whole = strcmp(path, names->list[i]) == 0;
@@ -64,37 +74,30 @@ static tp_status names_match(tp_ctx *ctx, const tp_names *names, const char *pat
     return TP_OK;
 }
 
-/* The first all-digit component that has at least two components before it (or one named `after`) and one behind it. */
-static bool layer_index(const char *path, const char *after, int64_t *index)
+/* The first numbered segment behind two others, or behind one that the layers_pattern entry `after` (an expression) matches. */
+static tp_status layer_index(tp_ctx *ctx, const char *path, const char *after, bool *found, int64_t *index)
 {
-    const char *before = NULL, *start = path;
-    for (int position = 0;; position++) {
-        const char *end = strchr(start, '.');
-        if (end == NULL) return false;
-        size_t n = (size_t)(end - start);
-        bool digits = n > 0 && n < 10 && strspn(start, "0123456789") == n;
-        bool named =
-            after == NULL || (before != NULL && strncmp(before, after, strlen(after)) == 0 && before[strlen(after)] == '.');
-        if (digits && position >= 2 && named) {
-            *index = strtoll(start, NULL, 10);
-            return true;
-        }
-        before = start;
-        start = end + 1;
-    }
+    tp_buf pattern;
+    if (after == NULL) return regex_matches(ctx, ".*?\\.[^.]*\\.(?P<idx>\\d+)\\.", PCRE2_ANCHORED, path, found, index);
+    tp_buf_init(&pattern, 0);
+    tp_buf_printf(&pattern, "(?:^|.*?\\.)%s\\.(?P<idx>\\d+)\\.", after);
+    tp_status status = tp_buf_status(ctx, &pattern, "layers_pattern");
+    if (status == TP_OK) status = regex_matches(ctx, tp_buf_cstr(&pattern), PCRE2_ANCHORED, path, found, index);
+    tp_buf_free(&pattern);
+    return status;
 }
 
-static bool layer_matches(const tp_targets *targets, const char *path)
+static tp_status layer_matches(tp_ctx *ctx, const tp_targets *targets, const char *path, bool *matches)
 {
-    int64_t index;
+    int64_t index = 0;
     bool found = false;
-    if (targets->n_layers == 0) return true;
-    if (targets->n_layers_pattern == 0) found = layer_index(path, NULL, &index);
+    *matches = targets->n_layers == 0;
+    if (*matches) return TP_OK;
+    if (targets->n_layers_pattern == 0) TP_TRY(layer_index(ctx, path, NULL, &found, &index));
     for (size_t i = 0; i < targets->n_layers_pattern && !found; i++)
-        found = layer_index(path, targets->layers_pattern[i], &index);
-    for (size_t i = 0; found && i < targets->n_layers; i++)
-        if (targets->layers[i] == index) return true;
-    return false;
+        TP_TRY(layer_index(ctx, path, targets->layers_pattern[i], &found, &index));
+    for (size_t i = 0; found && i < targets->n_layers && !*matches; i++) *matches = targets->layers[i] == index;
+    return TP_OK;
 }
 
 tp_status tp_target_match(tp_ctx *ctx, const tp_targets *targets, const char *path, bool is_head, bool *matches, int *entry)
@@ -106,13 +109,10 @@ tp_status tp_target_match(tp_ctx *ctx, const tp_targets *targets, const char *pa
     TP_TRY(names_match(ctx, &targets->exclude, path, &excluded, &whole, entry));
     *entry = -1;
     if (excluded) return TP_OK;
-    if (targets->all_linear) {
-        *matches = !is_head && layer_matches(targets, path);
-        return TP_OK;
-    }
+    if (targets->all_linear) return is_head ? TP_OK : layer_matches(ctx, targets, path, matches);
     TP_TRY(names_match(ctx, &targets->include, path, matches, &whole, entry));
-    if (*matches && !whole && !targets->include.is_regex) *matches = layer_matches(targets, path);
-    return TP_OK;
+    if (!*matches || whole || targets->include.is_regex) return TP_OK;
+    return layer_matches(ctx, targets, path, matches);
 }
 
 tp_status tp_pattern_value(tp_ctx *ctx, const tp_pattern *patterns, size_t n, const char *path, double otherwise, double *value,
@@ -126,7 +126,7 @@ tp_status tp_pattern_value(tp_ctx *ctx, const tp_pattern *patterns, size_t n, co
         tp_buf_init(&pattern, 0);
         tp_buf_printf(&pattern, "(.*\\.)?(%s)$", patterns[i].key);
         tp_status status = tp_buf_status(ctx, &pattern, "pattern");
-        if (status == TP_OK) status = regex_matches(ctx, tp_buf_cstr(&pattern), PCRE2_ANCHORED, path, &matches);
+        if (status == TP_OK) status = regex_matches(ctx, tp_buf_cstr(&pattern), PCRE2_ANCHORED, path, &matches, NULL);
         tp_buf_free(&pattern);
         if (status != TP_OK) return status;
         if (matches) {

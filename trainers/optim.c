@@ -78,8 +78,13 @@ tp_status tp_optim_step(tp_ctx *ctx, tp_optim *o, double learning_rate, double l
 {
     const tp_backend *backend = ctx->device->backend;
     double t = (double)(o->steps + 1);
-    tp_step_state state = {.learning_rate = (float)learning_rate, .bias1 = (float)(1 - pow(o->options.beta1, t)), .bias2 = (float)(1 - pow(o->options.beta2, t)),
-                           .max_norm = (float)o->options.max_grad_norm, .loss_sum = loss_sum};
+    /* Of the betas as the kernel has them, in f32: 1 - 0.999f is off by 1e-5, and the corrections have to be off alike. */
+    double beta1 = (float)o->options.beta1, beta2 = (float)o->options.beta2;
+    tp_step_state state = {.learning_rate = (float)learning_rate,
+                           .bias1 = (float)(1 - pow(beta1, t)),
+                           .bias2 = (float)(1 - pow(beta2, t)),
+                           .max_norm = (float)o->options.max_grad_norm,
+                           .loss_sum = loss_sum};
     TP_TRY(backend->copy_in(ctx, o->step_state, &state, sizeof state));
     tp_grad_norm_args norm = {.n = o->params->elements, .g = o->params->grads, .state = o->step_state};
     TP_TRY(tp_run_grad_norm(ctx, &norm));

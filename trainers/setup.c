@@ -251,8 +251,19 @@ static tp_status open_trainer(tp_run *run)
     return run->group != NULL && run->losses != NULL && run->host_losses != NULL ? TP_OK : TP_NOMEM;
 }
 
+/* The one number an evaluation makes. */
+static tp_status check_metric(tp_run *run)
+{
+    const char *metric = run->config->output.metric_for_best_model;
+    char where[512];
+    if (metric == NULL || strcmp(metric, "eval_loss") == 0) return TP_OK;
+    return tp_fail(run->ctx, TP_INVALID, "%s: metric_for_best_model: expected eval_loss, got \"%s\"",
+                   tp_recipe_where(run->recipe, "metric_for_best_model", where, sizeof where), metric);
+}
+
 tp_status tp_run_setup(tp_run *run)
 {
+    TP_TRY(check_metric(run));
     TP_TRY(open_device(run));
     TP_TRY(open_shapes(run));
     TP_TRY(open_data(run));

@@ -11,10 +11,10 @@ static const tp_simd *table_for(tp_cpu_isa isa)
     return &tp_simd_generic;
 }
 
-#define X(name)                                                                                                        \
-    tp_status tp_cpu_##name(tp_ctx *ctx, const void *arguments)                                                        \
-    {                                                                                                                  \
-        return table_for(tp_cpu_of(ctx)->isa)->name(ctx, arguments);                                                   \
+#define X(name)                                                                                                                \
+    tp_status tp_cpu_##name(tp_ctx *ctx, const void *arguments)                                                                \
+    {                                                                                                                          \
+        return table_for(tp_cpu_of(ctx)->isa)->name(ctx, arguments);                                                           \
     }
 TP_SIMD_KERNELS(X)
 #undef X

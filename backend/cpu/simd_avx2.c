@@ -2,7 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define TP_SIMD_BITS 256
+#define TP_SIMD_BITS  256
 #define TP_SIMD_TABLE tp_simd_avx2
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

@@ -125,18 +125,32 @@ static inline bool tp_matrix_aligned(const tp_matrix *w)
     return reinterpret_cast<uintptr_t>(w->data) % unit == 0 && (uintptr_t)tp_matrix_row_bytes(w) % unit == 0;
 }
 
-/* Runs the statements with F, a constant, for a format that is in range. */
-#define TP_CUDA_FORMAT(format, F, ...)                                                                                \
-    do {                                                                                                              \
-        switch (format) {                                                                                             \
-        case TP_FORMAT_F32: { constexpr tp_format_id F = TP_FORMAT_F32; __VA_ARGS__ } break;                          \
-        case TP_FORMAT_BF16: { constexpr tp_format_id F = TP_FORMAT_BF16; __VA_ARGS__ } break;                        \
-        case TP_FORMAT_F16: { constexpr tp_format_id F = TP_FORMAT_F16; __VA_ARGS__ } break;                          \
-        case TP_FORMAT_Q8_0: { constexpr tp_format_id F = TP_FORMAT_Q8_0; __VA_ARGS__ } break;                        \
-        case TP_FORMAT_Q4_0: { constexpr tp_format_id F = TP_FORMAT_Q4_0; __VA_ARGS__ } break;                        \
-        case TP_FORMAT_Q4_1: { constexpr tp_format_id F = TP_FORMAT_Q4_1; __VA_ARGS__ } break;                        \
-        default: break;                                                                                               \
-        }                                                                                                             \
+/* Runs the statements with F, a constant, for a dense format, or for any. */
+#define TP_CUDA_FORMAT_CASE(format, F, ...)  \
+    case format: {                           \
+        constexpr tp_format_id F = format;   \
+        __VA_ARGS__                          \
+    } break;
+#define TP_CUDA_DENSE_FORMAT(format, F, ...)                    \
+    do {                                                        \
+        switch (format) {                                       \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_F32, F, __VA_ARGS__)  \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_BF16, F, __VA_ARGS__) \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_F16, F, __VA_ARGS__)  \
+        default: break;                                         \
+        }                                                       \
+    } while (0)
+#define TP_CUDA_FORMAT(format, F, ...)                          \
+    do {                                                        \
+        switch (format) {                                       \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_F32, F, __VA_ARGS__)  \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_BF16, F, __VA_ARGS__) \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_F16, F, __VA_ARGS__)  \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_Q8_0, F, __VA_ARGS__) \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_Q4_0, F, __VA_ARGS__) \
+            TP_CUDA_FORMAT_CASE(TP_FORMAT_Q4_1, F, __VA_ARGS__) \
+        default: break;                                         \
+        }                                                       \
     } while (0)
 
 /* UNSUPPORTED for formats that the backend lacks, and layouts that are none. */

@@ -39,31 +39,41 @@ __global__ void gather_columns(const unsigned char *data, int64_t row_bytes, boo
     }
 }
 
+template <typename T> static tp_status embed_columns(tp_ctx *ctx, const tp_embedding_args *args, const unsigned char *data, int64_t row_bytes)
+{
+    const int64_t dim = args->table.cols;
+    const unsigned blocks = tp_cuda_blocks(ctx, args->n * dim, THREADS);
+    TP_CUDA_DENSE_FORMAT(args->table.format, F, {
+        TP_CUDA_LAUNCH(ctx, "embedding", (gather_columns<F, T>), blocks, THREADS, 0, data, row_bytes, args->table.round_bf16, args->ids,
+                       args->n, dim, (T *)args->out.data, args->out.ld, args->accumulate);
+    });
+    return TP_OK;
+}
+
+template <typename T> static tp_status embed_rows(tp_ctx *ctx, const tp_embedding_args *args, const unsigned char *data, int64_t row_bytes)
+{
+    const tp_matrix *t = &args->table;
+    const unsigned blocks = tp_cuda_blocks(ctx, args->n * tp_cuda_ceil(t->cols, TP_DECODE), THREADS);
+    TP_CUDA_FORMAT(t->format, F, {
+        TP_CUDA_LAUNCH(ctx, "embedding", (gather_table<F, T>), blocks, THREADS, 0, data, row_bytes, (int64_t)t->rope_pairs,
+                       tp_matrix_aligned(t), t->round_bf16, args->ids, args->n, t->cols, (T *)args->out.data, args->out.ld,
+                       tp_rows_aligned(args->out), args->accumulate);
+    });
+    return TP_OK;
+}
+
 extern "C" tp_status tp_cuda_embedding(tp_ctx *ctx, const void *arguments)
 {
     const tp_embedding_args *args = (const tp_embedding_args *)arguments;
-    const tp_matrix *t = &args->table;
-    const int64_t dim = t->cols, row_bytes = tp_matrix_row_bytes(t);
-    const unsigned char *data = (const unsigned char *)t->data;
-    TP_TRY(tp_cuda_check_matrix(ctx, "embedding", t));
+    const unsigned char *data = (const unsigned char *)args->table.data;
+    TP_TRY(tp_cuda_check_matrix(ctx, "embedding", &args->table));
     TP_TRY(tp_cuda_check_dtype(ctx, "embedding", args->out.dtype));
-    if (args->n <= 0 || dim <= 0) return TP_OK;
-    const unsigned blocks = tp_cuda_blocks(ctx, args->n * (t->transposed ? dim : tp_cuda_ceil(dim, TP_DECODE)), THREADS);
-    TP_CUDA_FORMAT(t->format, F, {
-        TP_CUDA_DTYPE(args->out.dtype, T, {
-            T *out = (T *)args->out.data;
-            if (t->transposed) {
-                if constexpr (F <= TP_FORMAT_F16)
-                    TP_CUDA_LAUNCH(ctx, "embedding", (gather_columns<F, T>), blocks, THREADS, 0, data, row_bytes, t->round_bf16, args->ids,
-                                   args->n, dim, out, args->out.ld, args->accumulate);
-            } else {
-                TP_CUDA_LAUNCH(ctx, "embedding", (gather_table<F, T>), blocks, THREADS, 0, data, row_bytes, (int64_t)t->rope_pairs,
-                               tp_matrix_aligned(t), t->round_bf16, args->ids, args->n, dim, out, args->out.ld, tp_rows_aligned(args->out),
-                               args->accumulate);
-            }
-        });
+    if (args->n <= 0 || args->table.cols <= 0) return TP_OK;
+    const int64_t row_bytes = tp_matrix_row_bytes(&args->table);
+    TP_CUDA_DTYPE(args->out.dtype, T, {
+        if (args->table.transposed) return embed_columns<T>(ctx, args, data, row_bytes);
+        return embed_rows<T>(ctx, args, data, row_bytes);
     });
-    return TP_OK;
 }
 
 /* The same id may come up in many rows, and they must be added in row order. Rows are taken a tile at a time: a block owns 32 columns,

@@ -32,8 +32,10 @@ static inline tp_rows new_rows(int64_t n, int64_t columns, int64_t gap, tp_dtype
     assert_non_null(rows.data);
     for (size_t i = 0; i < count; i++) {
         float x = (float)(size * random_uniform());
-        if (dtype == TP_BF16) ((uint16_t *)rows.data)[i] = tp_f32_to_bf16(x);
-        else ((float *)rows.data)[i] = x;
+        if (dtype == TP_BF16)
+            ((uint16_t *)rows.data)[i] = tp_f32_to_bf16(x);
+        else
+            ((float *)rows.data)[i] = x;
     }
     return rows;
 }
@@ -44,7 +46,10 @@ static inline double at(tp_rows x, int64_t r, int64_t c)
     return (double)((const float *)x.data)[r * x.ld + c];
 }
 
-static inline size_t rows_bytes(tp_rows x, int64_t n) { return (size_t)(n * x.ld) * (x.dtype == TP_BF16 ? 2 : 4); }
+static inline size_t rows_bytes(tp_rows x, int64_t n)
+{
+    return (size_t)(n * x.ld) * (x.dtype == TP_BF16 ? 2 : 4);
+}
 
 static inline tp_rows copy_rows(tp_rows x, int64_t n)
 {
@@ -69,14 +74,14 @@ static inline double rounding(tp_dtype dtype, double x)
     return fmax(fabs(x), 1e-30) * (dtype == TP_BF16 ? 0x1p-8 : 0x1p-24);
 }
 
-#define assert_near(got, want, tolerance, ...)                                                                         \
-    do {                                                                                                               \
-        double got_ = (got), want_ = (want), tolerance_ = (tolerance);                                                 \
-        if (!(fabs(got_ - want_) <= tolerance_)) {                                                                     \
-            char where_[256];                                                                                          \
-            snprintf(where_, sizeof where_, __VA_ARGS__);                                                              \
-            fail_msg("%s: got %.9g, expected %.9g within %.3g", where_, got_, want_, tolerance_);                      \
-        }                                                                                                              \
+#define assert_near(got, want, tolerance, ...)                                                                                 \
+    do {                                                                                                                       \
+        double got_ = (got), want_ = (want), tolerance_ = (tolerance);                                                         \
+        if (!(fabs(got_ - want_) <= tolerance_)) {                                                                             \
+            char where_[256];                                                                                                  \
+            snprintf(where_, sizeof where_, __VA_ARGS__);                                                                      \
+            fail_msg("%s: got %.9g, expected %.9g within %.3g", where_, got_, want_, tolerance_);                              \
+        }                                                                                                                      \
     } while (0)
 
 /* ----------------------------------------------------------------------------------------------------- devices */
@@ -97,8 +102,10 @@ static inline int open_devices(void **state)
             tp_ctx ctx;
             tp_ctx_init(&ctx);
             tp_status status = tp_cpu_backend.open(&ctx, 0, t + 1, &devices[i].device[t]);
-            if (status == TP_INVALID && i > 0) devices[i].there = false; /* this CPU has no such instructions */
-            else if (status != TP_OK) fail_msg("%s: %s", isa_names[i], ctx.message);
+            if (status == TP_INVALID && i > 0)
+                devices[i].there = false; /* this CPU has no such instructions */
+            else if (status != TP_OK)
+                fail_msg("%s: %s", isa_names[i], ctx.message);
         }
     }
     unsetenv("TAPEFT_CPU");
@@ -151,7 +158,8 @@ static inline void run_everywhere(const kernel_outputs *o, void (*run)(tp_ctx *c
             run(&ctx, data);
             if (t == 0) check(data, isa_names[i]);
             for (int k = 0; k < o->n; k++) {
-                if (t == 0) memcpy(first[k], o->data[k], o->bytes[k]);
+                if (t == 0)
+                    memcpy(first[k], o->data[k], o->bytes[k]);
                 else if (memcmp(first[k], o->data[k], o->bytes[k]) != 0)
                     fail_msg("%s: output %d differs between 1 and %d threads", isa_names[i], k, t + 1);
             }

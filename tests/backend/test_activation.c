@@ -3,7 +3,10 @@
 
 enum { SWIGLU, GELU_TANH, GELU_EXACT };
 
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double sigmoid(double x)
+{
+    return 1 / (1 + exp(-x));
+}
 
 static double reference(int kind, double x)
 {
@@ -54,11 +57,14 @@ static void check_activation(void *data, const char *isa)
             double x = at(t->x0, r, c), up = t->kind == SWIGLU ? at(t->up0, r, c) : 1, dy = at(t->dy0, r, c);
             double y = reference(t->kind, x) * up, d = slope(t->kind, x) * up * dy, error = 16 * 0x1p-24;
             /* GELU's step loses relative precision where it nears 0: its absolute error is some roundings of 1 */
-            assert_near(at(t->y, r, c), y, rounding(t->y.dtype, y) + error * (fabs(x * up) + 0x1p-20), "%s: kind %d, f(%.9g)", isa, t->kind, x);
-            assert_near(at(dx, r, c), d, rounding(dx.dtype, d) + error * ((1 + x * x) * fabs(up * dy) + 0x1p-20), "%s: kind %d, slope at %.9g", isa, t->kind, x);
+            assert_near(at(t->y, r, c), y, rounding(t->y.dtype, y) + error * (fabs(x * up) + 0x1p-20), "%s: kind %d, f(%.9g)",
+                        isa, t->kind, x);
+            assert_near(at(dx, r, c), d, rounding(dx.dtype, d) + error * ((1 + x * x) * fabs(up * dy) + 0x1p-20),
+                        "%s: kind %d, slope at %.9g", isa, t->kind, x);
             if (t->kind != SWIGLU) continue;
             double du = reference(t->kind, x) * dy;
-            assert_near(at(dup, r, c), du, rounding(dup.dtype, du) + error * (fabs(x * dy) + 0x1p-20), "%s: dup at %.9g", isa, x);
+            assert_near(at(dup, r, c), du, rounding(dup.dtype, du) + error * (fabs(x * dy) + 0x1p-20), "%s: dup at %.9g", isa,
+                        x);
         }
     }
 }
@@ -137,7 +143,7 @@ static void test_limits(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_shapes), cmocka_unit_test(test_sizes),
-                                       cmocka_unit_test(test_limits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_shapes),
+                                       cmocka_unit_test(test_sizes), cmocka_unit_test(test_limits)};
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

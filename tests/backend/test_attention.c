@@ -74,13 +74,11 @@ static void reference_row(attention_case *t, const tp_segment *s, int64_t i, int
     for (int64_t j = 0; j < n; j++) sum += p[j] > -INFINITY ? exp(p[j] - greatest) : 0;
     for (int64_t j = 0; j < n; j++) p[j] = p[j] > -INFINITY ? exp(p[j] - greatest) / sum : 0;
     t->lse[row * a->heads + h] = sum > 0 ? greatest + log(sum) : -INFINITY;
-    double delta = 0;
-    for (int64_t c = 0; c < d; c++) {
-        double x = 0;
-        for (int64_t j = 0; j < n; j++) x += p[j] > 0 ? p[j] * value(a, s, j - a->n_prefix, kv * d + c) : 0;
-        t->out[row * a->heads * d + h * d + c] = x;
-        if (backward) delta += x * at(t->b.dout, row, h * d + c);
+    double delta = 0, *out = t->out + row * a->heads * d + h * d;
+    for (int64_t j = 0; j < n; j++) {
+        for (int64_t c = 0; p[j] > 0 && c < d; c++) out[c] += p[j] * value(a, s, j - a->n_prefix, kv * d + c);
     }
+    for (int64_t c = 0; backward && c < d; c++) delta += out[c] * at(t->b.dout, row, h * d + c);
     for (int64_t j = 0; backward && j < n; j++) {
         int64_t k = j - a->n_prefix;
         if (p[j] == 0) continue;
@@ -164,8 +162,9 @@ static attention_case *new_case(const shape *s)
 static void free_case(attention_case *t)
 {
     tp_attention_args *a = &t->b.forward;
-    void *all[] = {a->q.data, a->k.data, a->v.data, a->out.data, a->lse, a->prefix_k.data, a->prefix_v.data, t->b.dout.data,
-                   t->b.dq.data, t->b.dk.data, t->b.dv.data, t->b.delta, t->segments, t->out, t->dq, t->lse, t->dk, t->dv};
+    void *all[] = {a->q.data,        a->k.data,      a->v.data,    a->out.data,  a->lse,       a->prefix_k.data,
+                   a->prefix_v.data, t->b.dout.data, t->b.dq.data, t->b.dk.data, t->b.dv.data, t->b.delta,
+                   t->segments,      t->out,         t->dq,        t->lse,       t->dk,        t->dv};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     union {
         const float *constant;
@@ -196,7 +195,8 @@ static void check_rows(const char *isa, const char *name, tp_rows got, const dou
     double limit = largest(want, n * columns) * (got.dtype == TP_BF16 ? 4 * 0x1p-8 : 64 * 0x1p-24) + 1e-6;
     for (int64_t r = 0; r < n; r++) {
         for (int64_t c = 0; c < columns; c++) {
-            assert_near(at(got, r, c), want[r * columns + c], limit, "%s: %s[%lld, %lld]", isa, name, (long long)r, (long long)c);
+            assert_near(at(got, r, c), want[r * columns + c], limit, "%s: %s[%lld, %lld]", isa, name, (long long)r,
+                        (long long)c);
         }
     }
 }
@@ -208,8 +208,10 @@ static void check_attention(void *data, const char *isa)
     int64_t wide = a->heads * a->head_dim, narrow = a->kv_heads * a->head_dim;
     check_rows(isa, "out", a->out, t->out, a->n_q, wide);
     for (int64_t i = 0; i < a->n_q * a->heads; i++) {
-        if (t->lse[i] == -INFINITY) assert_true(a->lse[i] == -INFINITY);
-        else assert_near((double)a->lse[i], t->lse[i], 1e-5 + fabs(t->lse[i]) * 1e-6, "%s: lse[%lld]", isa, (long long)i);
+        if (t->lse[i] == -INFINITY)
+            assert_true(a->lse[i] == -INFINITY);
+        else
+            assert_near((double)a->lse[i], t->lse[i], 1e-5 + fabs(t->lse[i]) * 1e-6, "%s: lse[%lld]", isa, (long long)i);
     }
     check_rows(isa, "dq", t->b.dq, t->dq, a->n_q, wide);
     check_rows(isa, "dk", t->b.dk, t->dk, t->n_k, narrow);
@@ -276,7 +278,8 @@ static void test_reference(void **state)
                 for (int64_t i = 0; i < 5 * 6; i++) loss[side] += t->out[i] * at(t->b.dout, i / 6, i % 6);
             }
             *x = old;
-            assert_near((loss[1] - loss[0]) / (where[1] - where[0]), got[k][e], 2e-4, "input %d, element %lld", k, (long long)e);
+            assert_near((loss[1] - loss[0]) / (where[1] - where[0]), got[k][e], 2e-4, "input %d, element %lld", k,
+                        (long long)e);
         }
         free(got[k]);
     }
@@ -332,7 +335,8 @@ static void test_groups(void **state)
 static void test_decode(void **state)
 {
     (void)state;
-    static const int64_t pairs[][2] = {{1, 1}, {1, 255}, {1, 256}, {1, 600}, {2, 300}, {3, 65}, {5, 513}, {20, 200}, {64, 1}, {9, 4}, {3, 1}};
+    static const int64_t pairs[][2] = {{1, 1},   {1, 255},  {1, 256}, {1, 600}, {2, 300}, {3, 65},
+                                       {5, 513}, {20, 200}, {64, 1},  {9, 4},   {3, 1}};
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
         shape s = whole(pairs[i][0], pairs[i][1], 3, 1, 20);
         try_shape(&s);
@@ -391,8 +395,8 @@ static void test_segments(void **state)
 static void test_rounds(void **state)
 {
     (void)state;
-    shape s = whole(9000, 9000, 2, 1, 4);
-    s.singles = 9000;
+    shape s = whole(4200, 4200, 2, 1, 4);
+    s.singles = 4200;
     try_shape(&s);
     s.dtype = TP_BF16;
     try_shape(&s);
@@ -436,7 +440,8 @@ static void test_extremes(void **state)
                 for (int64_t c = 0; c < 16; c++) ((float *)a->q.data)[r * a->q.ld + c] = 1e4f;
             }
             for (int64_t r = 0; r < 70; r++) {
-                for (int64_t c = 0; c < 16; c++) ((float *)a->k.data)[r * a->k.ld + c] = r == 0 ? 1e4f : r == 1 ? -INFINITY : -1e30f;
+                for (int64_t c = 0; c < 16; c++)
+                    ((float *)a->k.data)[r * a->k.ld + c] = r == 0 ? 1e4f : r == 1 ? -INFINITY : -1e30f;
             }
             assert_ok(&ctx, tp_run_attention(&ctx, a));
             for (int64_t r = 0; r < s.n_q; r++) {

@@ -23,7 +23,8 @@ static void check_entropy(void *data, const char *isa)
         for (int64_t c = 0; c < a->vocab; c++) sum += exp((double)x[c] - greatest);
         double loss = greatest + log(sum) - (double)x[a->labels[r]];
         /* the sum of exponentials carries some ten roundings, and the loss is rounded once */
-        assert_near((double)a->loss[r], loss, 16 * 0x1p-24 + rounding(TP_F32, loss), "%s: loss[%lld], vocab %lld", isa, (long long)r, (long long)a->vocab);
+        assert_near((double)a->loss[r], loss, 16 * 0x1p-24 + rounding(TP_F32, loss), "%s: loss[%lld], vocab %lld", isa,
+                    (long long)r, (long long)a->vocab);
         for (int64_t c = 0; c < a->vocab; c++) {
             double p = exp((double)x[c] - greatest) / sum, scale = (double)a->grad_scale;
             if (!a->want_grad) {
@@ -99,6 +100,7 @@ static void test_not_finite(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_sizes), cmocka_unit_test(test_not_finite)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_sizes),
+                                       cmocka_unit_test(test_not_finite)};
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

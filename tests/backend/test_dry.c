@@ -21,7 +21,10 @@ static int close_dry(void **state)
     return 0;
 }
 
-static void forget(void) { ctx.device->flops[0] = ctx.device->flops[1] = ctx.device->bytes_moved = 0; }
+static void forget(void)
+{
+    ctx.device->flops[0] = ctx.device->flops[1] = ctx.device->bytes_moved = 0;
+}
 
 static void *fake(void)
 {
@@ -108,8 +111,9 @@ static void test_attention(void **state)
             a->causal = i & 2;
             a->window = windows[i / 4];
             a->n_prefix = i % 3;
-            double want = 4 * 48 * (pairs(&s[0], a->causal, a->window) + pairs(&s[1], a->causal, a->window) +
-                                    (double)(a->n_prefix * (s[0].q_len + s[1].q_len)));
+            double want = 4 * 48 *
+                          (pairs(&s[0], a->causal, a->window) + pairs(&s[1], a->causal, a->window) +
+                           (double)(a->n_prefix * (s[0].q_len + s[1].q_len)));
             forget();
             assert_ok(&ctx, tp_run_attention(&ctx, a));
             assert_true(ctx.device->flops[dtype == TP_BF16] == want && ctx.device->flops[dtype != TP_BF16] == 0);
@@ -121,12 +125,13 @@ static void test_attention(void **state)
     }
 }
 
-#define EXPECT_BYTES(name, args, bytes)                                                                                \
-    do {                                                                                                               \
-        forget();                                                                                                      \
-        assert_ok(&ctx, tp_run_##name(&ctx, args));                                                                    \
-        if (ctx.device->bytes_moved != (bytes)) fail_msg(#name ": %g bytes, expected %g", ctx.device->bytes_moved, (double)(bytes)); \
-        assert_true(ctx.device->flops[0] == 0 && ctx.device->flops[1] == 0);                                           \
+#define EXPECT_BYTES(name, args, bytes)                                                                                        \
+    do {                                                                                                                       \
+        forget();                                                                                                              \
+        assert_ok(&ctx, tp_run_##name(&ctx, args));                                                                            \
+        if (ctx.device->bytes_moved != (bytes))                                                                                \
+            fail_msg(#name ": %g bytes, expected %g", ctx.device->bytes_moved, (double)(bytes));                               \
+        assert_true(ctx.device->flops[0] == 0 && ctx.device->flops[1] == 0);                                                   \
     } while (0)
 
 static void test_bytes(void **state)
@@ -143,7 +148,8 @@ static void test_bytes(void **state)
     EXPECT_BYTES(rmsnorm, (&(tp_rmsnorm_args){3, 10, h, h, p, p, 1e-5f}), 2 * 60 + 40 + 12);
     EXPECT_BYTES(rmsnorm_backward, (&(tp_rmsnorm_backward_args){3, 10, h, h, h, p, p, p, true}), 4 * 60 + 40 + 12 + 80);
     EXPECT_BYTES(layernorm, (&(tp_layernorm_args){3, 10, f, f, p, p, p, p, 1e-5f}), 2 * 120 + 80 + 24);
-    EXPECT_BYTES(layernorm_backward, (&(tp_layernorm_backward_args){3, 10, f, f, f, p, p, p, NULL, p, false}), 3 * 120 + 40 + 24 + 80);
+    EXPECT_BYTES(layernorm_backward, (&(tp_layernorm_backward_args){3, 10, f, f, f, p, p, p, NULL, p, false}),
+                 3 * 120 + 40 + 24 + 80);
     EXPECT_BYTES(rope_table, (&(tp_rope_table_args){3, 5, p, p, 1, p, p}), 12 + 20 + 120);
     EXPECT_BYTES(rope, (&(tp_rope_args){3, 2, 5, 2, h, p, p, false}), 2 * 3 * 8 * 2 + 2 * 6 * 4);
     EXPECT_BYTES(swiglu, (&(tp_swiglu_args){3, 10, h, h, h}), 3 * 60);
@@ -162,7 +168,7 @@ static void test_bytes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_device), cmocka_unit_test(test_products), cmocka_unit_test(test_attention),
-                                       cmocka_unit_test(test_bytes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_device), cmocka_unit_test(test_products),
+                                       cmocka_unit_test(test_attention), cmocka_unit_test(test_bytes)};
     return cmocka_run_group_tests(tests, open_dry, close_dry);
 }

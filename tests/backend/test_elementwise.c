@@ -7,11 +7,15 @@ static const int64_t shapes[][2] = {{0, 4}, {1, 1}, {3, 7}, {2, 16}, {5, 33}, {7
 #define N_SHAPES (sizeof shapes / sizeof shapes[0])
 
 /* What storing v in x's type gives. */
-static double stored(tp_rows x, float v) { return (double)(x.dtype == TP_BF16 ? tp_bf16_to_f32(tp_f32_to_bf16(v)) : v); }
+static double stored(tp_rows x, float v)
+{
+    return (double)(x.dtype == TP_BF16 ? tp_bf16_to_f32(tp_f32_to_bf16(v)) : v);
+}
 
 static void expect(tp_rows x, int64_t r, int64_t c, double want, const char *isa, const char *name)
 {
-    if (at(x, r, c) != want) fail_msg("%s: %s[%lld, %lld]: got %.9g, expected %.9g", isa, name, (long long)r, (long long)c, at(x, r, c), want);
+    if (at(x, r, c) != want)
+        fail_msg("%s: %s[%lld, %lld]: got %.9g, expected %.9g", isa, name, (long long)r, (long long)c, at(x, r, c), want);
 }
 
 /* Elements between the rows must be as they were. */
@@ -56,7 +60,8 @@ static void test_add_scale(void **state)
         for (int i = 0; i < 24; i++) {
             int64_t n = shapes[s][0], dim = shapes[s][1];
             tp_dtype a = i & 1 ? TP_BF16 : TP_F32, b = i & 2 ? TP_BF16 : TP_F32, c = i & 4 ? TP_BF16 : TP_F32;
-            tp_rows x = new_rows(n, dim, 2, a, 3), y = new_rows(n, dim, 1, b, 3), z = new_rows(n, dim, 3, c, 3), w = new_rows(n, dim, 3, b, 3);
+            tp_rows x = new_rows(n, dim, 2, a, 3), y = new_rows(n, dim, 1, b, 3), z = new_rows(n, dim, 3, c, 3),
+                    w = new_rows(n, dim, 3, b, 3);
             pair_case t = {.add = {n, dim, x, y, z}, .scale = {n, dim, x, w, alphas[i / 8]}, .before = copy_rows(w, n)};
             kernel_outputs o = {.n = 0};
             add_output(&o, z.data, rows_bytes(z, n));
@@ -92,7 +97,10 @@ static void test_in_place(void **state)
     }
 }
 
-static void run_dropout(tp_ctx *ctx, void *data) { assert_ok(ctx, tp_run_dropout(ctx, data)); }
+static void run_dropout(tp_ctx *ctx, void *data)
+{
+    assert_ok(ctx, tp_run_dropout(ctx, data));
+}
 
 static tp_rows dropout_before;
 
@@ -133,7 +141,10 @@ static void test_dropout(void **state)
 
 static float *column_before;
 
-static void run_column_sum(tp_ctx *ctx, void *data) { assert_ok(ctx, tp_run_column_sum(ctx, data)); }
+static void run_column_sum(tp_ctx *ctx, void *data)
+{
+    assert_ok(ctx, tp_run_column_sum(ctx, data));
+}
 
 static void check_column_sum(void *data, const char *isa)
 {
@@ -145,7 +156,8 @@ static void check_column_sum(void *data, const char *isa)
             size += fabs(at(a->a, r, c));
         }
         /* sums of 64 rows, then of up to 5 such sums; errors mostly cancel */
-        assert_near((double)a->out[c], sum, 8 * 0x1p-24 * size, "%s: column %lld of %lld x %lld", isa, (long long)c, (long long)a->n, (long long)a->m);
+        assert_near((double)a->out[c], sum, 8 * 0x1p-24 * size, "%s: column %lld of %lld x %lld", isa, (long long)c,
+                    (long long)a->n, (long long)a->m);
     }
 }
 
@@ -156,7 +168,8 @@ static void test_column_sum(void **state)
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
         for (int i = 0; i < 4; i++) {
             int64_t n = sizes[s][0], m = sizes[s][1];
-            tp_column_sum_args a = {n, m, new_rows(n, m, 3, i & 1 ? TP_BF16 : TP_F32, 1), new_floats(m, 1), i & 2 ? 1.0f : 0.0f};
+            tp_column_sum_args a = {n, m, new_rows(n, m, 3, i & 1 ? TP_BF16 : TP_F32, 1), new_floats(m, 1),
+                                    i & 2 ? 1.0f : 0.0f};
             column_before = memcpy(new_floats(m, 1), a.out, (size_t)m * 4);
             kernel_outputs o = {.n = 0};
             add_output(&o, a.out, (size_t)m * 4);
@@ -222,7 +235,8 @@ static void test_gather_scatter(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_add_scale), cmocka_unit_test(test_in_place), cmocka_unit_test(test_dropout),
-                                       cmocka_unit_test(test_column_sum), cmocka_unit_test(test_gather_scatter)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_add_scale), cmocka_unit_test(test_in_place),
+                                       cmocka_unit_test(test_dropout), cmocka_unit_test(test_column_sum),
+                                       cmocka_unit_test(test_gather_scatter)};
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -24,8 +24,8 @@ static void check_embedding(void *data, const char *isa)
             if (a->accumulate) want += (float)at(t->before, r, c);
             if (a->out.dtype == TP_BF16) want = tp_bf16_to_f32(tp_f32_to_bf16(want));
             if ((float)at(a->out, r, c) != want)
-                fail_msg("%s: %s: out[%lld, %lld]: got %.9g, expected %.9g", isa, tp_formats[a->table.format].name, (long long)r, (long long)c,
-                         at(a->out, r, c), (double)want);
+                fail_msg("%s: %s: out[%lld, %lld]: got %.9g, expected %.9g", isa, tp_formats[a->table.format].name,
+                         (long long)r, (long long)c, at(a->out, r, c), (double)want);
         }
     }
 }
@@ -47,8 +47,10 @@ static void try_table(tp_matrix table, const double *values)
 
 static void put(tp_format_id format, void *data, int64_t i, float x)
 {
-    if (format == TP_FORMAT_F32) ((float *)data)[i] = x;
-    else ((uint16_t *)data)[i] = format == TP_FORMAT_BF16 ? tp_f32_to_bf16(x) : tp_f32_to_f16(x);
+    if (format == TP_FORMAT_F32)
+        ((float *)data)[i] = x;
+    else
+        ((uint16_t *)data)[i] = format == TP_FORMAT_BF16 ? tp_f32_to_bf16(x) : tp_f32_to_f16(x);
 }
 
 static double get(tp_format_id format, const void *data, int64_t i)
@@ -73,12 +75,14 @@ static void test_dense(void **state)
         double *values = malloc((size_t)(8 * dim) * sizeof *values);
         assert_true(data && values);
         for (int64_t i = 0; i < stride * lines; i++) put(format, data, i, (float)random_uniform());
-        tp_matrix table = {format, data, 8, dim, layout == 1 || layout == 3 ? stride : 0, transposed, layout == 4 ? 4 : 0, false};
+        tp_matrix table = {format, data, 8, dim, layout == 1 || layout == 3 ? stride : 0, transposed, layout == 4 ? 4 : 0,
+                           false};
         for (int64_t r = 0; r < 8; r++) {
             /* heads of 4 rows: logical 0 1 2 3 are stored at 0 2 1 3 */
             static const int64_t rotary[] = {0, 2, 1, 3, 4, 6, 5, 7};
             int64_t stored = layout == 4 ? rotary[r] : r;
-            for (int64_t c = 0; c < dim; c++) values[r * dim + c] = get(format, data, transposed ? c * stride + stored : stored * stride + c);
+            for (int64_t c = 0; c < dim; c++)
+                values[r * dim + c] = get(format, data, transposed ? c * stride + stored : stored * stride + c);
         }
         try_table(table, values);
         free(data), free(values);
@@ -108,7 +112,10 @@ static void test_quantized(void **state)
     free(data), free(values);
 }
 
-static void run_backward(tp_ctx *ctx, void *data) { assert_ok(ctx, tp_run_embedding_backward(ctx, data)); }
+static void run_backward(tp_ctx *ctx, void *data)
+{
+    assert_ok(ctx, tp_run_embedding_backward(ctx, data));
+}
 
 static float *table_before;
 
@@ -120,7 +127,8 @@ static void check_backward(void *data, const char *isa)
     for (int64_t r = 0; r < a->n; r++) {
         for (int64_t c = 0; c < a->dim; c++) want[a->ids[r] * a->dim + c] += (float)at(a->dout, r, c);
     }
-    if (memcmp(want, a->dtable, (size_t)(6 * a->dim) * 4) != 0) fail_msg("%s: dtable of width %lld differs", isa, (long long)a->dim);
+    if (memcmp(want, a->dtable, (size_t)(6 * a->dim) * 4) != 0)
+        fail_msg("%s: dtable of width %lld differs", isa, (long long)a->dim);
     free(want);
 }
 
@@ -143,6 +151,7 @@ static void test_backward(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_dense), cmocka_unit_test(test_quantized), cmocka_unit_test(test_backward)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_dense), cmocka_unit_test(test_quantized),
+                                       cmocka_unit_test(test_backward)};
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -72,7 +72,8 @@ static void run_norm(tp_ctx *ctx, void *data)
     if (t->layer) {
         tp_layernorm_args f = {t->n, t->dim, t->x, t->y, t->weight, t->bias, t->mean, t->rstd, epsilon};
         assert_ok(ctx, tp_run_layernorm(ctx, &f));
-        tp_layernorm_backward_args b = {t->n, t->dim, t->x, dy, t->dx, t->weight, t->mean, t->rstd, t->dweight, t->dbias, t->accumulate};
+        tp_layernorm_backward_args b = {t->n,    t->dim,  t->x,       dy,       t->dx,        t->weight,
+                                        t->mean, t->rstd, t->dweight, t->dbias, t->accumulate};
         assert_ok(ctx, tp_run_layernorm_backward(ctx, &b));
     } else {
         tp_rmsnorm_args f = {t->n, t->dim, t->x, t->y, t->weight, t->rstd, epsilon};
@@ -87,7 +88,8 @@ static void check_norm(void *data, const char *isa)
     norm_case *t = data;
     int64_t dim = t->dim;
     tp_rows dy_rows = t->in_place ? t->dx_before : t->dy;
-    double *x = malloc((size_t)dim * 8), *y = malloc((size_t)dim * 8), *dy = malloc((size_t)dim * 8), *dx = malloc((size_t)dim * 8);
+    double *x = malloc((size_t)dim * 8), *y = malloc((size_t)dim * 8), *dy = malloc((size_t)dim * 8),
+           *dx = malloc((size_t)dim * 8);
     double *dweight = calloc((size_t)dim, 8), *dbias = calloc((size_t)dim, 8), *size = calloc((size_t)dim, 8);
     assert_true(x && y && dy && dx && dweight && dbias && size);
     for (int64_t r = 0; r < t->n; r++) {
@@ -117,8 +119,12 @@ static void check_norm(void *data, const char *isa)
     }
     for (int64_t c = 0; c < dim; c++) {
         double limit = 8 * 0x1p-24 * (size[c] + 1);
-        if (t->dweight) assert_near((double)t->dweight[c], (double)t->dweight_before[c] + dweight[c], limit, "%s: dweight[%lld]", isa, (long long)c);
-        if (t->dbias) assert_near((double)t->dbias[c], (double)t->dbias_before[c] + dbias[c], limit, "%s: dbias[%lld]", isa, (long long)c);
+        if (t->dweight)
+            assert_near((double)t->dweight[c], (double)t->dweight_before[c] + dweight[c], limit, "%s: dweight[%lld]", isa,
+                        (long long)c);
+        if (t->dbias)
+            assert_near((double)t->dbias[c], (double)t->dbias_before[c] + dbias[c], limit, "%s: dbias[%lld]", isa,
+                        (long long)c);
     }
     void *all[] = {x, y, dy, dx, dweight, dbias, size};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
@@ -150,8 +156,8 @@ static void try_norm(int64_t n, int64_t dim, tp_dtype dtype, bool layer, int var
     if (t.dweight) add_output(&o, t.dweight, (size_t)dim * 4);
     if (t.dbias) add_output(&o, t.dbias, (size_t)dim * 4);
     run_everywhere(&o, run_norm, check_norm, &t);
-    void *all[] = {t.x.data, t.y.data, t.dy.data, t.dx.data, t.dx_before.data, t.weight, t.bias, t.mean, t.rstd,
-                   t.dweight, t.dbias, t.dweight_before, t.dbias_before};
+    void *all[] = {t.x.data, t.y.data, t.dy.data, t.dx.data, t.dx_before.data, t.weight,      t.bias,
+                   t.mean,   t.rstd,   t.dweight, t.dbias,   t.dweight_before, t.dbias_before};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
 }
 
@@ -193,6 +199,7 @@ static void test_bf16_order(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_shapes), cmocka_unit_test(test_bf16_order)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_shapes),
+                                       cmocka_unit_test(test_bf16_order)};
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -33,7 +33,8 @@ static void test_grad_norm(void **state)
     static const int64_t counts[] = {0, 1, 5, 4095, 4096, 4097, 20001};
     for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++) {
         for (int i = 0; i < 3; i++) {
-            optimizer_case t = {.n = counts[k], .g = new_floats(counts[k], i == 2 ? 1e30 : 1e-3), .state = {.max_norm = i == 1 ? 0.0f : 0.01f}};
+            optimizer_case t = {
+                .n = counts[k], .g = new_floats(counts[k], i == 2 ? 1e30 : 1e-3), .state = {.max_norm = i == 1 ? 0.0f : 0.01f}};
             kernel_outputs o = {.n = 0};
             add_output(&o, &t.state, sizeof t.state);
             run_everywhere(&o, run_norm, check_norm, &t);
@@ -112,10 +113,13 @@ static void check_sgd(void *data, const char *isa)
         double g = (double)t->state.clip * (double)t->g[i] + (double)t->decay * (double)t->w0[i];
         double m = t->momentum != 0 ? (double)t->momentum * (double)t->m0[i] + g : g;
         double size = fabs((double)t->g[i]) + fabs((double)t->w0[i]) + fabs((double)t->m0[i]);
-        if (t->momentum != 0) assert_near((double)t->m[i], m, 4 * 0x1p-24 * size, "%s: m[%lld]", isa, (long long)i);
-        else assert_true(t->m[i] == t->m0[i]);
+        if (t->momentum != 0)
+            assert_near((double)t->m[i], m, 4 * 0x1p-24 * size, "%s: m[%lld]", isa, (long long)i);
+        else
+            assert_true(t->m[i] == t->m0[i]);
         double lr = (double)t->state.learning_rate;
-        assert_near((double)t->w[i], (double)t->w0[i] - lr * m, 4 * 0x1p-24 * (size + lr * fabs(m)), "%s: w[%lld]", isa, (long long)i);
+        assert_near((double)t->w[i], (double)t->w0[i] - lr * m, 4 * 0x1p-24 * (size + lr * fabs(m)), "%s: w[%lld]", isa,
+                    (long long)i);
     }
 }
 
@@ -126,7 +130,8 @@ static void test_updates(void **state)
     for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++) {
         for (int step = 1; step <= 3; step++) {
             int64_t n = counts[k];
-            optimizer_case t = {.n = n, .w = new_floats(n, 1), .m = new_floats(n, 0.1), .v = new_floats(n, 0.01), .g = new_floats(n, 1)};
+            optimizer_case t = {
+                .n = n, .w = new_floats(n, 1), .m = new_floats(n, 0.1), .v = new_floats(n, 0.01), .g = new_floats(n, 1)};
             t.state = (tp_step_state){.learning_rate = 1e-2f, .clip = step == 1 ? 1.0f : 0.37f, .finite = 1};
             t.state.bias1 = (float)(1 - pow(0.9, step));
             t.state.bias2 = (float)(1 - pow(0.999, step));
@@ -153,6 +158,7 @@ static void test_updates(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_grad_norm), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_updates)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_grad_norm), cmocka_unit_test(test_not_finite),
+                                       cmocka_unit_test(test_updates)};
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -14,7 +14,10 @@ static void run_rope(tp_ctx *ctx, void *data)
     assert_ok(ctx, tp_run_rope(ctx, &t->rope));
 }
 
-static float bf16(float x) { return tp_bf16_to_f32(tp_f32_to_bf16(x)); }
+static float bf16(float x)
+{
+    return tp_bf16_to_f32(tp_f32_to_bf16(x));
+}
 
 static void check_rope(void *data, const char *isa)
 {
@@ -44,7 +47,8 @@ static void check_rope(void *data, const char *isa)
                 }
             }
             if ((float)at(a->x, r, e) != want)
-                fail_msg("%s: x[%lld, %lld]: got %.9g, expected %.9g", isa, (long long)r, (long long)e, at(a->x, r, e), (double)want);
+                fail_msg("%s: x[%lld, %lld]: got %.9g, expected %.9g", isa, (long long)r, (long long)e, at(a->x, r, e),
+                         (double)want);
         }
     }
 }
@@ -76,7 +80,8 @@ static void try_rope(int64_t n, int64_t heads, int64_t head_dim, int64_t half, t
 static void test_shapes(void **state)
 {
     (void)state;
-    static const int64_t shapes[][3] = {{1, 2, 1}, {3, 16, 8}, {2, 20, 10}, {9, 64, 32}, {2, 80, 16}, {1, 128, 64}, {2, 7, 3}, {2, 40, 17}};
+    static const int64_t shapes[][3] = {{1, 2, 1},   {3, 16, 8},   {2, 20, 10}, {9, 64, 32},
+                                        {2, 80, 16}, {1, 128, 64}, {2, 7, 3},   {2, 40, 17}};
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
         for (int64_t n = 0; n < 60; n += 59) {
             for (int i = 0; i < 4; i++)
@@ -103,7 +108,8 @@ static void test_inverse(void **state)
         assert_ok(&ctx, tp_run_rope(&ctx, &rope));
         rope.inverse = true;
         assert_ok(&ctx, tp_run_rope(&ctx, &rope));
-        for (int64_t e = 0; e < 160; e++) assert_near(at(x, 0, e), at(before, 0, e), 6 * 0x1p-24, "%s: element %lld", isa_names[i], (long long)e);
+        for (int64_t e = 0; e < 160; e++)
+            assert_near(at(x, 0, e), at(before, 0, e), 6 * 0x1p-24, "%s: element %lld", isa_names[i], (long long)e);
         free(x.data), free(before.data);
     }
 }

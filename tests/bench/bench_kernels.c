@@ -61,11 +61,11 @@ static void check(tp_ctx *ctx, tp_status status)
 #define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
 #if defined(__x86_64__)
-#define STEP512(i)                                                                                                     \
-    s##i = _mm512_fmadd_ps(s##i, half, half);                                                                          \
+#define STEP512(i)                                                                                                             \
+    s##i = _mm512_fmadd_ps(s##i, half, half);                                                                                  \
     __asm__ volatile("" : "+v"(s##i));
-#define STEP256(i)                                                                                                     \
-    s##i = _mm256_fmadd_ps(s##i, half, half);                                                                          \
+#define STEP256(i)                                                                                                             \
+    s##i = _mm256_fmadd_ps(s##i, half, half);                                                                                  \
     __asm__ volatile("" : "+x"(s##i));
 #define DECLARE512(i) __m512 s##i = _mm512_set1_ps(i);
 #define DECLARE256(i) __m256 s##i = _mm256_set1_ps(i);
@@ -74,7 +74,9 @@ TP_TARGET_AVX512 static double fma_flops_avx512(void)
 {
     const __m512 half = _mm512_set1_ps(0.5f);
     CHAINS(DECLARE512)
-    for (int l = 0; l < FMA_LOOPS; l++) { CHAINS(STEP512) }
+    for (int l = 0; l < FMA_LOOPS; l++) {
+        CHAINS(STEP512)
+    }
     return 12.0 * 2 * 16 * FMA_LOOPS;
 }
 
@@ -82,7 +84,9 @@ TP_TARGET_AVX2 static double fma_flops_avx2(void)
 {
     const __m256 half = _mm256_set1_ps(0.5f);
     CHAINS(DECLARE256)
-    for (int l = 0; l < FMA_LOOPS; l++) { CHAINS(STEP256) }
+    for (int l = 0; l < FMA_LOOPS; l++) {
+        CHAINS(STEP256)
+    }
     return 12.0 * 2 * 8 * FMA_LOOPS;
 }
 #endif
@@ -147,7 +151,8 @@ typedef struct bench {
 } bench;
 
 /* One line: `work` (FLOPs or bytes) per second of a kernel over the ceiling in the same unit. */
-static void line(bench *b, const char *name, bool flops, double work, tp_status (*run)(tp_ctx *, const void *), const void *args)
+static void line(bench *b, const char *name, bool flops, double work, tp_status (*run)(tp_ctx *, const void *),
+                 const void *args)
 {
     double rate[REPEATS], ratio[REPEATS];
     check(b->ctx, run(b->ctx, args));
@@ -175,8 +180,11 @@ static tp_status run_both(tp_ctx *ctx, const void *args)
     TP_TRY(tp_run_attention(ctx, &b->forward));
     return tp_run_attention_backward(ctx, b);
 }
-#define RUN(name)                                                                                                      \
-    static tp_status run_##name(tp_ctx *ctx, const void *args) { return tp_run_##name(ctx, args); }
+#define RUN(name)                                                                                                              \
+    static tp_status run_##name(tp_ctx *ctx, const void *args)                                                                 \
+    {                                                                                                                          \
+        return tp_run_##name(ctx, args);                                                                                       \
+    }
 RUN(attention)
 RUN(attention_backward)
 RUN(cross_entropy)
@@ -202,13 +210,18 @@ static tp_rows rows_of(int64_t n, int64_t columns, tp_dtype dtype)
         noise = noise * 1664525u + 1013904223u;
         float x = (float)(int32_t)noise * 0x1p-31f;
         uint16_t h = tp_f32_to_bf16(x);
-        if (dtype == TP_BF16) memcpy(data + 2 * i, &h, 2);
-        else memcpy(data + 4 * i, &x, 4);
+        if (dtype == TP_BF16)
+            memcpy(data + 2 * i, &h, 2);
+        else
+            memcpy(data + 4 * i, &x, 4);
     }
     return (tp_rows){data, dtype, columns};
 }
 
-static float *floats_of(int64_t n) { return rows_of(1, n, TP_F32).data; }
+static float *floats_of(int64_t n)
+{
+    return rows_of(1, n, TP_F32).data;
+}
 
 /* Causal FLOPs only: 4 per visible pair and channel forward, 2.5 times that backward. */
 static void bench_attention(bench *b, const char *name, int64_t t, int64_t segments, int64_t heads, int64_t kv_heads,
@@ -244,7 +257,8 @@ static void bench_attention(bench *b, const char *name, int64_t t, int64_t segme
     line(b, title, true, 3.5 * flops, run_both, &args);
 }
 
-static void bench_decode(bench *b, const char *name, int64_t keys, int64_t heads, int64_t kv_heads, int64_t head_dim, tp_dtype dtype)
+static void bench_decode(bench *b, const char *name, int64_t keys, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                         tp_dtype dtype)
 {
     tp_segment s = {0, 1, 0, keys};
     tp_attention_args a = {.n_q = 1, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim};
@@ -267,7 +281,8 @@ static void bench_rows(bench *b, tp_dtype dtype)
     char name[64];
     tp_rows x = rows_of(n, wide, dtype), y = rows_of(n, wide, dtype), z = rows_of(n, wide, dtype);
     tp_rows u = rows_of(n, wide, dtype), v = rows_of(n, wide, dtype);
-    float *weight = floats_of(dim), *rstd = floats_of(n), *mean = floats_of(n), *cosine = floats_of(n * 32), *sine = floats_of(n * 32);
+    float *weight = floats_of(dim), *rstd = floats_of(n), *mean = floats_of(n), *cosine = floats_of(n * 32),
+          *sine = floats_of(n * 32);
     x.ld = y.ld = z.ld = dim;
 
     tp_rmsnorm_args norm = {n, dim, x, y, weight, rstd, 1e-5f};

@@ -174,6 +174,8 @@ bench_peak bench_peak_mean(bench_peak a, bench_peak b)
 
 #define READ_PART ((size_t)256 << 10)
 
+typedef uint64_t words __attribute__((vector_size(16)));
+
 struct reading {
     const unsigned char *memory;
     uint64_t sink[64];
@@ -183,25 +185,26 @@ static void read_item(void *arg, int64_t item, int thread)
 {
     struct reading *reading = arg;
     const unsigned char *p = reading->memory + (size_t)item * READ_PART;
-    uint64_t sums[8] = {0}, words[8];
-    for (size_t i = 0; i < READ_PART; i += sizeof words) {
-        memcpy(words, p + i, sizeof words);
-        for (int j = 0; j < 8; j++) sums[j] ^= words[j];
+    words sums[4] = {{0}}, line[4];
+    for (size_t i = 0; i < READ_PART; i += sizeof line) {
+        memcpy(line, p + i, sizeof line);
+        for (int j = 0; j < 4; j++) sums[j] ^= line[j];
     }
-    for (int j = 0; j < 8; j++) reading->sink[thread & 63] ^= sums[j];
+    for (int j = 0; j < 4; j++) reading->sink[thread & 63] ^= sums[j][0] ^ sums[j][1];
 }
 
-double bench_read_speed(tp_ctx *ctx, const void *memory, size_t bytes)
+bench_read bench_read_speed(tp_ctx *ctx, const void *memory, size_t bytes)
 {
     struct reading reading = {.memory = memory};
-    double rates[ROUNDS];
+    double rates[ROUNDS], per_cpu[ROUNDS];
     int64_t items = (int64_t)(bytes / READ_PART);
     for (int i = 0; i < ROUNDS; i++) {
-        double began = bench_now();
+        double began = bench_now(), cpu_began = bench_cpu_now(), total = (double)items * (double)READ_PART;
         tp_cpu_for(tp_cpu_of(ctx), items, read_item, &reading);
-        rates[i] = (double)items * (double)READ_PART / (bench_now() - began);
+        rates[i] = total / (bench_now() - began);
+        per_cpu[i] = total / (bench_cpu_now() - cpu_began);
     }
-    return bench_spread_of(rates, ROUNDS).median;
+    return (bench_read){bench_spread_of(rates, ROUNDS).median, bench_spread_of(per_cpu, ROUNDS).median};
 }
 
 void bench_print_machine(tp_ctx *ctx)

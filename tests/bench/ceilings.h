@@ -25,8 +25,12 @@ typedef struct bench_peak {
 bench_peak bench_peak_flops(tp_ctx *ctx);
 bench_peak bench_peak_mean(bench_peak a, bench_peak b);
 
-/* Bytes per second that all threads read together from `memory`, which should be much larger than the caches. */
-double bench_read_speed(tp_ctx *ctx, const void *memory, size_t bytes);
+/* Bytes that all threads read together from `memory`, which should be much larger than the caches: per second of the clock
+ * and of CPU time. */
+typedef struct bench_read {
+    double rate, rate_per_cpu;
+} bench_read;
+bench_read bench_read_speed(tp_ctx *ctx, const void *memory, size_t bytes);
 
 /* One line: the machine, its ceilings, its load. */
 void bench_print_machine(tp_ctx *ctx);

@@ -369,11 +369,11 @@ static void test_variables_cannot_explode(void **state)
     struct run r;
     char *text = malloc(200000);
     (void)state;
-    size_t n = (size_t)sprintf(text, HEAD TAIL "vars: {x: ");
+    size_t n = (size_t)snprintf(text, 100000, HEAD TAIL "vars: {x: ");
     memset(text + n, 'v', 1000);
     n += 1000;
-    n += (size_t)sprintf(text + n, "}\nsample_prompts:\n");
-    for (int i = 0; i < 2000; i++) n += (size_t)sprintf(text + n, "- ${x}\n");
+    n += (size_t)snprintf(text + n, 100000 - n, "}\nsample_prompts:\n");
+    for (int i = 0; i < 2000; i++) n += (size_t)snprintf(text + n, 100000 - n, "- ${x}\n");
     parse_with(&r, text, NULL, 0);
     free(text);
     assert_int_equal(r.status, TP_INVALID);
@@ -553,9 +553,9 @@ static void test_many_blocks(void **state)
 {
     struct run r;
     char *text = malloc(100000);
-    size_t n = (size_t)sprintf(text, HEAD "output_dir: o\ndatasets:\n");
+    size_t n = (size_t)snprintf(text, 100000, HEAD "output_dir: o\ndatasets:\n");
     (void)state;
-    for (int i = 0; i < 3000; i++) n += (size_t)sprintf(text + n, "- {path: a}\n");
+    for (int i = 0; i < 3000; i++) n += (size_t)snprintf(text + n, 100000 - n, "- {path: a}\n");
     accept(&r, text);
     assert_int_equal(r.config.data.datasets.n, 3000);
     assert_string_equal(r.config.data.datasets.items[2999].path, "a");

@@ -1,6 +1,9 @@
 /* SwiGLU and GELU with their gradients. Everything between load and store is f32; bf16 is rounded once, at the end. */
 
-TP_INLINE vf v_sigmoid(vf x) { return v_set(1.0f) / (v_set(1.0f) + v_exp(v_set(0.0f) - x)); }
+TP_INLINE vf v_sigmoid(vf x)
+{
+    return v_set(1.0f) / (v_set(1.0f) + v_exp(v_set(0.0f) - x));
+}
 
 TP_INLINE void swiglu_some(const tp_swiglu_args *a, int64_t first, int64_t end, bool bf16)
 {

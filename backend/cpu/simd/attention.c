@@ -12,21 +12,21 @@
 typedef struct attention_tile {
     const tp_attention_args *a;
     const tp_segment *segment;
-    int64_t query, n_queries;   /* of the segment */
-    int64_t head, n_heads;      /* query heads; all read kv_head */
+    int64_t query, n_queries; /* of the segment */
+    int64_t head, n_heads;    /* query heads; all read kv_head */
     int64_t kv_head;
-    int64_t rows;               /* n_queries * n_heads; row r is query r / n_heads, head r % n_heads */
-    int64_t vectors;            /* that hold `rows` lanes */
-    int64_t dim;                /* padded head_dim */
-    bool started;               /* a key tile has been seen */
-    float *q;                   /* [head_dim][TILE], times scale */
-    float *k_room, *v_room;     /* [key][dim], if keys and values must be converted */
+    int64_t rows;           /* n_queries * n_heads; row r is query r / n_heads, head r % n_heads */
+    int64_t vectors;        /* that hold `rows` lanes */
+    int64_t dim;            /* padded head_dim */
+    bool started;           /* a key tile has been seen */
+    float *q;               /* [head_dim][TILE], times scale */
+    float *k_room, *v_room; /* [key][dim], if keys and values must be converted */
     tile_rows k, v;
-    float *scores;              /* [key][TILE] */
-    float *out;                 /* [row][dim] */
+    float *scores;                  /* [key][TILE] */
+    float *out;                     /* [row][dim] */
     float *greatest, *sum, *shrink; /* per row: so far, so far, factor of this step */
-    float *before, *after;      /* per row: keys j of this tile with after < j < before are seen */
-    float *slope, *offset;      /* per row, ALiBi: slope, and position of the tile's key 0 minus the diagonal's */
+    float *before, *after;          /* per row: keys j of this tile with after < j < before are seen */
+    float *slope, *offset;          /* per row, ALiBi: slope, and position of the tile's key 0 minus the diagonal's */
 } attention_tile;
 
 /* Marks what each row sees of keys k0 .. k0+n-1 of its segment. True if every row sees all of them. */
@@ -192,7 +192,8 @@ static void begin_tile(attention_tile *t, float *scratch)
             int64_t r = i * t->n_heads + h, head = t->head + h;
             t->greatest[r] = -INFINITY;
             if (a->alibi_slopes != NULL) t->slope[r] = a->alibi_slopes[head];
-            copy_tile(rows + r * t->dim, a->q, t->segment->q_start + t->query + i, 1, head * a->head_dim, a->head_dim, a->scale);
+            copy_tile(rows + r * t->dim, a->q, t->segment->q_start + t->query + i, 1, head * a->head_dim, a->head_dim,
+                      a->scale);
         }
     }
     memset(t->q, 0, (size_t)(TILE * a->head_dim) * sizeof(float));
@@ -205,7 +206,8 @@ static void end_tile(const attention_tile *t)
         for (int64_t h = 0; h < t->n_heads; h++) {
             int64_t r = i * t->n_heads + h;
             bool empty = !t->started || t->sum[r] == 0.0f;
-            write_row(t->a, t->segment->q_start + t->query + i, t->head + h, empty ? NULL : t->out + r * t->dim, t->greatest[r], t->sum[r]);
+            write_row(t->a, t->segment->q_start + t->query + i, t->head + h, empty ? NULL : t->out + r * t->dim, t->greatest[r],
+                      t->sum[r]);
         }
     }
 }
@@ -215,9 +217,9 @@ typedef struct attention_job {
     tp_cpu *cpu;
     const tp_segment *segments;
     int64_t n_segments;
-    int64_t *first_tile;          /* [n_segments + 1] */
-    int64_t group, group_parts;   /* query heads per item, items per group of heads that share a key head */
-    int64_t queries;              /* per item */
+    int64_t *first_tile;        /* [n_segments + 1] */
+    int64_t group, group_parts; /* query heads per item, items per group of heads that share a key head */
+    int64_t queries;            /* per item */
 } attention_job;
 
 static void attention_item(void *arg, int64_t i, int thread)

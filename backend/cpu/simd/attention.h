@@ -5,8 +5,8 @@
 #include "backend/cpu/simd/product.h"
 #include "backend/cpu/simd/rows.h"
 
-#define TILE 64           /* rows of a tile, of queries as of keys; a multiple of every VL */
-#define HEAD_DIM_MAX 256  /* so that all tiles of a thread fit in its scratch */
+#define TILE         64  /* rows of a tile, of queries as of keys; a multiple of every VL */
+#define HEAD_DIM_MAX 256 /* so that all tiles of a thread fit in its scratch */
 
 /* Keys first .. end-1 of a segment. */
 typedef struct span {
@@ -43,7 +43,10 @@ TP_INLINE key_run segment_keys(const tp_attention_args *a, const tp_segment *s)
 }
 
 /* head_dim rounded up to whole vectors: the row length of tiles. */
-TP_INLINE int64_t padded(int64_t head_dim) { return (head_dim + VL - 1) / VL * VL; }
+TP_INLINE int64_t padded(int64_t head_dim)
+{
+    return (head_dim + VL - 1) / VL * VL;
+}
 
 /* The next n floats of a thread's scratch, aligned for vectors. */
 TP_INLINE float *take(float **scratch, int64_t n)
@@ -53,8 +56,7 @@ TP_INLINE float *take(float **scratch, int64_t n)
     return p;
 }
 
-TP_INLINE void copy_tile_as(float *to, tp_rows x, int64_t row, int64_t n, int64_t column, int64_t dim, float factor,
-                            bool bf16)
+TP_INLINE void copy_tile_as(float *to, tp_rows x, int64_t row, int64_t n, int64_t column, int64_t dim, float factor, bool bf16)
 {
     int64_t ld = padded(dim);
     for (int64_t r = 0; r < n; r++) {
@@ -113,7 +115,10 @@ static void transpose_tile(float *to, const float *from, int64_t n, int64_t dim)
 }
 
 /* What happens to scale * q k between product and softmax. */
-TP_INLINE vf soft_cap(vf score, float cap) { return v_set(cap) * v_tanh(score / v_set(cap)); }
+TP_INLINE vf soft_cap(vf score, float cap)
+{
+    return v_set(cap) * v_tanh(score / v_set(cap));
+}
 
 TP_MUST_CHECK static inline tp_status check_attention(tp_ctx *ctx, const char *kernel, const tp_attention_args *a)
 {
@@ -125,8 +130,8 @@ TP_MUST_CHECK static inline tp_status check_attention(tp_ctx *ctx, const char *k
         TP_TRY(check_dtype(ctx, kernel, a->prefix_v.dtype));
     }
     if (a->head_dim <= HEAD_DIM_MAX) return TP_OK;
-    return tp_fail(ctx, TP_UNSUPPORTED, "%s: head_dim is %lld, the CPU kernel takes at most %d", kernel,
-                   (long long)a->head_dim, HEAD_DIM_MAX);
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: head_dim is %lld, the CPU kernel takes at most %d", kernel, (long long)a->head_dim,
+                   HEAD_DIM_MAX);
 }
 
 /* A finished row: out / sum goes to a row and head of a->out, zeros if it saw no key (out is NULL then). */

@@ -40,7 +40,7 @@ typedef struct backward_round {
     int64_t kv_head, n_kv_heads;
     int64_t prefix_tiles;
     backward_workspace *workspace;
-    float *dq;              /* sums of dq: itself if f32, else aside; of rows from dq_row on, columns from dq_column on */
+    float *dq; /* sums of dq: itself if f32, else aside; of rows from dq_row on, columns from dq_column on */
     int64_t dq_ld, dq_row, dq_column;
 } backward_round;
 
@@ -49,18 +49,18 @@ typedef struct backward_tile {
     const tp_attention_args *a;
     const tp_segment *segment;
     key_run run;
-    int64_t kv_head, sharing;   /* sharing: query heads of one key head */
-    int64_t key, n_keys;        /* of the run */
-    int64_t query, n_queries;   /* of the segment */
-    int64_t dim;                /* padded head_dim */
+    int64_t kv_head, sharing; /* sharing: query heads of one key head */
+    int64_t key, n_keys;      /* of the run */
+    int64_t query, n_queries; /* of the segment */
+    int64_t dim;              /* padded head_dim */
     bool all_seen;
-    float *kt, *vt;             /* [head_dim][TILE], kt times scale */
-    float *ks;                  /* [TILE][dim] times scale */
-    float *dk, *dv;             /* [TILE][dim] */
-    float *q_room, *dout_room;  /* [TILE][dim], if q and dout must be converted */
+    float *kt, *vt;            /* [head_dim][TILE], kt times scale */
+    float *ks;                 /* [TILE][dim] times scale */
+    float *dk, *dv;            /* [TILE][dim] */
+    float *q_room, *dout_room; /* [TILE][dim], if q and dout must be converted */
     tile_rows q, dout;
-    float *dq;                  /* [TILE][dim] */
-    float *p, *ds;              /* [TILE queries][TILE keys] */
+    float *dq;     /* [TILE][dim] */
+    float *p, *ds; /* [TILE queries][TILE keys] */
 } backward_tile;
 
 /* Key tiles first .. end-1 of a segment that some query of a tile sees. */
@@ -91,7 +91,8 @@ static void backward_products(backward_tile *t)
         int64_t rows = t->n_queries - r < step ? t->n_queries - r : step;
         int64_t vectors = (tile_keys_seen(t, t->query + r + rows - 1).end + VL - 1) / VL;
         product(rows, vectors, t->a->head_dim, t->q.data + r * t->q.ld, t->q.ld, t->kt, TILE, t->p + r * TILE, TILE, false);
-        product(rows, vectors, t->a->head_dim, t->dout.data + r * t->dout.ld, t->dout.ld, t->vt, TILE, t->ds + r * TILE, TILE, false);
+        product(rows, vectors, t->a->head_dim, t->dout.data + r * t->dout.ld, t->dout.ld, t->vt, TILE, t->ds + r * TILE, TILE,
+                false);
     }
 }
 
@@ -165,8 +166,8 @@ static void backward_key_sums(backward_tile *t)
         while (first < t->n_queries && tile_keys_seen(t, t->query + first).end <= j) first++;
         int64_t queries = t->n_queries - first, at = first * TILE + j;
         if (queries == 0) return;
-        product_tn(keys, t->dim / VL, queries, t->p + at, TILE, t->dout.data + first * t->dout.ld, t->dout.ld, t->dv + j * t->dim,
-                   t->dim, true);
+        product_tn(keys, t->dim / VL, queries, t->p + at, TILE, t->dout.data + first * t->dout.ld, t->dout.ld,
+                   t->dv + j * t->dim, t->dim, true);
         product_tn(keys, t->dim / VL, queries, t->ds + at, TILE, t->q.data + first * t->q.ld, t->q.ld, t->dk + j * t->dim,
                    t->dim, true);
     }
@@ -257,8 +258,7 @@ static void add_key_sums(const backward_tile *t, tp_rows out, const float *sums,
 {
     int64_t dim = t->a->head_dim;
     for (int64_t j = 0; j < t->n_keys; j++) {
-        unsigned char *to = (unsigned char *)row_at(out, t->run.row + t->key + j) +
-                            t->kv_head * dim * (is_bf16(out) ? 2 : 4);
+        unsigned char *to = (unsigned char *)row_at(out, t->run.row + t->key + j) + t->kv_head * dim * (is_bf16(out) ? 2 : 4);
         for (int64_t d = 0; d < dim; d += VL) {
             vf x = v_load(sums + j * t->dim + d) * v_set(factor);
             v_put(to, is_bf16(out), d, dim - d, v_get(to, is_bf16(out), d, dim - d) + x);

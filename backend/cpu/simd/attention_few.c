@@ -1,15 +1,15 @@
 /* Attention of a handful of queries, as in decoding: one token against a long cache. The work is to read keys and values
  * once, at the speed of memory.
  *
- * An item is a part of a segment's keys, for all heads: it reads whole rows, in order. Query heads that share a key head
+ * An item is a part of a segment's keys, for all heads, so that items read whole rows. Query heads that share a key head
  * read it together. Scores are dot products, [row][key], since rows would not fill the lanes of a vector. Parts are joined
  * in order, each weighted by the exponential of its greatest score. */
 #include "backend/cpu/simd/attention.h"
 
 #define SEGMENTS_AT_ONCE 32768
-#define FEW_ROWS 8       /* (query, head) pairs that read one key head */
-#define FEW_KEYS 256     /* of a part, at least; and of a step */
-#define FEW_AHEAD 8      /* keys to prefetch */
+#define FEW_ROWS         8   /* (query, head) pairs that read one key head */
+#define FEW_KEYS         256 /* of a part, at least; and of a step */
+#define FEW_AHEAD        8   /* keys to prefetch */
 
 /* Whether a segment is for this file: too few rows to be lanes. */
 TP_INLINE bool is_few(const tp_attention_args *a, const tp_segment *s)
@@ -33,9 +33,9 @@ typedef struct few_rows {
     int64_t kv_head, sharing, rows; /* row r is query r / sharing, head kv_head * sharing + r % sharing */
     int64_t dim;                    /* padded head_dim */
     bool started;
-    float *q, *out;                 /* [row][dim]; q times scale */
-    float *scores;                  /* [row][FEW_KEYS] */
-    float *v_room;                  /* [TILE][dim], for values that must be converted */
+    float *q, *out; /* [row][dim]; q times scale */
+    float *scores;  /* [row][FEW_KEYS] */
+    float *v_room;  /* [TILE][dim], for values that must be converted */
     float greatest[FEW_ROWS], sum[FEW_ROWS], shrink[FEW_ROWS];
 } few_rows;
 
@@ -74,13 +74,23 @@ TP_INLINE void few_dots(few_rows *t, const void *key, const void *next, bool bf1
     }
 }
 
-/* The first head to come brings whole rows, of all heads, into cache; the values are wanted right after the scores. */
-TP_INLINE void few_prefetch(const key_run *run, int64_t row, int64_t bytes)
+TP_INLINE void few_prefetch(const void *row, int64_t offset, int64_t bytes)
 {
-    const unsigned char *k = row_at(run->k, row + FEW_AHEAD), *v = row_at(run->v, row);
-    for (int64_t b = 0; b < bytes; b += 64) {
-        __builtin_prefetch(k + b, 0, 2);
-        __builtin_prefetch(v + b, 0, 2);
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const unsigned char *)row + offset + b, 0, 2);
+}
+
+/* While one head is worked on, key and value of the next one come from memory: heads lie apart, and no hardware follows
+ * that. The first head fetches its own too, keys a little ahead. */
+TP_INLINE void few_fetch(const few_rows *t, const key_run *run, int64_t row, int64_t bytes)
+{
+    int64_t head = t->a->head_dim * bytes, offset = t->kv_head * head;
+    if (t->kv_head == 0) {
+        few_prefetch(row_at(run->k, row + FEW_AHEAD), 0, head);
+        few_prefetch(row_at(run->v, row), 0, head);
+    }
+    if (t->kv_head + 1 < t->a->kv_heads) {
+        few_prefetch(row_at(run->k, row), offset + head, head);
+        few_prefetch(row_at(run->v, row), offset + head, head);
     }
 }
 
@@ -91,10 +101,8 @@ TP_INLINE void few_scores_as(few_rows *t, const key_run *run, int64_t k0, int64_
         int64_t row = run->row + k0 + j, second = j + 1 < n ? row + 1 : row; /* a lone last key is taken twice */
         const void *key = (const unsigned char *)row_at(run->k, row) + offset;
         const void *next = (const unsigned char *)row_at(run->k, second) + offset;
-        if (t->kv_head == 0) {
-            few_prefetch(run, row, t->a->kv_heads * t->a->head_dim * bytes);
-            few_prefetch(run, second, t->a->kv_heads * t->a->head_dim * bytes);
-        }
+        few_fetch(t, run, row, bytes);
+        few_fetch(t, run, second, bytes);
         for (int64_t r = 0; r < t->rows; r += 4) {
             int64_t rows = t->rows - r;
             if (rows >= 4)

@@ -2,9 +2,9 @@
  * draws the same numbers again instead of keeping a mask. Drawn one at a time they would cost more than the rows they
  * thin out; here VL/2 counters run side by side, one in each 64-bit lane, where the widening multiplication is at home. */
 
-#define PHILOX_LANES (VL / 2)                  /* counters at once */
-#define PHILOX_NUMBERS (PHILOX_LANES * 4)      /* numbers that they give */
-#define DROPOUT_CHUNK 1024                     /* elements per buffer of numbers */
+#define PHILOX_LANES   (VL / 2)           /* counters at once */
+#define PHILOX_NUMBERS (PHILOX_LANES * 4) /* numbers that they give */
+#define DROPOUT_CHUNK  1024               /* elements per buffer of numbers */
 
 /* The lane that holds block i, so that interleaving even and then odd lanes puts the numbers in order. */
 TP_INLINE void philox_lane_offsets(uint64_t offset[PHILOX_LANES])
@@ -35,8 +35,8 @@ TP_INLINE void philox(tp_rng_key key, vu offset, uint64_t block, uint32_t out[PH
     vu_store(out + PHILOX_NUMBERS / 2, vu_interleave_odd(low, high));
 }
 
-TP_INLINE void dropout_row(const tp_dropout_args *a, int64_t r, int32_t threshold, vf keep_scale, uint32_t *numbers,
-                           bool x16, bool y16)
+TP_INLINE void dropout_row(const tp_dropout_args *a, int64_t r, int32_t threshold, vf keep_scale, uint32_t *numbers, bool x16,
+                           bool y16)
 {
     const void *x = row_at(a->x, r);
     void *y = row_at(a->y, r);

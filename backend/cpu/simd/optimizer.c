@@ -1,6 +1,6 @@
 /* Gradient norm, AdamW and SGD over flat buffers of parameters. Each update reads and writes every array once. */
 
-#define NORM_BLOCK 4096
+#define NORM_BLOCK   4096
 #define UPDATE_BLOCK 16384
 
 typedef struct norm_job {

@@ -41,10 +41,8 @@ TP_INLINE void product_block(int mr, int nv, int64_t k, const float *a, int64_t 
     }
 }
 
-#define PRODUCT_CASE(rows)                                                                                             \
-    case rows:                                                                                                         \
-        product_block(rows, nv, k, a, a_row, a_step, b, ldb, c, ldc, add);                                             \
-        break
+#define PRODUCT_CASE(rows)                                                                                                     \
+    case rows: product_block(rows, nv, k, a, a_row, a_step, b, ldb, c, ldc, add); break
 
 /* One block of up to MR rows and exactly nv vectors. */
 TP_INLINE void product_rows(int mr, int nv, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
@@ -93,9 +91,8 @@ static __attribute__((noinline, unused)) void product(int64_t m, int64_t vectors
 }
 
 /* c [m, vectors * VL] (+)= a^T b, where a is [k, m] */
-static __attribute__((noinline, unused)) void product_tn(int64_t m, int64_t vectors, int64_t k, const float *a,
-                                                         int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc,
-                                                         bool add)
+static __attribute__((noinline, unused)) void product_tn(int64_t m, int64_t vectors, int64_t k, const float *a, int64_t lda,
+                                                         const float *b, int64_t ldb, float *c, int64_t ldc, bool add)
 {
     for (int64_t v = 0; v < vectors;) {
         int nv = product_vectors(vectors - v);

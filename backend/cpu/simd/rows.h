@@ -5,8 +5,14 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/simd/vec.h"
 
-TP_INLINE bool is_bf16(tp_rows x) { return x.dtype == TP_BF16; }
-TP_INLINE bool is_activation(tp_dtype dtype) { return dtype == TP_F32 || dtype == TP_BF16; }
+TP_INLINE bool is_bf16(tp_rows x)
+{
+    return x.dtype == TP_BF16;
+}
+TP_INLINE bool is_activation(tp_dtype dtype)
+{
+    return dtype == TP_F32 || dtype == TP_BF16;
+}
 
 TP_INLINE void *row_at(tp_rows x, int64_t i)
 {

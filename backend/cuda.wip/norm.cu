@@ -1,0 +1,240 @@
+/* RMSNorm and LayerNorm with their gradients.
+ *
+ * A row belongs to a warp, or to a block of up to 32 warps: 4 chunks of 8 values per thread. So the row and the weights stay
+ * in registers between the sum and the result, and each array crosses memory once. A row of more than 32768 values does not
+ * fit; then the block walks over it again for each pass. Gradients of weight and bias are sums down columns (rows.cuh); they
+ * run first, because dx may lie where dy was. */
+#include "backend/cuda/rows.cuh"
+
+namespace {
+
+constexpr int HELD = 4; /* chunks per thread */
+
+/* Threads for rows of `columns` values: x along a row, y over rows of a block. */
+dim3 norm_block(int64_t columns)
+{
+    const int64_t warps = tp_cuda_ceil(columns, 32 * TP_CHUNK * HELD);
+    return warps == 1 ? dim3(32, 4) : dim3((unsigned)tp_cuda_min(warps, 32) * 32, 1);
+}
+
+/* The row's threads are a warp, or the block. */
+__device__ __forceinline__ float row_sum(float x)
+{
+    __shared__ float shared[32];
+    return blockDim.x == 32 ? tp_warp_sum(x) : tp_block_sum(x, shared);
+}
+
+/* A row as its threads see it: chunk k of a thread begins at column(k). Short rows have HELD chunks per thread, and what
+ * `get` returned last time may be kept; long ones as many as it takes. */
+template <bool LONG> struct row_chunks {
+    int64_t columns;
+    __device__ int64_t column(int k) const { return ((int64_t)k * blockDim.x + threadIdx.x) * TP_CHUNK; }
+    __device__ int count() const { return (int)((columns + (int64_t)blockDim.x * TP_CHUNK - 1) / ((int64_t)blockDim.x * TP_CHUNK)); }
+    /* body(k, column, values left) for the thread's chunks */
+    template <typename Body> __device__ __forceinline__ void each(Body body) const
+    {
+        if constexpr (LONG) {
+            for (int k = 0; k < count(); k++) {
+                if (column(k) < columns) body(0, column(k), columns - column(k));
+            }
+        } else {
+#pragma unroll
+            for (int k = 0; k < HELD; k++) {
+                if (column(k) < columns) body(k, column(k), columns - column(k));
+            }
+        }
+    }
+};
+
+__device__ __forceinline__ int64_t first_row() { return (int64_t)blockIdx.x * blockDim.y + threadIdx.y; }
+__device__ __forceinline__ int64_t next_row(int64_t row) { return row + (int64_t)gridDim.x * blockDim.y; }
+
+/* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to bf16 before the weight. */
+template <typename T, bool LAYER, bool LONG>
+__global__ void __launch_bounds__(1024) norm_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> y,
+                                                    tp_typed_rows<const float> weight, tp_typed_rows<const float> bias,
+                                                    float *mean_out, float *rstd_out, float eps)
+{
+    constexpr int N = LONG ? 1 : HELD;
+    const row_chunks<LONG> chunks = {columns};
+    for (int64_t row = first_row(); row < rows; row = next_row(row)) {
+        float v[N][TP_CHUNK], sum = 0, mean = 0;
+        if constexpr (LAYER) {
+            chunks.each([&](int k, int64_t c, int64_t n) {
+                x.load(row, c, n, v[k]);
+#pragma unroll
+                for (int i = 0; i < TP_CHUNK; i++) sum += v[k][i];
+            });
+            mean = row_sum(sum) / (float)columns;
+            sum = 0;
+        }
+        chunks.each([&](int k, int64_t c, int64_t n) {
+            if (LONG || !LAYER) x.load(row, c, n, v[k]);
+#pragma unroll
+            for (int i = 0; i < TP_CHUNK; i++) {
+                const float d = i < n ? v[k][i] - mean : 0.0f;
+                sum = fmaf(d, d, sum);
+            }
+        });
+        const float rstd = 1.0f / sqrtf(row_sum(sum) / (float)columns + eps);
+        if (threadIdx.x == 0) {
+            if (LAYER && mean_out != nullptr) mean_out[row] = mean;
+            if (rstd_out != nullptr) rstd_out[row] = rstd;
+        }
+        chunks.each([&](int k, int64_t c, int64_t n) {
+            float w[TP_CHUNK], b[TP_CHUNK] = {};
+            weight.load(0, c, n, w);
+            if (LAYER && bias.data != nullptr) bias.load(0, c, n, b);
+            if (LONG) x.load(row, c, n, v[k]);
+#pragma unroll
+            for (int i = 0; i < TP_CHUNK; i++) {
+                float normal = (v[k][i] - mean) * rstd;
+                if (!LAYER && sizeof(T) == 2) normal = tp_round_bf16(normal);
+                v[k][i] = w[i] * normal;
+                if (LAYER) v[k][i] += b[i];
+            }
+            y.store(row, c, n, v[k]);
+        });
+    }
+}
+
+/* With g = w dy and xh = (x - mean) rstd:  dx (+)= rstd (g - mean(g) - xh mean(g xh)); RMSNorm lacks mean(g). */
+template <typename T, bool LAYER, bool LONG>
+__global__ void __launch_bounds__(1024) norm_backward_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> dy,
+                                                             tp_typed_rows<T> dx, tp_typed_rows<const float> weight,
+                                                             const float *mean_in, const float *rstd_in, bool accumulate)
+{
+    constexpr int N = LONG ? 1 : HELD;
+    const row_chunks<LONG> chunks = {columns};
+    for (int64_t row = first_row(); row < rows; row = next_row(row)) {
+        const float mean = LAYER ? mean_in[row] : 0.0f, rstd = rstd_in[row];
+        float xh[N][TP_CHUNK], g[N][TP_CHUNK], sum = 0, product = 0;
+        const auto load = [&](int k, int64_t c, int64_t n) {
+            float w[TP_CHUNK];
+            x.load(row, c, n, xh[k]);
+            dy.load(row, c, n, g[k]);
+            weight.load(0, c, n, w);
+#pragma unroll
+            for (int i = 0; i < TP_CHUNK; i++) {
+                xh[k][i] = (xh[k][i] - mean) * rstd;
+                g[k][i] *= w[i]; /* 0 beyond the row */
+            }
+        };
+        chunks.each([&](int k, int64_t c, int64_t n) {
+            load(k, c, n);
+#pragma unroll
+            for (int i = 0; i < TP_CHUNK; i++) {
+                sum += g[k][i];
+                product = fmaf(g[k][i], xh[k][i], product);
+            }
+        });
+        const float level = LAYER ? row_sum(sum) / (float)columns : 0.0f;
+        const float along = row_sum(product) / (float)columns;
+        chunks.each([&](int k, int64_t c, int64_t n) {
+            float before[TP_CHUNK] = {};
+            if (LONG) load(k, c, n);
+            if (accumulate) dx.load(row, c, n, before);
+#pragma unroll
+            for (int i = 0; i < TP_CHUNK; i++) g[k][i] = fmaf(rstd, g[k][i] - level - xh[k][i] * along, before[i]);
+            dx.store(row, c, n, g[k]);
+        });
+    }
+}
+
+/* dy xh, whose sum down a column is the gradient of the weight; or dy alone, the bias's. */
+template <typename T, bool LAYER, bool BIAS> struct weight_term {
+    tp_typed_rows<T> x, dy;
+    const float *mean, *rstd;
+    __device__ void operator()(int64_t row, int64_t column, int64_t count, float (&out)[TP_CHUNK]) const
+    {
+        dy.load(row, column, count, out);
+        if constexpr (!BIAS) {
+            const float m = LAYER ? mean[row] : 0.0f, r = rstd[row];
+            float v[TP_CHUNK];
+            x.load(row, column, count, v);
+#pragma unroll
+            for (int i = 0; i < TP_CHUNK; i++) out[i] *= (v[i] - m) * r;
+        }
+    }
+};
+
+tp_typed_rows<const float> vector_of(const float *x)
+{
+    return {x, 0, tp_pointer_aligned(x)};
+}
+
+template <typename T, bool LAYER>
+tp_status norm(tp_ctx *ctx, const char *name, int64_t n, int64_t dim, tp_rows x, tp_rows y, const float *weight, const float *bias,
+               float *mean, float *rstd, float eps)
+{
+    const dim3 block = norm_block(dim);
+    if (n <= 0 || dim <= 0) return TP_OK;
+    TP_CUDA_BOOL(dim > 32768, LONG, {
+        TP_CUDA_LAUNCH(ctx, name, (norm_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, n, block.y), block, 0, n, dim, tp_typed<T>(x),
+                       tp_typed<T>(y), vector_of(weight), vector_of(bias), mean, rstd, eps);
+    });
+    return TP_OK;
+}
+
+template <typename T, bool LAYER>
+tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backward_args *a)
+{
+    const dim3 block = norm_block(a->dim);
+    const tp_typed_rows<T> x = tp_typed<T>(a->x), dy = tp_typed<T>(a->dy);
+    if (a->n <= 0 || a->dim <= 0) return TP_OK;
+    if (a->dweight != nullptr) {
+        const weight_term<T, LAYER, false> term = {x, dy, a->mean, a->rstd};
+        TP_TRY(tp_sum_columns(ctx, name, a->n, a->dim, term, a->dweight, true));
+    }
+    if (LAYER && a->dbias != nullptr) {
+        const weight_term<T, LAYER, true> term = {x, dy, a->mean, a->rstd};
+        TP_TRY(tp_sum_columns(ctx, name, a->n, a->dim, term, a->dbias, true));
+    }
+    TP_CUDA_BOOL(a->dim > 32768, LONG, {
+        TP_CUDA_LAUNCH(ctx, name, (norm_backward_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, a->n, block.y), block, 0, a->n, a->dim,
+                       x, dy, tp_typed<T>(a->dx), vector_of(a->weight), a->mean, a->rstd, a->accumulate);
+    });
+    return TP_OK;
+}
+
+} // namespace
+
+extern "C" tp_status tp_cuda_rmsnorm(tp_ctx *ctx, const void *args)
+{
+    const tp_rmsnorm_args *a = static_cast<const tp_rmsnorm_args *>(args);
+    TP_TRY(tp_check_same_dtype(ctx, "rmsnorm", a->x.dtype, a->y.dtype));
+    TP_CUDA_DTYPE(a->x.dtype, T, {
+        TP_TRY((norm<T, false>(ctx, "rmsnorm", a->n, a->dim, a->x, a->y, a->weight, nullptr, nullptr, a->rstd, a->eps)));
+    });
+    return TP_OK;
+}
+
+extern "C" tp_status tp_cuda_layernorm(tp_ctx *ctx, const void *args)
+{
+    const tp_layernorm_args *a = static_cast<const tp_layernorm_args *>(args);
+    TP_TRY(tp_check_same_dtype(ctx, "layernorm", a->x.dtype, a->y.dtype));
+    TP_CUDA_DTYPE(a->x.dtype, T, {
+        TP_TRY((norm<T, true>(ctx, "layernorm", a->n, a->dim, a->x, a->y, a->weight, a->bias, a->mean, a->rstd, a->eps)));
+    });
+    return TP_OK;
+}
+
+extern "C" tp_status tp_cuda_rmsnorm_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_rmsnorm_backward_args *a = static_cast<const tp_rmsnorm_backward_args *>(args);
+    TP_TRY(tp_check_same_dtype(ctx, "rmsnorm_backward", a->x.dtype, a->dy.dtype));
+    TP_TRY(tp_check_same_dtype(ctx, "rmsnorm_backward", a->x.dtype, a->dx.dtype));
+    const tp_layernorm_backward_args same = {a->n,    a->dim,     a->x,    a->dy,       a->dx,   a->weight,
+                                             nullptr, a->rstd, a->dweight, nullptr, a->accumulate};
+    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm_backward<T, false>(ctx, "rmsnorm_backward", &same))); });
+    return TP_OK;
+}
+
+extern "C" tp_status tp_cuda_layernorm_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_layernorm_backward_args *a = static_cast<const tp_layernorm_backward_args *>(args);
+    TP_TRY(tp_check_same_dtype(ctx, "layernorm_backward", a->x.dtype, a->dy.dtype));
+    TP_TRY(tp_check_same_dtype(ctx, "layernorm_backward", a->x.dtype, a->dx.dtype));
+    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm_backward<T, true>(ctx, "layernorm_backward", a))); });
+    return TP_OK;
+}

@@ -1,0 +1,29 @@
+#!/bin/bash
+# `tapeft --limits` says the numbers that the documentation promises.
+. "$(dirname "$0")/tap.inc"
+
+"$TAPEFT" --limits >"$scratch/limits" 2>"$scratch/errors"
+check_exit "exit 0" 0 "$TAPEFT" --limits
+check "nothing on stderr" test ! -s "$scratch/errors"
+
+says() { grep -qx -- "$1" "$scratch/limits"; }
+while read -r line; do check "$line" says "$line"; done <<'LIMITS'
+recipe_bytes 1048576
+recipe_depth 64
+recipe_nodes 10000
+recipe_include_depth 8
+json_depth 128
+safetensors_header_bytes 100000000
+safetensors_name_bytes 512
+safetensors_rank 8
+gguf_string_bytes 67108864
+layers 4096
+width 1048576
+heads 4096
+vocabulary 4194304
+jsonl_row_bytes 67108864
+template_bytes 1048576
+LIMITS
+check_exit "every line is a name and a number" 1 grep -vqE '^[a-z0-9_]+ [0-9]+$' "$scratch/limits"
+check_exit "a full disk" 4 bash -c "'$TAPEFT' --limits >/dev/full"
+finish
