@@ -32,10 +32,10 @@ FLAGS_backend/cpu := $(if $(findstring auto-var-init,$(HARDEN)),-ftrivial-auto-v
 # Folders of the library, from the bottom layer up. SRCS="base/status.c ..." on the command line builds a part of it.
 DIRS    := base recipes backend backend/cpu quant autograd autograd/ops data models peft adapters inference trainers server
 SRCS    ?= $(wildcard $(addsuffix /*.c,$(DIRS)))
-# With nvcc and CUDA sources they are compiled in; otherwise backend/cuda_absent.c is, and says so when it is opened. CUDA=0 forces that.
+# With nvcc backend/cuda/ takes the place of backend/cuda_absent.c, which says when it is opened that there is no CUDA. CUDA=0 keeps it.
 NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA    ?= $(if $(NVCC),1,0)
-CU      := $(if $(filter 1,$(CUDA)),$(wildcard backend/cuda/*.cu))
+CU      := $(if $(filter 1,$(CUDA)),$(if $(filter backend/cuda_absent.c,$(SRCS)),$(wildcard backend/cuda/*.cu)))
 # The runtime is linked in; the driver and cuBLASLt are opened when a GPU is, so that the binary starts without them.
 CULIBS  := $(if $(CU),-L$(dir $(NVCC))../lib64 -lcudart_static -lrt)
 # Code for Hopper, and PTX that drivers compile for other GPUs from Ampere on; CUDA_ARCHS=all has code for every generation.
@@ -56,7 +56,9 @@ COMPILE := $(CC) $(STD) $(CFLAGS) $(HARDEN) $(WARN)
 say      = $(if $(V),,@echo '  $@' && )
 stamp    = @mkdir -p $(@D); printf '%s\n' $(1) | cmp -s - $@ || printf '%s\n' $(1) >$@
 $(BUILD)/.flags: FORCE
-	$(call stamp,'$(COMPILE) $(LIBS) $(if $(CU),$(NVCC) $(NVFLAGS))')
+	$(call stamp,'$(COMPILE) $(LIBS) $(NVCC)')
+$(BUILD)/.nvflags: FORCE
+	$(call stamp,'$(NVCC) $(NVFLAGS)')
 $(BUILD)/.sources: FORCE
 	$(call stamp,$(OBJS) $(CLI))
 
@@ -64,7 +66,7 @@ $(BUILD)/%.o: %.c $(BUILD)/.flags
 	@mkdir -p $(@D)
 	$(say)$(COMPILE) $(FLAGS_$(patsubst %/,%,$(dir $*))) -MMD -MP -c -o $@ $<
 
-$(BUILD)/%.cu.o: %.cu $(BUILD)/.flags
+$(BUILD)/%.cu.o: %.cu $(BUILD)/.nvflags
 	@mkdir -p $(@D)
 	$(say)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
 

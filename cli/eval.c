@@ -27,14 +27,14 @@ static const struct {
 struct job {
     tp_ctx *ctx;
     const tp_args *args;
-    unsigned wanted;           /* metrics */
+    unsigned wanted; /* metrics */
     bool from_recipe;
     tp_cli_recipe recipe;      /* the user's, or one of defaults alone */
     tp_dataset_config *blocks; /* copies of the held-out blocks with flags applied */
     tp_string_entry columns[MAX_COLUMNS];
     char *columns_text;
 
-    tp_tokenizer *tokenizer;   /* NULL: ready tokens, and no metric needs text */
+    tp_tokenizer *tokenizer; /* NULL: ready tokens, and no metric needs text */
     tp_cli_model opened;
     tp_dataset *data;
     tp_tape *tape;
@@ -65,24 +65,31 @@ static tp_status read_metrics(struct job *job)
     while (*text != '\0') {
         size_t n = strcspn(text, ", "), i = 0;
         while (i < N_METRICS && (strlen(metrics[i].name) != n || memcmp(metrics[i].name, text, n) != 0)) i++;
-        if (i == N_METRICS) return tp_fail(job->ctx, TP_INVALID, "--metric: expected loss, accuracy, exact, gsm8k or a list of them, got \"%.*s\"", (int)n, text);
+        if (i == N_METRICS)
+            return tp_fail(job->ctx, TP_INVALID,
+                           "--metric: expected loss, accuracy, exact, gsm8k or a list of them, got \"%.*s\"", (int)n, text);
         job->wanted |= metrics[i].bit;
         text += n + strspn(text + n, ", ");
     }
-    return job->wanted != 0 ? TP_OK : tp_fail(job->ctx, TP_INVALID, "--metric: expected loss, accuracy, exact, gsm8k or a list of them");
+    return job->wanted != 0
+               ? TP_OK
+               : tp_fail(job->ctx, TP_INVALID, "--metric: expected loss, accuracy, exact, gsm8k or a list of them");
 }
 
 static tp_status open_recipe(struct job *job)
 {
-    static const char *const optional[] = {"output_dir", NULL}, *const all_optional[] = {"base_model", "datasets", "output_dir", NULL};
+    static const char *const optional[] = {"output_dir", NULL}, *const all_optional[] = {"base_model", "datasets", "output_dir",
+                                                                                         NULL};
     const char *what = job->args->positional[0], *defaults = "adapter: lora\n";
     job->from_recipe = tp_ends_with(what, ".yaml") || tp_ends_with(what, ".yml");
     if (job->from_recipe) return tp_cli_recipe_open(job->ctx, job->args, optional, false, false, &job->recipe);
-    if (job->args->n_positional > 1) return tp_fail(job->ctx, TP_INVALID, "\"%s\": only recipes take key=value; use the flags", job->args->positional[1]);
+    if (job->args->n_positional > 1)
+        return tp_fail(job->ctx, TP_INVALID, "\"%s\": only recipes take key=value; use the flags", job->args->positional[1]);
     if (!tp_args_has(job->args, "data")) return tp_fail(job->ctx, TP_INVALID, "eval: --data FILE is needed with a model");
     tp_recipe_options options = {.schema = &tp_recipe_schema, .optional = all_optional};
     tp_problems problems = {0};
-    tp_status status = tp_recipe_parse(job->ctx, "defaults", defaults, strlen(defaults), &options, &job->recipe.config, &problems, &job->recipe.recipe);
+    tp_status status = tp_recipe_parse(job->ctx, "defaults", defaults, strlen(defaults), &options, &job->recipe.config,
+                                       &problems, &job->recipe.recipe);
     tp_problems_free(&problems);
     job->recipe.config.run.base_model = what;
     job->recipe.config.run.tokenizer = what;
@@ -94,7 +101,9 @@ static tp_status read_type(struct job *job, int *type)
     const char *text = tp_args_value(job->args, "type");
     for (int i = 0; text != NULL; i++) {
         const char *word = tp_config_word("datasets[].type", i);
-        if (*word == '\0') return tp_fail(job->ctx, TP_INVALID, "--type: expected auto, completion, instruction, chat or tokens, got \"%s\"", text);
+        if (*word == '\0')
+            return tp_fail(job->ctx, TP_INVALID, "--type: expected auto, completion, instruction, chat or tokens, got \"%s\"",
+                           text);
         *type = i;
         if (strcmp(word, text) == 0) break;
     }
@@ -117,7 +126,8 @@ static tp_status read_columns(struct job *job, tp_string_map *columns)
         text[n] = '\0';
         char *equals = strchr(text, '=');
         if (equals == NULL || equals == text || equals[1] == '\0' || columns->n == MAX_COLUMNS)
-            return tp_fail(job->ctx, TP_INVALID, "--columns: expected up to %d pairs ours=theirs, got \"%s\"", MAX_COLUMNS, given);
+            return tp_fail(job->ctx, TP_INVALID, "--columns: expected up to %d pairs ours=theirs, got \"%s\"", MAX_COLUMNS,
+                           given);
         *equals = '\0';
         job->columns[columns->n++] = (tp_string_entry){text, equals + 1};
         text = next;
@@ -132,10 +142,12 @@ static tp_status choose_blocks(struct job *job)
     const char *path = tp_args_value(job->args, "data");
     const tp_datasets *from = &data->test_datasets;
     size_t n = path != NULL ? 1 : from->n;
-    if (path == NULL && (tp_args_has(job->args, "type") || tp_args_has(job->args, "columns") || tp_args_has(job->args, "system")))
+    if (path == NULL &&
+        (tp_args_has(job->args, "type") || tp_args_has(job->args, "columns") || tp_args_has(job->args, "system")))
         return tp_fail(job->ctx, TP_INVALID, "--type, --columns and --system describe the file of --data");
     if (n == 0 && !(data->val_set_size.fraction > 0) && data->val_set_size.rows == 0)
-        return tp_fail(job->ctx, TP_INVALID, "%s names no held-out data: set test_datasets or val_set_size, or give --data", job->args->positional[0]);
+        return tp_fail(job->ctx, TP_INVALID, "%s names no held-out data: set test_datasets or val_set_size, or give --data",
+                       job->args->positional[0]);
     if (n == 0 && (tp_args_has(job->args, "limit") || (job->wanted & GSM8K) != 0))
         return tp_fail(job->ctx, TP_INVALID, "--limit and gsm8k need test_datasets in the recipe, or --data");
     job->blocks = tp_alloc(job->ctx, n, sizeof *job->blocks);
@@ -143,7 +155,12 @@ static tp_status choose_blocks(struct job *job)
     for (size_t i = 0; i < n; i++) {
         tp_dataset_config *block = &job->blocks[i];
         int64_t limit = INT64_MAX;
-        *block = path != NULL ? (tp_dataset_config){.path = path, .split = "test", .system = tp_args_value(job->args, "system"), .weight = 1, .limit = TP_UNSET} : from->items[i];
+        *block = path != NULL ? (tp_dataset_config){.path = path,
+                                                    .split = "test",
+                                                    .system = tp_args_value(job->args, "system"),
+                                                    .weight = 1,
+                                                    .limit = TP_UNSET}
+                              : from->items[i];
         if (path != NULL) TP_TRY(read_type(job, &block->type));
         if (path != NULL) TP_TRY(read_columns(job, &block->columns));
         TP_TRY(tp_args_i64(job->ctx, job->args, "limit", 1, INT64_MAX - 1, &limit));
@@ -175,10 +192,12 @@ static tp_status open_model(struct job *job)
     tp_model_options options = {.check_weights = true};
     TP_TRY(tp_device_open(job->ctx, run->device, (int)run->threads, &job->ctx->device));
     TP_TRY(tp_cli_precision(job->ctx, job->args, &options.precision));
-    if (!tp_args_has(job->args, "precision") && run->precision != TP_PRECISION_AUTO) options.precision = run->precision == TP_PRECISION_BF16 ? TP_BF16 : TP_F32;
+    if (!tp_args_has(job->args, "precision") && run->precision != TP_PRECISION_AUTO)
+        options.precision = run->precision == TP_PRECISION_BF16 ? TP_BF16 : TP_F32;
     TP_TRY(tp_model_open(job->ctx, run->base_model, &options, &job->opened.model));
     if (run->adapter_path == NULL) return TP_OK;
-    return tp_adapter_open(job->ctx, job->opened.model, run->adapter_path, tp_args_has(job->args, "force"), &job->opened.adapter);
+    return tp_adapter_open(job->ctx, job->opened.model, run->adapter_path, tp_args_has(job->args, "force"),
+                           &job->opened.adapter);
 }
 
 static bool has_text(const tp_datasets *blocks)
@@ -212,12 +231,24 @@ static tp_status open_data(struct job *job)
     int64_t length = config->data.max_seq_length, segments, longest;
     struct where where = {.recipe = job->recipe.recipe};
     if (length == TP_UNSET) length = model->max_positions < 2048 ? model->max_positions : 2048;
-    if (length > model->max_positions) return tp_fail(job->ctx, TP_INVALID, "max_seq_length %lld is more than the model's %lld", (long long)length, (long long)model->max_positions);
-    if (needs_tokenizer(job)) TP_TRY(tp_tokenizer_for(job->ctx, config->run.tokenizer != NULL ? config->run.tokenizer : config->run.base_model, &job->tokenizer));
-    tp_dataset_options options = {.config = &config->data, .held_out = true, .tokenizer = job->tokenizer, .max_positions = model->max_positions, .vocab_size = model->vocab_size,
-                                  .micro_batch_size = config->train.micro_batch_size, .max_length = length, .seed = (uint64_t)config->run.seed,
-                                  .where = job->from_recipe ? where_key : NULL, .where_state = &where};
-    options.micro_batch_size_given = tp_args_has(job->args, "batch") || (job->from_recipe && tp_recipe_given(job->recipe.recipe, "micro_batch_size"));
+    if (length > model->max_positions)
+        return tp_fail(job->ctx, TP_INVALID, "max_seq_length %lld is more than the model's %lld", (long long)length,
+                       (long long)model->max_positions);
+    if (needs_tokenizer(job))
+        TP_TRY(tp_tokenizer_for(job->ctx, config->run.tokenizer != NULL ? config->run.tokenizer : config->run.base_model,
+                                &job->tokenizer));
+    tp_dataset_options options = {.config = &config->data,
+                                  .held_out = true,
+                                  .tokenizer = job->tokenizer,
+                                  .max_positions = model->max_positions,
+                                  .vocab_size = model->vocab_size,
+                                  .micro_batch_size = config->train.micro_batch_size,
+                                  .max_length = length,
+                                  .seed = (uint64_t)config->run.seed,
+                                  .where = job->from_recipe ? where_key : NULL,
+                                  .where_state = &where};
+    options.micro_batch_size_given =
+        tp_args_has(job->args, "batch") || (job->from_recipe && tp_recipe_given(job->recipe.recipe, "micro_batch_size"));
     TP_TRY(tp_dataset_open(job->ctx, &options, &job->data));
     tp_dataset_largest(job->data, &job->most_rows, &job->most_labels, &segments, &longest);
     return job->most_labels > 0 ? TP_OK : tp_fail(job->ctx, TP_FORMAT, "the data holds no label to predict");
@@ -230,7 +261,9 @@ static tp_status open_passes(struct job *job)
     tp_model *model = job->opened.model;
     bool rank = (job->wanted & (ACCURACY | EXACT)) != 0;
     size_t bytes = 0;
-    TP_TRY(tp_model_measure(ctx, model, &(tp_measure){.rows = job->most_rows, .labels = job->most_labels, .logits_rows = rank ? LOGITS_ROWS : 0}, &bytes));
+    TP_TRY(tp_model_measure(
+        ctx, model, &(tp_measure){.rows = job->most_rows, .labels = job->most_labels, .logits_rows = rank ? LOGITS_ROWS : 0},
+        &bytes));
     TP_TRY(tp_tape_new(ctx, bytes, model->precision, &job->tape));
     TP_TRY(tp_batch_buffers_open(ctx, job->most_rows, job->most_labels, &job->buffers));
     job->losses = ctx->device->backend->alloc(ctx, ctx->device, (size_t)job->most_labels * sizeof *job->losses);
@@ -304,8 +337,17 @@ static void count_right(struct job *job)
 static tp_status rank_batch(struct job *job)
 {
     const tp_host_batch *b = &job->batch;
-    tp_batch host = {.n = b->n, .ids = b->ids, .positions = b->positions, .max_position = b->max_position, .segments = b->segments, .n_segments = b->n_segments,
-                     .label_rows = b->label_rows, .labels = b->labels, .n_labels = b->n_labels, .n_tokens = b->n_tokens}, batch;
+    tp_batch host = {.n = b->n,
+                     .ids = b->ids,
+                     .positions = b->positions,
+                     .max_position = b->max_position,
+                     .segments = b->segments,
+                     .n_segments = b->n_segments,
+                     .label_rows = b->label_rows,
+                     .labels = b->labels,
+                     .n_labels = b->n_labels,
+                     .n_tokens = b->n_tokens},
+             batch;
     if (b->n_labels == 0) return TP_OK;
     TP_TRY(tp_batch_upload(job->ctx, &job->buffers, &host, &batch));
     tp_pass pass = {.tape = job->tape, .batch = &batch};
@@ -333,10 +375,16 @@ static tp_status measure(struct job *job)
 {
     if ((job->wanted & (LOSS | ACCURACY | EXACT)) != 0) TP_TRY(open_passes(job));
     if ((job->wanted & LOSS) != 0) {
-        tp_eval_parts parts = {.model = job->opened.model, .tape = job->tape, .buffers = &job->buffers, .batch = &job->batch, .losses = job->losses,
-                               .host_losses = job->host_losses, .stop = &stop_requested};
+        tp_eval_parts parts = {.model = job->opened.model,
+                               .tape = job->tape,
+                               .buffers = &job->buffers,
+                               .batch = &job->batch,
+                               .losses = job->losses,
+                               .host_losses = job->host_losses,
+                               .stop = &stop_requested};
         TP_TRY(tp_evaluate(job->ctx, &parts, job->data, &job->evaluation));
-        if (!isfinite(job->evaluation.loss)) return tp_fail(job->ctx, TP_NUMERIC, "the loss over %lld labels is not finite", (long long)job->evaluation.labels);
+        if (!isfinite(job->evaluation.loss))
+            return tp_fail(job->ctx, TP_NUMERIC, "the loss over %lld labels is not finite", (long long)job->evaluation.labels);
     }
     if ((job->wanted & (ACCURACY | EXACT)) != 0) TP_TRY(rank_all(job));
     close_passes(job); /* the cache of the replies may need the memory */
@@ -344,7 +392,10 @@ static tp_status measure(struct job *job)
     return tp_gsm8k_run(job->ctx, job->opened.model, job->tokenizer, job->data, &stop_requested, &job->gsm8k);
 }
 
-static double share(int64_t part, int64_t whole) { return whole > 0 ? (double)part / (double)whole : 0; }
+static double share(int64_t part, int64_t whole)
+{
+    return whole > 0 ? (double)part / (double)whole : 0;
+}
 
 /* Lines "name value", or members of an object. */
 struct report {
@@ -354,8 +405,10 @@ struct report {
 
 static void put_name(struct report *r, const char *name)
 {
-    if (r->json) tp_buf_printf(&r->text, "%s\"%s\": ", r->any ? ", " : "{", name);
-    else tp_buf_printf(&r->text, "%s%-16s ", r->any ? "\n" : "", name);
+    if (r->json)
+        tp_buf_printf(&r->text, "%s\"%s\": ", r->any ? ", " : "{", name);
+    else
+        tp_buf_printf(&r->text, "%s%-16s ", r->any ? "\n" : "", name);
     r->any = true;
 }
 
@@ -432,8 +485,18 @@ static const tp_flag flags[] = {
     {"metric", "M,...", false, false, "loss, accuracy (labels), exact (rows), gsm8k (default loss)"},
     {"max-length", "N", false, false, "tokens per row (default: the recipe's, or 2048, or the model's if less)"},
     {"batch", "N", false, false, "rows per pass (default: the recipe's, or 1)"},
-    TP_FLAG_JSON, TP_FLAG_PRECISION, TP_FLAG_DEVICE, TP_FLAG_THREADS, TP_FLAG_FORCE, TP_FLAG_END,
+    TP_FLAG_JSON,
+    TP_FLAG_PRECISION,
+    TP_FLAG_DEVICE,
+    TP_FLAG_THREADS,
+    TP_FLAG_FORCE,
+    TP_FLAG_END,
 };
 
-const tp_command tp_command_eval = {"eval", "RECIPE [key=value ...] | MODEL --data FILE [--adapter DIR] [--metric M] ...", "loss, perplexity, accuracy, or GSM8K answers on held-out data", flags, 1,
-                                    1000, run};
+const tp_command tp_command_eval = {"eval",
+                                    "RECIPE [key=value ...] | MODEL --data FILE [--adapter DIR] [--metric M] ...",
+                                    "loss, perplexity, accuracy, or GSM8K answers on held-out data",
+                                    flags,
+                                    1,
+                                    1000,
+                                    run};

@@ -33,10 +33,11 @@ static bool last_stretch(const tp_preview *row, size_t *begin, size_t *end)
     while (*end > 0 && row->labels[*end - 1] < 0) --*end;
     *begin = *end;
     while (*begin > 0 && row->labels[*begin - 1] >= 0) --*begin;
-    return *begin < *end && *begin > 0;
+    return *begin<*end && * begin> 0;
 }
 
-static tp_status reference_number(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_preview *row, size_t begin, size_t end, double *number)
+static tp_status reference_number(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_preview *row, size_t begin, size_t end,
+                                  double *number)
 {
     tp_buf text;
     tp_buf_init(&text, 0);
@@ -56,7 +57,8 @@ static tp_status add_problem(tp_ctx *ctx, const tp_tokenizer *tokenizer, const t
 {
     size_t begin, end;
     double answer;
-    if (!last_stretch(row, &begin, &end)) return tp_fail(ctx, TP_FORMAT, "%s:%zu: gsm8k: expected a question and an answer to be learned", row->file, row->line);
+    if (!last_stretch(row, &begin, &end))
+        return tp_fail(ctx, TP_FORMAT, "%s:%zu: gsm8k: expected a question and an answer to be learned", row->file, row->line);
     TP_TRY(reference_number(ctx, tokenizer, row, begin, end, &answer));
     TP_TRY(tp_grow(ctx, &all->items, &all->capacity, all->n + 1, sizeof *all->items));
     struct problem *p = &all->items[all->n];
@@ -72,7 +74,7 @@ static tp_status collect(tp_ctx *ctx, const tp_tokenizer *tokenizer, const tp_da
 {
     tp_dataset_counts counts;
     tp_dataset_count(data, &counts);
-    for (int64_t i = 0; i < counts.rows_read; i++) {
+    for (int64_t i = 0; i < counts.rows_read - counts.rows_bad; i++) {
         tp_preview row;
         TP_TRY(tp_dataset_preview(ctx, data, i, &row));
         tp_status status = row.dropped ? TP_OK : add_problem(ctx, tokenizer, &row, all);
@@ -88,11 +90,13 @@ static void report(const tp_gsm8k_score *score, size_t n)
 {
     bool terminal = isatty(STDERR_FILENO) == 1, last = (size_t)score->problems == n;
     if (!terminal && !last && score->problems % REPORT_EVERY != 0) return;
-    fprintf(stderr, "%sgsm8k: %lld of %zu problems, %lld right%s", terminal ? "\r\x1b[K" : "", (long long)score->problems, n, (long long)score->correct, terminal && !last ? "" : "\n");
+    fprintf(stderr, "%sgsm8k: %lld of %zu problems, %lld right%s", terminal ? "\r\x1b[K" : "", (long long)score->problems, n,
+            (long long)score->correct, terminal && !last ? "" : "\n");
     fflush(stderr);
 }
 
-static tp_status answer(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const tp_generate_options *options, const struct problem *p, tp_gsm8k_score *score)
+static tp_status answer(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const tp_generate_options *options,
+                        const struct problem *p, tp_gsm8k_score *score)
 {
     tp_generated reply;
     double number;
@@ -105,7 +109,8 @@ static tp_status answer(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer
     return TP_OK;
 }
 
-static tp_status answer_all(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, const struct problems *all, const volatile sig_atomic_t *stop, tp_gsm8k_score *score)
+static tp_status answer_all(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, const struct problems *all,
+                            const volatile sig_atomic_t *stop, tp_gsm8k_score *score)
 {
     tp_generator *generator;
     int64_t ends[TP_CLI_MAX_ENDS], context = (int64_t)all->longest_prompt + NEW_TOKENS;
@@ -115,14 +120,16 @@ static tp_status answer_all(tp_ctx *ctx, tp_model *model, const tp_tokenizer *to
     TP_TRY(tp_generator_open(ctx, model, context, &generator));
     tp_status status = TP_OK;
     for (size_t i = 0; i < all->n && status == TP_OK; i++) {
-        status = *stop != 0 ? tp_fail(ctx, TP_PREEMPTED, "stopped after %zu of %zu problems", i, all->n) : answer(ctx, generator, tokenizer, &options, &all->items[i], score);
+        status = *stop != 0 ? tp_fail(ctx, TP_PREEMPTED, "stopped after %zu of %zu problems", i, all->n)
+                            : answer(ctx, generator, tokenizer, &options, &all->items[i], score);
         if (status == TP_OK) report(score, all->n);
     }
     tp_generator_close(generator);
     return status;
 }
 
-tp_status tp_gsm8k_run(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, const tp_dataset *data, const volatile sig_atomic_t *stop, tp_gsm8k_score *score)
+tp_status tp_gsm8k_run(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, const tp_dataset *data,
+                       const volatile sig_atomic_t *stop, tp_gsm8k_score *score)
 {
     struct problems all = {0};
     *score = (tp_gsm8k_score){0};

@@ -10,13 +10,13 @@
 #include "inference/generate.h"
 
 #define PROMPT_MAX_BYTES ((size_t)64 << 20)
-#define MAX_STOPS 16
+#define MAX_STOPS        16
 
 struct request {
     tp_generate_options options;
     tp_tokens prompt;
     const char *stops[MAX_STOPS + 1];
-    char *text;            /* of --file; owned */
+    char *text; /* of --file; owned */
     bool streaming_failed;
 };
 
@@ -36,7 +36,8 @@ static tp_status read_stream(tp_ctx *ctx, FILE *from, char **text, size_t *n)
     size_t got;
     tp_buf_init(&buf, PROMPT_MAX_BYTES);
     while ((got = fread(piece, 1, sizeof piece, from)) > 0) tp_buf_append(&buf, piece, got);
-    tp_status status = ferror(from) ? tp_fail(ctx, TP_IO_READ, "the prompt cannot be read from standard input") : tp_buf_status(ctx, &buf, "prompt");
+    tp_status status = ferror(from) ? tp_fail(ctx, TP_IO_READ, "the prompt cannot be read from standard input")
+                                    : tp_buf_status(ctx, &buf, "prompt");
     if (status == TP_OK) {
         *n = buf.len;
         *text = tp_strndup(ctx, tp_buf_cstr(&buf), buf.len);
@@ -49,11 +50,13 @@ static tp_status read_stream(tp_ctx *ctx, FILE *from, char **text, size_t *n)
 static tp_status prompt_text(tp_ctx *ctx, const tp_args *args, struct request *r, tp_span *text)
 {
     const char *file = tp_args_value(args, "file"), *given = tp_args_value(args, "prompt");
-    if ((file != NULL) + (given != NULL) + tp_args_has(args, "ids") != 1) return tp_fail(ctx, TP_INVALID, "generate: exactly one of --prompt, --file and --ids is needed");
+    if ((file != NULL) + (given != NULL) + tp_args_has(args, "ids") != 1)
+        return tp_fail(ctx, TP_INVALID, "generate: exactly one of --prompt, --file and --ids is needed");
     if (given != NULL) *text = tp_span_of(given);
     if (file == NULL) return TP_OK;
     size_t n = 0;
-    TP_TRY(strcmp(file, "-") == 0 ? read_stream(ctx, stdin, &r->text, &n) : tp_file_read(ctx, file, PROMPT_MAX_BYTES, &r->text, &n));
+    TP_TRY(strcmp(file, "-") == 0 ? read_stream(ctx, stdin, &r->text, &n)
+                                  : tp_file_read(ctx, file, PROMPT_MAX_BYTES, &r->text, &n));
     *text = (tp_span){r->text, n};
     return TP_OK;
 }
@@ -66,7 +69,8 @@ static tp_status read_ids(tp_ctx *ctx, const char *text, tp_tokens *out)
         int64_t id;
         if (n > 0) {
             snprintf(number, sizeof number, "%.*s", (int)(n < 23 ? n : 23), text);
-            if (n > 22 || !tp_parse_i64(number, &id) || id < 0 || id > INT32_MAX) return tp_fail(ctx, TP_INVALID, "--ids: expected token ids, got \"%s\"", number);
+            if (n > 22 || !tp_parse_i64(number, &id) || id < 0 || id > INT32_MAX)
+                return tp_fail(ctx, TP_INVALID, "--ids: expected token ids, got \"%s\"", number);
             TP_TRY(tp_tokens_push(ctx, out, (tp_token){.id = (int32_t)id}));
         }
         text += n + strspn(text + n, ", ");
@@ -84,7 +88,9 @@ static tp_status encode_chat(tp_ctx *ctx, const tp_tokenizer *tokenizer, tp_span
     TP_TRY(tp_prompt_open(ctx, tokenizer, "tokenizer_default", &prompt));
     tp_prompt_fill(&prompt, &input);
     tp_status status = tp_chat_render(ctx, prompt.tmpl, &input, &rendered);
-    if (status == TP_OK) status = tp_tokenizer_encode(ctx, tokenizer, (tp_span){tp_buf_cstr(&rendered.text), rendered.text.len}, TP_ENCODE_PLAIN, out);
+    if (status == TP_OK)
+        status = tp_tokenizer_encode(ctx, tokenizer, (tp_span){tp_buf_cstr(&rendered.text), rendered.text.len}, TP_ENCODE_PLAIN,
+                                     out);
     tp_template_output_free(&rendered);
     tp_prompt_close(&prompt);
     return status;
@@ -112,7 +118,8 @@ static tp_status sampling_defaults(tp_ctx *ctx, const char *model, tp_sampling *
     tp_status status = tp_json_read(ctx, path, (size_t)1 << 20, &doc);
     const tp_json *root = doc != NULL ? tp_json_root(doc) : NULL;
     if (status == TP_OK) status = tp_json_need_bool(ctx, doc, root, "do_sample", false, &samples);
-    if (status == TP_OK) status = tp_json_need_f64(ctx, doc, root, "repetition_penalty", false, 0.01, 100, &s->repetition_penalty);
+    if (status == TP_OK)
+        status = tp_json_need_f64(ctx, doc, root, "repetition_penalty", false, 0.01, 100, &s->repetition_penalty);
     if (status == TP_OK && samples) {
         s->temperature = 1;
         s->top_k = 50; /* the library's own default */
@@ -160,7 +167,8 @@ static bool emit(void *state, const char *text, size_t n)
 
 static tp_status print_json(tp_ctx *ctx, const tp_generated *g)
 {
-    static const char *const reasons[] = {[TP_FINISH_STOP] = "stop", [TP_FINISH_LENGTH] = "length", [TP_FINISH_CANCELLED] = "cancelled"};
+    static const char *const reasons[] = {
+        [TP_FINISH_STOP] = "stop", [TP_FINISH_LENGTH] = "length", [TP_FINISH_CANCELLED] = "cancelled"};
     tp_buf out;
     tp_buf_init(&out, 0);
     tp_buf_text(&out, "{\"ids\": [");
@@ -174,13 +182,16 @@ static tp_status print_json(tp_ctx *ctx, const tp_generated *g)
     return status;
 }
 
-static tp_status generate_on(tp_ctx *ctx, const tp_args *args, tp_model *model, const tp_tokenizer *tokenizer, struct request *r)
+static tp_status generate_on(tp_ctx *ctx, const tp_args *args, tp_model *model, const tp_tokenizer *tokenizer,
+                             struct request *r)
 {
     tp_generator *generator;
     tp_generated result;
     int64_t ends[TP_CLI_MAX_ENDS], context = (int64_t)r->prompt.count + r->options.max_tokens;
     if (context > model->config.max_positions) context = model->config.max_positions;
-    if ((int64_t)r->prompt.count >= context) return tp_fail(ctx, TP_SHAPE, "the prompt has %zu tokens, the model's context %lld", r->prompt.count, (long long)model->config.max_positions);
+    if ((int64_t)r->prompt.count >= context)
+        return tp_fail(ctx, TP_SHAPE, "the prompt has %zu tokens, the model's context %lld", r->prompt.count,
+                       (long long)model->config.max_positions);
     r->options.eos_ids = ends;
     r->options.n_eos = tp_cli_end_tokens(model, tokenizer, ends);
     if (!tp_args_has(args, "json")) {
@@ -193,8 +204,10 @@ static tp_status generate_on(tp_ctx *ctx, const tp_args *args, tp_model *model, 
     tp_status status = tp_generator_open(ctx, model, context, &generator);
     if (status == TP_OK) {
         status = tp_generate(ctx, generator, tokenizer, ids, r->prompt.count, &r->options, &result);
-        if (status == TP_OK && tp_args_has(args, "json")) status = print_json(ctx, &result);
-        else if (status == TP_OK && !r->streaming_failed) status = tp_cli_print(ctx, "\n", 1);
+        if (status == TP_OK && tp_args_has(args, "json"))
+            status = print_json(ctx, &result);
+        else if (status == TP_OK && !r->streaming_failed)
+            status = tp_cli_print(ctx, "\n", 1);
         if (status == TP_OK || status == TP_IO_WRITE) tp_generated_free(&result);
         tp_generator_close(generator);
     }
@@ -213,7 +226,8 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     signal(SIGTERM, on_signal);
     tp_status status = read_options(ctx, args, &r);
     if (status == TP_OK) status = tp_tokenizer_for(ctx, args->positional[0], &tokenizer);
-    if (status != TP_OK && tp_args_has(args, "ids") && ctx->status == TP_IO_READ) { /* ids need no tokenizer: then there is no text */
+    if (status != TP_OK && tp_args_has(args, "ids") &&
+        ctx->status == TP_IO_READ) { /* ids need no tokenizer: then there is no text */
         tp_ctx_clear(ctx);
         status = TP_OK;
     }
@@ -241,7 +255,13 @@ static const tp_flag flags[] = {
     {"repetition-penalty", "R", false, false, "above 1: repeat less"},
     {"stop", "TEXT", false, true, "end before this text"},
     {"seed", "N", false, false, "of sampling (default 42)"},
-    TP_FLAG_JSON, TP_FLAG_PRECISION, TP_FLAG_DEVICE, TP_FLAG_THREADS, TP_FLAG_FORCE, TP_FLAG_END,
+    TP_FLAG_JSON,
+    TP_FLAG_PRECISION,
+    TP_FLAG_DEVICE,
+    TP_FLAG_THREADS,
+    TP_FLAG_FORCE,
+    TP_FLAG_END,
 };
 
-const tp_command tp_command_generate = {"generate", "MODEL --prompt TEXT [--chat] [--adapter DIR] ...", "generate text from a prompt", flags, 1, 1, run};
+const tp_command tp_command_generate = {
+    "generate", "MODEL --prompt TEXT [--chat] [--adapter DIR] ...", "generate text from a prompt", flags, 1, 1, run};

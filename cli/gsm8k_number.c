@@ -9,7 +9,8 @@ bool tp_gsm8k_number(const char *text, size_t n, double *number)
     size_t i = 0, kept = 0;
     while (i + 4 <= n && memcmp(text + i, "####", 4) != 0) i++;
     if (i + 4 > n) return false;
-    for (i += 4; i < n && (text[i] == ' ' || text[i] == '\t'); i++) {}
+    for (i += 4; i < n && (text[i] == ' ' || text[i] == '\t'); i++) {
+    }
     for (; i < n && memchr("0123456789+-.,$", text[i], 15) != NULL; i++) {
         if (text[i] == ',' || text[i] == '$') continue;
         if (kept + 1 == sizeof digits) return false;

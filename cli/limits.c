@@ -44,7 +44,8 @@ tp_status tp_cli_print_limits(tp_ctx *ctx)
 {
     tp_buf text;
     tp_buf_init(&text, 0);
-    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) tp_buf_printf(&text, "%s %llu\n", limits[i].name, (unsigned long long)limits[i].value);
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
+        tp_buf_printf(&text, "%s %llu\n", limits[i].name, (unsigned long long)limits[i].value);
     tp_status status = tp_buf_status(ctx, &text, "limits");
     if (status == TP_OK) status = tp_cli_print(ctx, text.data, text.len);
     tp_buf_free(&text);

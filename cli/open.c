@@ -7,13 +7,18 @@
 
 static void print_problems(const tp_problems *problems)
 {
-    for (size_t i = 0; i < problems->n; i++) fprintf(stderr, "%s%s\n", problems->items[i].status == TP_OK ? "note: " : "", problems->items[i].text);
+    for (size_t i = 0; i < problems->n; i++)
+        fprintf(stderr, "%s%s\n", problems->items[i].status == TP_OK ? "note: " : "", problems->items[i].text);
     if (problems->n_left_out > 0) fprintf(stderr, "... and %zu more problems\n", problems->n_left_out);
 }
 
-static tp_status check(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes, tp_cli_recipe *r, tp_problems *problems)
+static tp_status check(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes,
+                       tp_cli_recipe *r, tp_problems *problems)
 {
-    tp_recipe_options options = {.schema = &tp_recipe_schema, .overrides = args->positional + 1, .n_overrides = args->n_positional - 1, .optional = optional};
+    tp_recipe_options options = {.schema = &tp_recipe_schema,
+                                 .overrides = args->positional + 1,
+                                 .n_overrides = args->n_positional - 1,
+                                 .optional = optional};
     TP_TRY(tp_recipe_load(ctx, args->positional[0], &options, &r->config, problems, &r->recipe));
     TP_TRY(tp_config_available(ctx, r->recipe, &r->config, problems));
     TP_TRY(tp_recipe_check_inputs(ctx, r->recipe, problems));
@@ -22,7 +27,8 @@ static tp_status check(tp_ctx *ctx, const tp_args *args, const char *const *opti
     return tp_config_check_output(ctx, r->recipe, &r->config, problems);
 }
 
-tp_status tp_cli_recipe_open(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes, tp_cli_recipe *r)
+tp_status tp_cli_recipe_open(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes,
+                             tp_cli_recipe *r)
 {
     tp_problems problems = {0};
     *r = (tp_cli_recipe){0};

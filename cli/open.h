@@ -14,7 +14,8 @@ typedef struct tp_cli_recipe {
 } tp_cli_recipe;
 
 /* Text, availability and input paths; the output folder too if check_output. optional: keys this command can do without. */
-tp_status tp_cli_recipe_open(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes, tp_cli_recipe *recipe) TP_MUST_CHECK;
+tp_status tp_cli_recipe_open(tp_ctx *ctx, const tp_args *args, const char *const *optional, bool check_output, bool resumes,
+                             tp_cli_recipe *recipe) TP_MUST_CHECK;
 void tp_cli_recipe_close(tp_cli_recipe *recipe);
 
 /* A model on the device of --device with the adapter of --adapter, in --precision. */

@@ -256,7 +256,6 @@ static tp_status fingerprint(const struct opening *o)
     char shape[128];
     tp_buf text;
     tp_status status = TP_OK;
-    if (!o->ctx->device->backend->computes) return TP_OK;
     tp_buf_init(&text, 0);
     tp_config_write_json(&o->model->config, &text);
     for (size_t i = 0; i < o->n && status == TP_OK; i++) {

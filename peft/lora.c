@@ -78,7 +78,8 @@ static tp_status matches_alone(tp_ctx *ctx, const tp_model *model, const tp_name
 {
     tp_targets alone = {.include = {include->is_regex, include->list + entry, 1}};
     *matches = false;
-    for (size_t i = 0; i < model->n_linears && !*matches; i++) TP_TRY(tp_target_match(ctx, &alone, model->linears[i]->path, model->linears[i]->is_head, matches, NULL));
+    for (size_t i = 0; i < model->n_linears && !*matches; i++)
+        TP_TRY(tp_target_match(ctx, &alone, model->linears[i]->path, model->linears[i]->is_head, matches, NULL));
     return TP_OK;
 }
 

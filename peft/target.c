@@ -20,8 +20,8 @@ static bool read_index(pcre2_match_data *data, int64_t *index)
     return pcre2_substring_copy_byname(data, (PCRE2_SPTR) "idx", (PCRE2_UCHAR *)digits, &n) == 0 && tp_parse_i64(digits, index);
 }
 
-/* Compiles and matches once: a handful of patterns against a few hundred paths, so nothing is cached. With `index` the match has
- * to have a number in its group "idx" too. */
+/* Compiles and matches once: a handful of patterns against a few hundred paths, so nothing is cached. With `index` the match
+ * has to have a number in its group "idx" too. */
 static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t options, const char *subject, bool *matches,
                                int64_t *index)
 {
@@ -31,8 +31,8 @@ static tp_status regex_matches(tp_ctx *ctx, const char *pattern, uint32_t option
     if (code == NULL) {
         unsigned char text[160] = "out of memory";
         pcre2_get_error_message(error, text, sizeof text);
-        return tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_INVALID, "regular expression \"%s\": %s at offset %zu",
-                       pattern, (const char *)text, offset);
+        return tp_fail(ctx, error == PCRE2_ERROR_NOMEMORY ? TP_NOMEM : TP_INVALID,
+                       "regular expression \"%s\": %s at offset %zu", pattern, (const char *)text, offset);
     }
     pcre2_match_context *limits = pcre2_match_context_create(NULL);
     pcre2_match_data *data = pcre2_match_data_create_from_pattern(code, NULL);

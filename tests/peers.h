@@ -1,4 +1,5 @@
-/* Tables in tests/peers/: what torch, transformers and PEFT compute (scripts/make_peer_tables.py). Included after tests/support.h. */
+/* Tables in tests/peers/: what torch, transformers and PEFT compute (scripts/make_peer_tables.py). Included after
+ * tests/support.h. */
 #ifndef TP_TESTS_PEERS_H
 #define TP_TESTS_PEERS_H
 
@@ -28,6 +29,9 @@ static inline double peer_item(const tp_json *array, size_t i)
     return number;
 }
 
-static inline bool peer_is(const tp_json *object, const char *key, const char *text) { return tp_span_is(tp_json_string(tp_json_get(object, key)), text); }
+static inline bool peer_is(const tp_json *object, const char *key, const char *text)
+{
+    return tp_span_is(tp_json_string(tp_json_get(object, key)), text);
+}
 
 #endif

@@ -32,7 +32,8 @@ static void write_state(const tp_run_state *s, tp_buf *out)
     put_f64(out, "loss_mean", s->loss_mean);
     put_f64(out, "loss_var", s->loss_var);
     put_f64(out, "best_metric", s->best_metric);
-    tp_buf_printf(out, ",\n  \"loss_count\": %lld,\n  \"best_step\": %lld,\n  \"evals_without_gain\": %lld", (long long)s->loss_count, (long long)s->best_step, (long long)s->evals_without_gain);
+    tp_buf_printf(out, ",\n  \"loss_count\": %lld,\n  \"best_step\": %lld,\n  \"evals_without_gain\": %lld,\n  \"eval_pending\": %s", (long long)s->loss_count, (long long)s->best_step, (long long)s->evals_without_gain,
+                  s->eval_pending ? "true" : "false");
     tp_buf_printf(out, ",\n  \"run_id\": \"%s\",\n  \"recipe\": \"%s\",\n  \"data\": \"%s\",\n  \"base\": \"%s\",\n  \"version\": \"%s\",\n  \"device\": \"%s\"\n}\n", s->run_id, s->recipe, s->data,
                   s->base, s->version, s->device);
 }
@@ -64,6 +65,7 @@ static tp_status parse_state(tp_ctx *ctx, const tp_json_doc *doc, tp_run_state *
     TP_TRY(tp_json_need_f64(ctx, doc, root, "loss_mean", true, -1e300, 1e300, &s->loss_mean));
     TP_TRY(tp_json_need_f64(ctx, doc, root, "loss_var", true, -1e300, 1e300, &s->loss_var));
     TP_TRY(tp_json_need_f64(ctx, doc, root, "best_metric", false, -1e300, 1e300, &s->best_metric));
+    TP_TRY(tp_json_need_bool(ctx, doc, root, "eval_pending", false, &s->eval_pending));
     TP_TRY(read_text(ctx, doc, "run_id", s->run_id, sizeof s->run_id));
     TP_TRY(read_text(ctx, doc, "recipe", s->recipe, sizeof s->recipe));
     TP_TRY(read_text(ctx, doc, "data", s->data, sizeof s->data));

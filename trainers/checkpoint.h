@@ -21,6 +21,7 @@ typedef struct tp_run_state {
     int64_t loss_count;
     double best_metric;      /* lower is better; NaN: none yet */
     int64_t best_step, evals_without_gain;
+    bool eval_pending;       /* told to stop while evaluating at this step: it is done first on resume */
     char run_id[65];         /* of the run that wrote it: rotation touches no other */
     char recipe[65], data[65], base[65], version[32], device[32];
 } tp_run_state;

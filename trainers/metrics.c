@@ -26,6 +26,7 @@ struct tp_metrics {
     double last_line;        /* when the progress was last shown */
     double smooth;           /* running mean of the loss for the progress line */
     bool any;
+    int64_t evaluated;       /* step of the held-out row that metrics.jsonl ended with when it was opened; -1: none */
 };
 
 double tp_now(void)
@@ -63,8 +64,9 @@ uint64_t tp_peak_resident_bytes(void)
 
 /* ---- the two files ---- */
 
-/* Bytes of `text` up to the last complete row whose step is at most `step`. */
-static size_t kept_length(tp_ctx *ctx, const char *name, const char *text, size_t n, int64_t step)
+/* Bytes of `text` up to the last complete row whose step is at most `step`. *evaluated: the step of the last of these rows if
+ * it is one of held-out loss, else -1. */
+static size_t kept_length(tp_ctx *ctx, const char *name, const char *text, size_t n, int64_t step, int64_t *evaluated)
 {
     size_t kept = 0;
     while (kept < n) {
@@ -74,16 +76,20 @@ static size_t kept_length(tp_ctx *ctx, const char *name, const char *text, size_
         tp_json_doc *doc = NULL;
         tp_json_options options = {.name = name};
         int64_t row_step = INT64_MAX;
-        if (tp_json_parse(ctx, text + kept, length, &options, &doc) == TP_OK) (void)tp_json_i64(tp_json_get(tp_json_root(doc), "step"), &row_step);
-        else tp_ctx_clear(ctx); /* a torn or foreign line ends what is kept */
+        bool held_out = false;
+        if (tp_json_parse(ctx, text + kept, length, &options, &doc) == TP_OK) {
+            (void)tp_json_i64(tp_json_get(tp_json_root(doc), "step"), &row_step);
+            held_out = tp_json_get(tp_json_root(doc), "eval_loss") != NULL;
+        } else tp_ctx_clear(ctx); /* a torn or foreign line ends what is kept */
         tp_json_free(doc);
         if (row_step > step) break;
+        *evaluated = held_out ? row_step : -1;
         kept += length + 1;
     }
     return kept;
 }
 
-static tp_status open_log(tp_ctx *ctx, const char *folder, const char *name, int64_t step, int *fd)
+static tp_status open_log(tp_ctx *ctx, const char *folder, const char *name, int64_t step, int *fd, int64_t *evaluated)
 {
     char *path = tp_path_join(ctx, folder, name), *text = NULL;
     size_t n = 0, kept = 0;
@@ -91,7 +97,7 @@ static tp_status open_log(tp_ctx *ctx, const char *folder, const char *name, int
     tp_status status = TP_OK;
     if (step > 0 && tp_path_exists(path)) {
         status = tp_file_read(ctx, path, LOG_MAX_BYTES, &text, &n);
-        if (status == TP_OK) kept = kept_length(ctx, path, text, n, step);
+        if (status == TP_OK) kept = kept_length(ctx, path, text, n, step, evaluated);
         tp_free(text);
     }
     if (status == TP_OK) {
@@ -107,10 +113,12 @@ tp_status tp_metrics_open(tp_ctx *ctx, const char *folder, int64_t step, bool pr
     tp_metrics *m = tp_alloc(ctx, 1, sizeof *m);
     if (m == NULL) return TP_NOMEM;
     m->metrics = m->timing = -1;
+    m->evaluated = -1;
     m->progress = progress;
     m->terminal = isatty(STDERR_FILENO) == 1;
-    tp_status status = open_log(ctx, folder, "metrics.jsonl", step, &m->metrics);
-    if (status == TP_OK) status = open_log(ctx, folder, "timing.jsonl", step, &m->timing);
+    int64_t unused = -1;
+    tp_status status = open_log(ctx, folder, "metrics.jsonl", step, &m->metrics, &m->evaluated);
+    if (status == TP_OK) status = open_log(ctx, folder, "timing.jsonl", step, &m->timing, &unused);
     if (status != TP_OK) {
         tp_metrics_close(m);
         return status;
@@ -188,7 +196,7 @@ void tp_metrics_eval(tp_ctx *ctx, tp_metrics *m, int64_t step, double eval_loss)
     tp_buf_printf(&row, "{\"step\": %lld", (long long)step);
     put(&row, "eval_loss", eval_loss);
     tp_buf_text(&row, "}\n");
-    append(ctx, &m->metrics, &row, "metrics.jsonl");
+    if (step != m->evaluated) append(ctx, &m->metrics, &row, "metrics.jsonl"); /* else the row is there: killed after writing it */
     tp_buf_free(&row);
     if (m->progress) tp_metrics_say(m, "step %lld: held-out loss %.4f", (long long)step, eval_loss);
 }

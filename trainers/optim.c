@@ -10,16 +10,28 @@
 
 static tp_status adamw_update(tp_ctx *ctx, tp_optim *o)
 {
-    tp_adamw_args args = {.n = o->params->elements, .w = o->params->values, .m = o->state[0], .v = o->state[1], .g = o->params->grads,
-                          .state = o->step_state, .beta1 = (float)o->options.beta1, .beta2 = (float)o->options.beta2,
-                          .epsilon = (float)o->options.epsilon, .weight_decay = (float)o->options.weight_decay};
+    tp_adamw_args args = {.n = o->params->elements,
+                          .w = o->params->values,
+                          .m = o->state[0],
+                          .v = o->state[1],
+                          .g = o->params->grads,
+                          .state = o->step_state,
+                          .beta1 = (float)o->options.beta1,
+                          .beta2 = (float)o->options.beta2,
+                          .epsilon = (float)o->options.epsilon,
+                          .weight_decay = (float)o->options.weight_decay};
     return tp_run_adamw(ctx, &args);
 }
 
 static tp_status sgd_update(tp_ctx *ctx, tp_optim *o)
 {
-    tp_sgd_args args = {.n = o->params->elements, .w = o->params->values, .m = o->state[0], .g = o->params->grads, .state = o->step_state,
-                        .momentum = (float)o->options.momentum, .weight_decay = (float)o->options.weight_decay};
+    tp_sgd_args args = {.n = o->params->elements,
+                        .w = o->params->values,
+                        .m = o->state[0],
+                        .g = o->params->grads,
+                        .state = o->step_state,
+                        .momentum = (float)o->options.momentum,
+                        .weight_decay = (float)o->options.weight_decay};
     return tp_run_sgd(ctx, &args);
 }
 
@@ -28,7 +40,10 @@ static const tp_optim_kind kinds[] = {
     {"sgd", {"momentum_buffer", NULL}, sgd_update},
 };
 
-static size_t buffer_bytes(const tp_optim *o) { return (size_t)o->params->elements * sizeof(float); }
+static size_t buffer_bytes(const tp_optim *o)
+{
+    return (size_t)o->params->elements * sizeof(float);
+}
 
 static bool keeps_state(const tp_optim *o, int i)
 {
@@ -112,7 +127,8 @@ static tp_status save_arrays(tp_ctx *ctx, const tp_optim *o, float *const host[]
             starts[n] = names.len;
             tp_buf_printf(&names, "%s.%s", param->name, o->kind->states[i]);
             tp_buf_char(&names, '\0');
-            arrays[n++] = (tp_named_array){.dtype = TP_F32, .rank = 2, .shape = {param->tensor.rows, param->tensor.cols}, .data = host[i] + param->offset};
+            arrays[n++] = (tp_named_array){
+                .dtype = TP_F32, .rank = 2, .shape = {param->tensor.rows, param->tensor.cols}, .data = host[i] + param->offset};
         }
     }
     if (status == TP_OK) status = tp_buf_status(ctx, &names, path);
@@ -146,7 +162,8 @@ static tp_status load_one(tp_ctx *ctx, tp_optim *o, const tp_safetensors *file, 
     const tp_entry *e = tp_safetensors_find(file, name);
     if (e == NULL) return tp_fail(ctx, TP_CHECKPOINT, "%s: %s is missing", tp_safetensors_path(file), name);
     if (e->rank != 2 || e->shape[0] != param->tensor.rows || e->shape[1] != param->tensor.cols || e->dtype != TP_F32)
-        return tp_fail(ctx, TP_CHECKPOINT, "%s: %s: expected F32 [%lld, %lld]", tp_safetensors_path(file), name, (long long)param->tensor.rows, (long long)param->tensor.cols);
+        return tp_fail(ctx, TP_CHECKPOINT, "%s: %s: expected F32 [%lld, %lld]", tp_safetensors_path(file), name,
+                       (long long)param->tensor.rows, (long long)param->tensor.cols);
     TP_TRY(tp_safetensors_read(ctx, file, e, host));
     return ctx->device->backend->copy_in(ctx, o->state[i] + param->offset, host, (size_t)param->count * sizeof *host);
 }
@@ -159,7 +176,8 @@ tp_status tp_optim_load(tp_ctx *ctx, tp_optim *o, const char *path)
     tp_status status = host != NULL ? TP_OK : TP_NOMEM;
     const char *kind = tp_safetensors_metadata(file, "optimizer");
     if (status == TP_OK && (kind == NULL || strcmp(kind, o->kind->name) != 0))
-        status = tp_fail(ctx, TP_CHECKPOINT, "%s: state of optimizer %s, the recipe says %s", path, kind != NULL ? kind : "(unnamed)", o->kind->name);
+        status = tp_fail(ctx, TP_CHECKPOINT, "%s: state of optimizer %s, the recipe says %s", path,
+                         kind != NULL ? kind : "(unnamed)", o->kind->name);
     for (size_t p = 0; status == TP_OK && p < o->params->n; p++)
         for (int i = 0; status == TP_OK && i < TP_OPTIM_STATES; i++)
             if (o->state[i] != NULL) status = load_one(ctx, o, file, &o->params->list[p], i, host);

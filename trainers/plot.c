@@ -85,7 +85,8 @@ static tp_status read_line(tp_ctx *ctx, const char *text, size_t n, struct plot 
     return status;
 }
 
-/* In pieces: the log of a long run is larger than what this process should hold. A line that is cut off or too long is no row. */
+/* In pieces: the log of a long run is larger than what this process should hold. A line that is cut off or too long is no row.
+ */
 static tp_status read_rows(tp_ctx *ctx, tp_file *file, char *buffer, struct plot *plot)
 {
     uint64_t size = tp_file_size(file), at = 0;
@@ -118,8 +119,8 @@ static tp_status read_file(tp_ctx *ctx, const char *folder, struct plot *plot)
 
 /* ---- what to show ---- */
 
-/* Mean over the losses around a row, a twenty-fifth of the run wide. Made for as many rows as the picture can tell apart; sums are
- * taken afresh for each, so that one enormous loss does not stay behind as a rounding error. */
+/* Mean over the losses around a row, a twenty-fifth of the run wide. Made for as many rows as the picture can tell apart; sums
+ * are taken afresh for each, so that one enormous loss does not stay behind as a rounding error. */
 static void fill_means(struct series *s)
 {
     size_t reach = s->n / 50 > 2 ? s->n / 50 : 2, stride = s->n / (CELLS * (RIGHT - LEFT)) + 1;
@@ -148,8 +149,8 @@ static void widen(double value, double *low, double *high)
     if (!(*high >= value)) *high = value;
 }
 
-/* Every mean and held-out loss, and all training losses but the highest half per cent where those tower above the rest: one spike
- * must not flatten the curve. */
+/* Every mean and held-out loss, and all training losses but the highest half per cent where those tower above the rest: one
+ * spike must not flatten the curve. */
 static tp_status find_range(tp_ctx *ctx, struct plot *plot)
 {
     double low = NAN, high = NAN;
@@ -202,7 +203,10 @@ static void find_axes(struct plot *plot)
     for (size_t i = 0; i < plot->train.n; i++) plot->n_above += plot->train.rows[i].loss > plot->high;
 }
 
-static double x_of(const struct plot *plot, double step) { return LEFT + (RIGHT - LEFT) * (step - plot->first) / (plot->last - plot->first); }
+static double x_of(const struct plot *plot, double step)
+{
+    return LEFT + (RIGHT - LEFT) * (step - plot->first) / (plot->last - plot->first);
+}
 
 /* Far above and below are cut, so that any value has a place; the clip path hides what is outside. */
 static double y_of(const struct plot *plot, double loss)
@@ -226,7 +230,10 @@ static void put_fixed(tp_buf *out, double value, int decimals)
     if (decimals > 0) tp_buf_printf(out, ".%0*lld", decimals, rest);
 }
 
-static void put_coordinate(tp_buf *out, double value) { put_fixed(out, value, 1); }
+static void put_coordinate(tp_buf *out, double value)
+{
+    put_fixed(out, value, 1);
+}
 
 /* 1200, 20k, 1.5M. */
 static void put_step(tp_buf *out, double step)
@@ -277,7 +284,8 @@ static void write_loss_axis(const struct plot *plot, tp_buf *out)
         put_fixed(out, value, decimals_of(plot->loss_tick));
         tp_buf_text(out, "</text>\n");
     }
-    tp_buf_printf(out, "<text transform=\"translate(22 %d) rotate(-90)\" text-anchor=\"middle\">loss per token</text>\n", (TOP + BOTTOM) / 2);
+    tp_buf_printf(out, "<text transform=\"translate(22 %d) rotate(-90)\" text-anchor=\"middle\">loss per token</text>\n",
+                  (TOP + BOTTOM) / 2);
 }
 
 static void write_step_axis(const struct plot *plot, tp_buf *out)
@@ -299,7 +307,7 @@ static void write_step_axis(const struct plot *plot, tp_buf *out)
 struct pen {
     const struct plot *plot;
     tp_buf *out;
-    bool down, moved;  /* moved: a line was drawn since the pen went down */
+    bool down, moved; /* moved: a line was drawn since the pen went down */
     double cell;
     bool gathering;
     struct row least, largest; /* .loss is what is drawn */
@@ -360,9 +368,13 @@ static void trace(const struct plot *plot, const struct series *s, bool means, t
     lift(&pen);
 }
 
-static void write_curve(const struct plot *plot, const struct series *s, bool means, const char *id, const char *attributes, tp_buf *out)
+static void write_curve(const struct plot *plot, const struct series *s, bool means, const char *id, const char *attributes,
+                        tp_buf *out)
 {
-    tp_buf_printf(out, "<path id=\"%s\" clip-path=\"url(#area)\" fill=\"none\" stroke-linecap=\"round\" stroke-linejoin=\"round\" %s d=\"", id, attributes);
+    tp_buf_printf(
+        out,
+        "<path id=\"%s\" clip-path=\"url(#area)\" fill=\"none\" stroke-linecap=\"round\" stroke-linejoin=\"round\" %s d=\"", id,
+        attributes);
     trace(plot, s, means, out);
     tp_buf_text(out, "\"/>\n");
 }
@@ -450,7 +462,8 @@ static void write_legend(const struct plot *plot, tp_buf *out)
         x = write_key(out, x, "stroke=\"" MEAN_COLOUR "\" stroke-width=\"2.5\"", "running mean");
     }
     if (plot->held_out.n > 0) x = write_key(out, x, "stroke=\"" HELD_COLOUR "\" stroke-width=\"2.5\"", "held-out loss");
-    if (plot->n_skipped > 0) write_key(out, x, "stroke=\"" SKIP_COLOUR "\" stroke-width=\"5\" stroke-dasharray=\"1.5 4\"", "skipped steps");
+    if (plot->n_skipped > 0)
+        write_key(out, x, "stroke=\"" SKIP_COLOUR "\" stroke-width=\"5\" stroke-dasharray=\"1.5 4\"", "skipped steps");
 }
 
 static void write_curves(const struct plot *plot, tp_buf *out)
@@ -470,20 +483,25 @@ static void write_picture(struct plot *plot, tp_buf *out)
     bool any = isfinite(plot->low);
     if (any) find_axes(plot);
     tp_buf_printf(out,
-                  "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" role=\"img\" font-family=\"system-ui, 'Segoe UI', "
+                  "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" role=\"img\" "
+                  "font-family=\"system-ui, 'Segoe UI', "
                   "Helvetica, Arial, sans-serif\" font-size=\"13\" fill=\"#3c434c\">\n<title>Training loss</title>\n<desc>",
                   WIDTH, HEIGHT, WIDTH, HEIGHT);
     write_summary(plot, out);
-    tp_buf_printf(out, "</desc>\n<defs><clipPath id=\"area\"><rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\"/></clipPath></defs>\n", LEFT - 4, TOP - 4, RIGHT - LEFT + 8,
-                  BOTTOM - TOP + 8);
+    tp_buf_printf(
+        out, "</desc>\n<defs><clipPath id=\"area\"><rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\"/></clipPath></defs>\n",
+        LEFT - 4, TOP - 4, RIGHT - LEFT + 8, BOTTOM - TOP + 8);
     tp_buf_printf(out, "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", WIDTH, HEIGHT);
     begin_text(out, LEFT, 33, "font-size=\"19\" font-weight=\"600\" fill=\"#161a1f\"");
     tp_buf_text(out, "Training loss</text>\n");
     begin_text(out, LEFT, 55, "fill=\"#6a727c\"");
     write_summary(plot, out);
     tp_buf_text(out, "</text>\n");
-    if (any) write_curves(plot, out);
-    else tp_buf_printf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\" font-size=\"15\">no losses were recorded</text>\n", WIDTH / 2, HEIGHT / 2);
+    if (any)
+        write_curves(plot, out);
+    else
+        tp_buf_printf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\" font-size=\"15\">no losses were recorded</text>\n",
+                      WIDTH / 2, HEIGHT / 2);
     tp_buf_text(out, "</svg>\n");
 }
 

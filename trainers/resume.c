@@ -136,7 +136,7 @@ static tp_status check_identity(tp_run *run, const char *path, const tp_run_stat
     };
     char list[128] = "";
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (parts[i].differs && (run->options.accept & parts[i].accept) == 0) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] != '\0' ? ", " : "", parts[i].what);
+        if (parts[i].differs && (run->options.accept & parts[i].accept) == 0) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] != '\0' ? "," : "", parts[i].what);
     if (list[0] == '\0') return TP_OK;
     return tp_fail(run->ctx, TP_CHECKPOINT, "%s was made with other settings: %s changed; --accept=%s goes on all the same", path, list, list);
 }
@@ -160,9 +160,10 @@ static tp_status read_checkpoint(tp_run *run, const char *path)
     tp_run_state now = {0}, then;
     TP_TRY(tp_checkpoint_read_state(run->ctx, path, &then));
     TP_TRY(fill_identity(run, &now));
-    run->finished = adapter_is_there(run) && (then.step >= run->steps || strcmp(then.recipe, now.recipe) == 0) && strcmp(resume_mode(run), "auto") == 0;
-    if (!run->finished) TP_TRY(check_identity(run, path, &then, &now));
     run->state = then;
+    bool complete = (then.step >= run->steps && !then.eval_pending) || tp_run_stops_early(run);
+    run->finished = complete && adapter_is_there(run) && strcmp(resume_mode(run), "auto") == 0;
+    if (!run->finished) TP_TRY(check_identity(run, path, &then, &now));
     memcpy(run->state.run_id, now.run_id, sizeof now.run_id);
     memcpy(run->state.recipe, now.recipe, sizeof now.recipe);
     memcpy(run->state.data, now.data, sizeof now.data);
@@ -281,7 +282,10 @@ static tp_status load_best(tp_run *run)
 tp_status tp_run_finish(tp_run *run)
 {
     const tp_output_config *c = &run->config->output;
-    TP_TRY(tp_run_save(run, "end"));
+    char problem[TP_MESSAGE_BYTES];
+    tp_status saved = tp_run_save(run, "end");
+    snprintf(problem, sizeof problem, "%s", run->ctx->message);
+    tp_ctx_clear(run->ctx); /* the adapter is what the run was for: it is tried even so */
     TP_TRY(load_best(run));
     TP_TRY(tp_run_publish_adapter(run, "adapter"));
     if (c->plot_loss && tp_plot_loss(run->ctx, c->output_dir) != TP_OK) {
@@ -289,5 +293,5 @@ tp_status tp_run_finish(tp_run *run)
         tp_ctx_clear(run->ctx);
     }
     if (run->options.progress) tp_metrics_say(run->metrics, "adapter: %s/adapter", c->output_dir);
-    return TP_OK;
+    return saved == TP_OK ? TP_OK : tp_fail(run->ctx, saved, "%s/adapter is complete, but the last checkpoint is missing: %s", c->output_dir, problem);
 }

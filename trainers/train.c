@@ -136,27 +136,44 @@ static bool is_due(const tp_run *run, int64_t every, int64_t per_epoch)
     return in_epoch * per_epoch / run->steps_per_epoch != (in_epoch - 1) * per_epoch / run->steps_per_epoch;
 }
 
-/* Held-out loss where it is due; remembers the best and keeps its adapter. *stop: early_stopping_patience is used up. */
-static tp_status evaluate_if_due(tp_run *run, bool *stop)
+static bool evaluation_is_due(const tp_run *run)
 {
     const tp_output_config *c = &run->config->output;
     bool last = run->state.step == run->steps;
-    if (run->held_out == NULL || !(last || is_due(run, c->eval_steps, c->eval_steps > 0 ? 0 : c->evals_per_epoch))) return TP_OK;
+    return run->held_out != NULL && (last || is_due(run, c->eval_steps, c->eval_steps > 0 ? 0 : c->evals_per_epoch));
+}
+
+bool tp_run_stops_early(const tp_run *run)
+{
+    int64_t patience = run->config->output.early_stopping_patience;
+    return patience > 0 && run->state.evals_without_gain >= patience;
+}
+
+/* Held-out loss; remembers the best and keeps its adapter. */
+static tp_status evaluate(tp_run *run)
+{
+    const tp_output_config *c = &run->config->output;
     tp_eval_parts parts = {.model = run->model, .tape = run->tape, .buffers = &run->buffers, .batch = &run->eval_batch, .losses = run->losses,
                            .host_losses = run->host_losses, .stop = run->options.stop};
     tp_evaluation result;
     TP_TRY(tp_evaluate(run->ctx, &parts, run->held_out, &result));
     tp_metrics_eval(run->ctx, run->metrics, run->state.step, result.loss);
+    run->state.eval_pending = false;
     if (!(run->state.best_metric <= result.loss) && isfinite(result.loss)) { /* also true while there is none (NaN) */
-        run->state.best_metric = result.loss;
-        run->state.best_step = run->state.step;
+        tp_status status = c->load_best_model_at_end ? tp_run_publish_adapter(run, "best") : TP_OK;
+        if (status != TP_OK && status != TP_IO_WRITE) return status;
         run->state.evals_without_gain = 0;
-        if (c->load_best_model_at_end) TP_TRY(tp_run_publish_adapter(run, "best"));
+        if (status == TP_OK) {
+            run->state.best_metric = result.loss;
+            run->state.best_step = run->state.step;
+            return TP_OK;
+        }
+        tp_warn(run->ctx, "%s; the run goes on with the best adapter so far that was kept", run->ctx->message);
+        tp_ctx_clear(run->ctx);
         return TP_OK;
     }
     run->state.evals_without_gain++;
-    *stop = c->early_stopping_patience > 0 && run->state.evals_without_gain >= c->early_stopping_patience;
-    if (*stop) tp_metrics_say(run->metrics, "no better held-out loss in %lld evaluations: stopping early", (long long)run->state.evals_without_gain);
+    if (tp_run_stops_early(run)) tp_metrics_say(run->metrics, "no better held-out loss in %lld evaluations: stopping early", (long long)run->state.evals_without_gain);
     return TP_OK;
 }
 
@@ -172,24 +189,26 @@ static bool save_is_due(const tp_run *run)
 
 tp_status tp_run_train(tp_run *run)
 {
-    bool stop_early = false;
     if (run->finished || run->options.dry_run) return TP_OK;
     tp_metrics_start(run->ctx, run->metrics, run->state.step, tp_now() - run->options.process_start);
-    while (run->state.step < run->steps && !stop_early) {
+    while ((run->state.step < run->steps || run->state.eval_pending) && !tp_run_stops_early(run)) {
         if (told_to(run->options.stop)) {
             TP_TRY(tp_run_save(run, "stopped"));
             return tp_fail(run->ctx, TP_PREEMPTED, "stopped after step %lld of %lld; --resume goes on from there", (long long)run->state.step, (long long)run->steps);
         }
-        TP_TRY(run_step(run));
-        tp_status status = evaluate_if_due(run, &stop_early);
-        if (status == TP_PREEMPTED) { /* told to stop while evaluating: the step counts, the evaluation is repeated */
+        if (!run->state.eval_pending) {
+            TP_TRY(run_step(run));
+            run->state.eval_pending = evaluation_is_due(run);
+        }
+        tp_status status = run->state.eval_pending ? evaluate(run) : TP_OK;
+        if (status == TP_PREEMPTED) { /* told to stop while evaluating: the step counts, the evaluation is yet to be done */
             tp_ctx_clear(run->ctx);
             continue;
         }
         TP_TRY(status);
         if (save_is_due(run)) (void)tp_run_save(run, "interval"); /* a failed save is warned about and tried again later */
     }
-    if (stop_early) run->steps = run->state.step;
+    if (tp_run_stops_early(run)) run->steps = run->state.step;
     return tp_run_finish(run);
 }
 

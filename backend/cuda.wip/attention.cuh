@@ -220,7 +220,8 @@ __device__ __forceinline__ void copy_async(void *to, const void *from, bool ther
 }
 
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+/* Until at most PENDING of the thread's last groups are under way. */
+template <int PENDING> __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
 /* A bf16 tile's row is 16 bytes longer than its values: eight rows at the same column then lie in different banks. */
 template <int DIM> constexpr int tile_ld = DIM + 8;
@@ -373,6 +374,182 @@ __device__ __forceinline__ void store_pair(unsigned char *row, int column, int l
     }
 }
 
+/* ---- forward ---- */
+
+/* Part of the walk that this block takes. */
+__device__ __forceinline__ span part_of(const params &p, int steps, int split)
+{
+    const int per = (steps + p.splits - 1) / p.splits;
+    return {min(split * per, steps), min((split + 1) * per, steps)};
+}
+
+/* Where the results of a row go: to out and lse, or aside if the keys are split. */
+struct row_result {
+    unsigned char *out;
+    float *part, *lse;
+};
+
+__device__ __forceinline__ row_result find_result(const params &p, const query_tile &t, const query_rows &out, int row)
+{
+    const int64_t index = row_index(p, t.s, t.kv_head, row);
+    if (p.splits == 1) return {out.at(row - t.first), nullptr, p.lse == nullptr ? nullptr : p.lse + index};
+    const int64_t part = index * p.splits + t.split;
+    return {nullptr, p.part_out + part * p.head_dim, p.part_lse + part};
+}
+
+/* The scores of two rows of a lane (tensor cores' layout) become exponentials; greatest and sum go on, the sum over the lane's
+ * own columns. What is summed so far is to be multiplied by shrink. */
+template <int N>
+__device__ __forceinline__ void softmax_step(const params &p, const query_tile &t, const key_tile &tile, const int (&row)[2],
+                                             const span (&seen)[2], float (&s)[N][4], float (&greatest)[2], float (&sum)[2],
+                                             float (&shrink)[2])
+{
+    const int lane = threadIdx.x % 32;
+    const float factor = p.unit * LOG2E;
+    if (p.shaped) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int r = min(row[h], t.end - 1), diagonal = query_of(p, r) + t.s.k_len - t.s.q_len;
+            const float slope = alibi_slope(p, t.kv_head, r);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    float unused;
+                    s[n][h * 2 + i] = shape_score(p, s[n][h * 2 + i], slope, tile.position + n * 8 + lane % 4 * 2 + i - diagonal, &unused);
+                }
+            }
+        }
+    }
+    if (!tile.all_seen) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const span keys = tile_keys_seen(tile, seen[h]);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int j = n * 8 + lane % 4 * 2 + i;
+                    if (j < keys.first || j >= keys.end) s[n][h * 2 + i] = -INFINITY;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float most = greatest[h], added = 0.0f;
+#pragma unroll
+        for (int n = 0; n < N; n++) most = fmaxf(most, fmaxf(s[n][h * 2], s[n][h * 2 + 1]));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        /* A row that has seen nothing keeps -infinity; 0 stands for it in differences. The difference comes before the factor:
+         * one multiply-add with a rounded product of great scores would be off by more than an exponent. */
+        const float shift = most == -INFINITY ? 0.0f : most;
+        shrink[h] = exp2f((greatest[h] - shift) * factor);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                s[n][h * 2 + i] = exp2f((s[n][h * 2 + i] - shift) * factor);
+                added += s[n][h * 2 + i];
+            }
+        }
+        greatest[h] = most;
+        sum[h] = fmaf(sum[h], shrink[h], added);
+    }
+}
+
+/* A row, finished, goes to its place: sum over all columns, values n * 8 + lane % 4 * 2 and the next of o[n]. */
+template <int N>
+__device__ __forceinline__ void store_result(const params &p, const query_tile &t, const query_rows &to, int row, int h, float greatest,
+                                             float sum, const float (&o)[N][4])
+{
+    const int lane = threadIdx.x % 32;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (row >= t.end) return;
+    const row_result result = find_result(p, t, to, row);
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    if (result.lse != nullptr && lane % 4 == 0) *result.lse = sum == 0.0f ? -INFINITY : greatest * p.unit + logf(sum);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        const int column = n * 8 + lane % 4 * 2, left = p.head_dim - column;
+        const float a = o[n][h * 2] * inverse, b = o[n][h * 2 + 1] * inverse;
+        if (result.part == nullptr) {
+            store_pair(result.out, column, left, p.out.aligned, a, b);
+        } else {
+            if (left > 0) result.part[column] = a;
+            if (left > 1) result.part[column + 1] = b;
+        }
+    }
+}
+
+/* ---- backward ---- */
+
+/* What turns a score and its dP into P and dS. */
+struct row_terms {
+    float lse, delta; /* lse in units of exponents of 2; infinity for rows without keys, whose P is then 0 */
+};
+
+__device__ __forceinline__ row_terms find_terms(const params &p, const segment &s, int kv_head, int row, int end)
+{
+    if (row >= end) return {INFINITY, 0.0f};
+    const int64_t index = row_index(p, s, kv_head, row);
+    const float lse = p.lse[index];
+    return {lse == -INFINITY ? INFINITY : lse * LOG2E, p.delta[index]};
+}
+
+/* score and dp become P and dS. */
+__device__ __forceinline__ void finish(const params &p, float &score, float &dp, row_terms terms, float slope, int distance, bool seen)
+{
+    float slack = 1.0f;
+    if (p.shaped) score = shape_score(p, score, slope, distance, &slack);
+    score = seen ? exp2f(fmaf(score, p.unit * LOG2E, -terms.lse)) : 0.0f;
+    dp = seen ? score * (dp - terms.delta) * slack : 0.0f;
+}
+
+/* A tile of keys of one key head, and the rows of its segment that see any of them. */
+struct owned_keys {
+    segment s;
+    int kv_head, key, n;
+    int first_row, end_row;
+};
+
+template <int KEYS> __device__ __forceinline__ owned_keys find_owned_keys(const params &p)
+{
+    owned_keys t;
+    const int tile = blockIdx.x / p.kv_heads; /* the first ones are seen by most rows: first */
+    t.s = segment_of(p, tile);
+    t.kv_head = blockIdx.x % p.kv_heads;
+    t.key = (tile - t.s.first_tile) * KEYS;
+    t.n = min(KEYS, t.s.k_len - t.key);
+    const int shift = t.s.k_len - t.s.q_len;
+    int first = 0, end = t.s.q_len;
+    if (p.causal) first = max(0, t.key - shift);
+    if (p.window > 0) end = max(0, min(end, t.key + t.n - 1 - shift + p.window));
+    t.first_row = min(first, end) * p.group;
+    t.end_row = end * p.group;
+    return t;
+}
+
+/* Whether all rows of a step see all keys of the tile. */
+__device__ __forceinline__ bool all_seen(const params &p, const owned_keys &t, int row, int rows, int keys)
+{
+    if (t.n < keys || row + rows > t.end_row) return false;
+    return keys_seen(p, t.s, query_of(p, row)).end >= t.key + keys && keys_seen(p, t.s, query_of(p, row + rows - 1)).first <= t.key;
+}
+
+/* Stores two neighbouring sums of a key's row, or adds them. */
+__device__ __forceinline__ void store_sums(const params &p, const rows &x, unsigned char *row, int column, float a, float b)
+{
+    const int left = p.head_dim - column;
+    if (p.accumulate) {
+        if (left > 0) a += read_value(row, column, false);
+        if (left > 1) b += read_value(row, column + 1, false);
+    }
+    store_pair(row, column, left, x.aligned, a, b);
+}
+
 /* ---- f32: 256 threads, tiles of 32 rows ----
  *
  * Products by plain multiply-add. Of scores [32, 32] a thread holds rows y and y + 16 by columns x and x + 16, with
@@ -431,6 +608,14 @@ int64_t fill_segments(params *p, const tp_attention_args *a, int64_t s0, int64_t
 
 /* Whether rows of queries, or of keys, lie outside all segments. */
 bool has_gaps(const tp_attention_args *a, int64_t n_rows, bool keys);
+
+/* attention_hopper.cu: kernels on Hopper's own tensor core instructions, for what they take: bf16, aligned, heads of up to
+ * 128. Tiles have HOPPER_ROWS rows, or keys. */
+constexpr int HOPPER_ROWS = 128;
+bool hopper_takes(tp_ctx *ctx, const params *p);
+tp_status hopper_forward(tp_ctx *ctx, const params *p);
+tp_status hopper_key_gradient(tp_ctx *ctx, const params *p);
+tp_status hopper_query_gradient(tp_ctx *ctx, const params *p);
 
 /* Zeros in all rows. */
 tp_status clear(tp_ctx *ctx, const char *name, tp_rows x, int64_t n, int64_t columns);

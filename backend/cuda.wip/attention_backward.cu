@@ -22,28 +22,6 @@ template <int DIM> constexpr int STEP = DIM <= 128 ? 64 : 32; /* rows, or keys, 
 /* Columns of dK and dV that a block sums: more than 128 do not fit in registers, then two blocks share the work. */
 template <int DIM> constexpr int SUM_COLUMNS = DIM <= 128 ? DIM : DIM / 2;
 
-/* What turns a score and its dP into P and dS. */
-struct row_terms {
-    float lse, delta; /* lse in units of exponents of 2; infinity for rows without keys, whose P is then 0 */
-};
-
-__device__ __forceinline__ row_terms find_terms(const params &p, const segment &s, int kv_head, int row, int end)
-{
-    if (row >= end) return {INFINITY, 0.0f};
-    const int64_t index = row_index(p, s, kv_head, row);
-    const float lse = p.lse[index];
-    return {lse == -INFINITY ? INFINITY : lse * LOG2E, p.delta[index]};
-}
-
-/* score and dp become P and dS. */
-__device__ __forceinline__ void finish(const params &p, float &score, float &dp, row_terms terms, float slope, int distance, bool seen)
-{
-    float slack = 1.0f;
-    if (p.shaped) score = shape_score(p, score, slope, distance, &slack);
-    score = seen ? exp2f(fmaf(score, p.unit * LOG2E, -terms.lse)) : 0.0f;
-    dp = seen ? score * (dp - terms.delta) * slack : 0.0f;
-}
-
 /* delta [n_q, heads] = rowsum(dout * out); 16 threads take one. */
 __global__ void __launch_bounds__(256) delta_kernel(const __grid_constant__ params p, int64_t items)
 {
@@ -74,48 +52,6 @@ __global__ void __launch_bounds__(256) delta_kernel(const __grid_constant__ para
     }
 }
 
-/* A tile of keys of one key head, and the rows of its segment that see any of them. */
-struct owned_keys {
-    segment s;
-    int kv_head, key, n;
-    int first_row, end_row;
-};
-
-template <int KEYS> __device__ __forceinline__ owned_keys find_owned_keys(const params &p)
-{
-    owned_keys t;
-    const int tile = blockIdx.x / p.kv_heads; /* the first ones are seen by most rows: first */
-    t.s = segment_of(p, tile);
-    t.kv_head = blockIdx.x % p.kv_heads;
-    t.key = (tile - t.s.first_tile) * KEYS;
-    t.n = min(KEYS, t.s.k_len - t.key);
-    const int shift = t.s.k_len - t.s.q_len;
-    int first = 0, end = t.s.q_len;
-    if (p.causal) first = max(0, t.key - shift);
-    if (p.window > 0) end = max(0, min(end, t.key + t.n - 1 - shift + p.window));
-    t.first_row = min(first, end) * p.group;
-    t.end_row = end * p.group;
-    return t;
-}
-
-/* Whether all rows of a step see all keys of the tile. */
-__device__ __forceinline__ bool all_seen(const params &p, const owned_keys &t, int row, int rows, int keys)
-{
-    if (t.n < keys || row + rows > t.end_row) return false;
-    return keys_seen(p, t.s, query_of(p, row)).end >= t.key + keys && keys_seen(p, t.s, query_of(p, row + rows - 1)).first <= t.key;
-}
-
-/* Stores two neighbouring sums of a key's row, or adds them. */
-__device__ __forceinline__ void store_sums(const params &p, const rows &x, unsigned char *row, int column, float a, float b)
-{
-    const int left = p.head_dim - column;
-    if (p.accumulate) {
-        if (left > 0) a += read_value(row, column, false);
-        if (left > 1) b += read_value(row, column + 1, false);
-    }
-    store_pair(row, column, left, x.aligned, a, b);
-}
-
 template <int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kernel(const __grid_constant__ params p)
 {
     constexpr int COLUMNS = SUM_COLUMNS<DIM>, ROWS = STEP<DIM>, LD = tile_ld<DIM>;
@@ -134,7 +70,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kerne
         /* the terms of a row lie in the 16 bytes by which its tile's row is longer than its values */
         if (threadIdx.x < ROWS)
             *reinterpret_cast<row_terms *>(q + threadIdx.x * LD + DIM) = find_terms(p, t.s, t.kv_head, row + threadIdx.x, t.end_row);
-        copy_wait();
+        copy_wait<0>();
         __syncthreads();
 
         float s[1][ROWS / 8][4], ds[1][ROWS / 8][4];
@@ -167,7 +103,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kerne
         multiply_add<1, ROWS / 8, DIM, COLUMNS>(dk, ds, q + first_column);
         __syncthreads(); /* nobody reads these rows any more */
     }
-    copy_wait();
+    copy_wait<0>();
 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -212,7 +148,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) query_gradient_ker
         load_tile<KEYS, DIM, THREADS>(k, find_key_rows(p, tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row, tile.n), p.head_dim);
         load_tile<KEYS, DIM, THREADS>(v, find_key_rows(p, tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row, tile.n), p.head_dim);
         copy_commit();
-        copy_wait();
+        copy_wait<0>();
         __syncthreads();
 
         float s[1][KEYS / 8][4], ds[1][KEYS / 8][4];
@@ -234,7 +170,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) query_gradient_ker
         multiply_add<1, KEYS / 8, DIM, DIM>(dq, ds, k);
         __syncthreads(); /* nobody reads these keys any more */
     }
-    copy_wait();
+    copy_wait<0>();
 
     const query_rows to = {p, p.dq, t.s, t.kv_head, t.first, t.end};
 #pragma unroll
@@ -414,13 +350,16 @@ tp_status run_keys(tp_ctx *ctx, params *p, const tp_attention_backward_args *b)
     for (int64_t s = 1; apart && s < a->n_segments; s++)
         apart = a->segments[s].k_start >= a->segments[s - 1].k_start + a->segments[s - 1].k_len;
     p->accumulate = !apart;
+    const bool hopper = hopper_takes(ctx, p);
     if (!apart || has_gaps(a, b->n_k, true)) {
         TP_TRY(clear(ctx, NAME, b->dk, b->n_k, a->kv_heads * a->head_dim));
         TP_TRY(clear(ctx, NAME, b->dv, b->n_k, a->kv_heads * a->head_dim));
     }
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p->n_segments) {
-        fill_segments(p, a, s0, segments_apart(a, s0), p->q.f32 ? F32_TILE : KEY_ROWS, true);
-        if (p->q.f32) {
+        fill_segments(p, a, s0, segments_apart(a, s0), hopper ? HOPPER_ROWS : p->q.f32 ? F32_TILE : KEY_ROWS, true);
+        if (hopper) {
+            TP_TRY(hopper_key_gradient(ctx, p));
+        } else if (p->q.f32) {
             TP_ATTENTION_DIM_F32(p->head_dim, DIM, { TP_TRY(launch_keys_f32<DIM>(ctx, p)); });
         } else {
             TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_keys<DIM>(ctx, p)); });
@@ -432,10 +371,13 @@ tp_status run_keys(tp_ctx *ctx, params *p, const tp_attention_backward_args *b)
 tp_status run_queries(tp_ctx *ctx, params *p, const tp_attention_backward_args *b)
 {
     const tp_attention_args *a = &b->forward;
+    const bool hopper = hopper_takes(ctx, p);
     if (has_gaps(a, a->n_q, false)) TP_TRY(clear(ctx, NAME, b->dq, a->n_q, a->heads * a->head_dim));
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p->n_segments) {
-        fill_segments(p, a, s0, a->n_segments - s0, p->q.f32 ? F32_TILE : KEY_ROWS, false);
-        if (p->q.f32) {
+        fill_segments(p, a, s0, a->n_segments - s0, hopper ? HOPPER_ROWS : p->q.f32 ? F32_TILE : KEY_ROWS, false);
+        if (hopper) {
+            TP_TRY(hopper_query_gradient(ctx, p));
+        } else if (p->q.f32) {
             TP_ATTENTION_DIM_F32(p->head_dim, DIM, { TP_TRY(launch_queries_f32<DIM>(ctx, p)); });
         } else {
             TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_queries<DIM>(ctx, p)); });

@@ -1,20 +1,23 @@
 /* RMSNorm and LayerNorm with their gradients.
  *
- * A row belongs to a warp, or to a block of up to 32 warps: 4 chunks of 8 values per thread. So the row and the weights stay
- * in registers between the sum and the result, and each array crosses memory once. A row of more than 32768 values does not
- * fit; then the block walks over it again for each pass. Gradients of weight and bias are sums down columns (rows.cuh); they
+ * A row belongs to a warp, or to a block of up to 8 warps: 4 chunks of 8 values per thread. So the row stays in registers
+ * between the sum and the result, and each array crosses memory once. A longer row does not fit; then the block walks over
+ * it again for each pass, in L1 and L2. Gradients of weight and bias are sums down columns (rows.cuh); they
  * run first, because dx may lie where dy was. */
 #include "backend/cuda/rows.cuh"
 
 namespace {
 
 constexpr int HELD = 4; /* chunks per thread */
+constexpr int HELD_THREADS = 256, LONG_THREADS = 1024;
+constexpr int64_t HELD_COLUMNS = HELD_THREADS * TP_CHUNK * HELD;
 
 /* Threads for rows of `columns` values: x along a row, y over rows of a block. */
 dim3 norm_block(int64_t columns)
 {
     const int64_t warps = tp_cuda_ceil(columns, 32 * TP_CHUNK * HELD);
-    return warps == 1 ? dim3(32, 4) : dim3((unsigned)tp_cuda_min(warps, 32) * 32, 1);
+    if (columns > HELD_COLUMNS) return dim3(LONG_THREADS, 1);
+    return warps == 1 ? dim3(32, 4) : dim3((unsigned)warps * 32, 1);
 }
 
 /* The row's threads are a warp, or the block. */
@@ -51,7 +54,7 @@ __device__ __forceinline__ int64_t next_row(int64_t row) { return row + (int64_t
 
 /* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to bf16 before the weight. */
 template <typename T, bool LAYER, bool LONG>
-__global__ void __launch_bounds__(1024) norm_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> y,
+__global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS) norm_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> y,
                                                     tp_typed_rows<const float> weight, tp_typed_rows<const float> bias,
                                                     float *mean_out, float *rstd_out, float eps)
 {
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(1024) norm_kernel(int64_t rows, int64_t column
 
 /* With g = w dy and xh = (x - mean) rstd:  dx (+)= rstd (g - mean(g) - xh mean(g xh)); RMSNorm lacks mean(g). */
 template <typename T, bool LAYER, bool LONG>
-__global__ void __launch_bounds__(1024) norm_backward_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> dy,
+__global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS) norm_backward_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> dy,
                                                              tp_typed_rows<T> dx, tp_typed_rows<const float> weight,
                                                              const float *mean_in, const float *rstd_in, bool accumulate)
 {
@@ -169,7 +172,7 @@ tp_status norm(tp_ctx *ctx, const char *name, int64_t n, int64_t dim, tp_rows x,
 {
     const dim3 block = norm_block(dim);
     if (n <= 0 || dim <= 0) return TP_OK;
-    TP_CUDA_BOOL(dim > 32768, LONG, {
+    TP_CUDA_BOOL(dim > HELD_COLUMNS, LONG, {
         TP_CUDA_LAUNCH(ctx, name, (norm_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, n, block.y), block, 0, n, dim, tp_typed<T>(x),
                        tp_typed<T>(y), vector_of(weight), vector_of(bias), mean, rstd, eps);
     });
@@ -190,7 +193,7 @@ tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backwa
         const weight_term<T, LAYER, true> term = {x, dy, a->mean, a->rstd};
         TP_TRY(tp_sum_columns(ctx, name, a->n, a->dim, term, a->dbias, true));
     }
-    TP_CUDA_BOOL(a->dim > 32768, LONG, {
+    TP_CUDA_BOOL(a->dim > HELD_COLUMNS, LONG, {
         TP_CUDA_LAUNCH(ctx, name, (norm_backward_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, a->n, block.y), block, 0, a->n, a->dim,
                        x, dy, tp_typed<T>(a->dx), vector_of(a->weight), a->mean, a->rstd, a->accumulate);
     });

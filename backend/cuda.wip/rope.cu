@@ -1,10 +1,10 @@
 /* Rotary positions. The table is made once a step for all layers; rotating reads and writes each channel once. A thread
- * takes 8 pairs of the same channels through four heads, so cosine and sine are read once for the four. */
+ * takes 8 pairs of the same channels of two heads, so cosine and sine are read once for both. */
 #include "backend/cuda/rows.cuh"
 
 namespace {
 
-constexpr int HEADS_AT_ONCE = 4;
+constexpr int HEADS_AT_ONCE = 2;
 
 __global__ void rope_table_kernel(int64_t items, int64_t half, const int32_t *positions, const float *inv_freq, float factor,
                                   float *cosine, float *sine)
@@ -27,13 +27,19 @@ template <typename T> struct rope_chunk {
     tp_typed_rows<T> x; /* aligned: each half of each head as well */
     const float *cosine, *sine;
     int64_t heads, head_dim, half, groups; /* groups of HEADS_AT_ONCE in a token */
-    bool inverse, table_aligned;
+    bool inverse, table_aligned, small;
     __device__ void operator()(int64_t item, int64_t column, int64_t count) const
     {
-        const int64_t row = item / groups, first = item % groups * HEADS_AT_ONCE;
-        float c[TP_CHUNK], s[TP_CHUNK];
+        const int64_t row = quotient(item), first = (item - row * groups) * HEADS_AT_ONCE;
+        float c[TP_CHUNK], s[TP_CHUNK], a[HEADS_AT_ONCE][TP_CHUNK], b[HEADS_AT_ONCE][TP_CHUNK];
         tp_load_some<TP_CHUNK>(cosine + row * half + column, count, table_aligned, c);
         tp_load_some<TP_CHUNK>(sine + row * half + column, count, table_aligned, s);
+#pragma unroll
+        for (int h = 0; h < HEADS_AT_ONCE; h++) { /* all loads before the first store */
+            const int64_t at = (first + h) * head_dim + column, left = first + h < heads ? count : 0;
+            x.load(row, at, left, a[h]);
+            x.load(row, at + half, left, b[h]);
+        }
 #pragma unroll
         for (int i = 0; i < TP_CHUNK; i++) {
             c[i] = rounded<T>(c[i]);
@@ -41,21 +47,23 @@ template <typename T> struct rope_chunk {
         }
 #pragma unroll
         for (int h = 0; h < HEADS_AT_ONCE; h++) {
-            if (first + h >= heads) break;
-            const int64_t at = (first + h) * head_dim + column;
-            float a[TP_CHUNK], b[TP_CHUNK];
-            x.load(row, at, count, a);
-            x.load(row, at + half, count, b);
+            const int64_t at = (first + h) * head_dim + column, left = first + h < heads ? count : 0;
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
-                const float ac = rounded<T>(__fmul_rn(a[i], c[i])), bs = rounded<T>(__fmul_rn(b[i], s[i]));
-                const float bc = rounded<T>(__fmul_rn(b[i], c[i])), as = rounded<T>(__fmul_rn(a[i], s[i]));
-                a[i] = __fsub_rn(ac, bs);
-                b[i] = __fadd_rn(bc, as);
+                const float x0 = a[h][i], x1 = b[h][i];
+                const float ac = rounded<T>(__fmul_rn(x0, c[i])), bs = rounded<T>(__fmul_rn(x1, s[i]));
+                const float bc = rounded<T>(__fmul_rn(x1, c[i])), as = rounded<T>(__fmul_rn(x0, s[i]));
+                a[h][i] = __fsub_rn(ac, bs);
+                b[h][i] = __fadd_rn(bc, as);
             }
-            x.store(row, at, count, a);
-            x.store(row, at + half, count, b);
+            x.store(row, at, left, a[h]);
+            x.store(row, at + half, left, b[h]);
         }
+    }
+    /* item / groups; a division of 32 bits where they hold the items is several times as quick */
+    __device__ int64_t quotient(int64_t item) const
+    {
+        return small ? (int64_t)((uint32_t)item / (uint32_t)groups) : item / groups;
     }
 };
 
@@ -77,9 +85,10 @@ extern "C" tp_status tp_cuda_rope(tp_ctx *ctx, const void *args)
     TP_TRY(tp_cuda_check_dtype(ctx, "rope", a->x.dtype));
     TP_CUDA_DTYPE(a->x.dtype, T, {
         rope_chunk<T> body = {tp_typed<T>(a->x), a->cos, a->sin, a->heads, a->head_dim, a->half, tp_cuda_ceil(a->heads, HEADS_AT_ONCE),
-                              a->inverse, false};
+                              a->inverse, false, false};
         body.x.aligned = body.x.aligned && a->head_dim % TP_CHUNK == 0 && a->half % TP_CHUNK == 0;
         body.table_aligned = a->half % 4 == 0 && tp_pointer_aligned(a->cos) && tp_pointer_aligned(a->sin);
+        body.small = a->n * body.groups <= INT32_MAX;
         return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, body);
     });
 }

@@ -92,7 +92,10 @@ int command_wait(pid_t process)
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-int command_run(const char *log, const char *const *arguments) { return command_wait(command_start(log, arguments)); }
+int command_run(const char *log, const char *const *arguments)
+{
+    return command_wait(command_start(log, arguments));
+}
 
 static char *read_text(const char *path)
 {
@@ -168,7 +171,8 @@ static int describe(const char *path, const struct stat *s, int type, struct FTW
     char hex[65] = "";
     (void)where;
     if (type == FTW_F && tp_sha256_file(NULL, path, hex) != TP_OK) return 1;
-    tp_buf_printf(&description, "%s %lld.%09ld %lld %s\n", path, (long long)s->st_mtim.tv_sec, (long)s->st_mtim.tv_nsec, (long long)s->st_size, hex);
+    tp_buf_printf(&description, "%s %lld.%09ld %lld %s\n", path, (long long)s->st_mtim.tv_sec, (long)s->st_mtim.tv_nsec,
+                  (long long)s->st_size, hex);
     return 0;
 }
 

@@ -34,7 +34,8 @@ static void test_numbers(void **state)
 
 static void test_no_numbers(void **state)
 {
-    static const char *const cases[] = {"", "72", "### 72", "####", "#### ", "#### seventy", "#### .", "#### $", "#### 1-2", "#### 1.2.3", "####\n72", "##### 4"};
+    static const char *const cases[] = {"",       "72",     "### 72",   "####",       "#### ",    "#### seventy",
+                                        "#### .", "#### $", "#### 1-2", "#### 1.2.3", "####\n72", "##### 4"};
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         double got;

@@ -10,6 +10,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -69,10 +70,16 @@ static void bench_begin(struct bench *b)
     use_output(b, "out");
 }
 
-static void bench_end(struct bench *b) { scratch_end(&b->s); }
+static void bench_end(struct bench *b)
+{
+    scratch_end(&b->s);
+}
 
 /* A path inside the run under test; overwritten by the next call. */
-static const char *in_out(struct bench *b, const char *name) { return scratch_path(&b->s, strcmp(name, "") == 0 ? "out" : name); }
+static const char *in_out(struct bench *b, const char *name)
+{
+    return scratch_path(&b->s, strcmp(name, "") == 0 ? "out" : name);
+}
 
 static void check_same(struct bench *b, const char *name)
 {
@@ -111,13 +118,17 @@ static void check_equal_run(struct bench *b)
     if (nftw(b->out, count_leftover, 16, FTW_PHYS) != 0) fail_msg("%s: a temporary file is left", b->out);
 }
 
-static void forget_output(struct bench *b) { assert_int_equal(tp_folder_remove(NULL, b->out), TP_OK); }
+static void forget_output(struct bench *b)
+{
+    assert_int_equal(tp_folder_remove(NULL, b->out), TP_OK);
+}
 
 static int setting(const char *name, int otherwise)
 {
     const char *text = getenv(name);
     int64_t value = otherwise;
-    if (text != NULL && text[0] != '\0' && (!tp_parse_i64(text, &value) || value < 0 || value > 1000000)) fail_msg("%s=%s: expected a number", name, text);
+    if (text != NULL && text[0] != '\0' && (!tp_parse_i64(text, &value) || value < 0 || value > 1000000))
+        fail_msg("%s=%s: expected a number", name, text);
     return (int)value;
 }
 
@@ -139,7 +150,8 @@ static double seconds_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Runs are killed, resumed, killed again until one gets through; it is compared and the next begins, until all kills are used. */
+/* Runs are killed, resumed, killed again until one gets through; it is compared and the next begins, until all kills are used.
+ */
 static void killed_at_random_instants(void **state)
 {
     struct bench b;
@@ -210,7 +222,8 @@ static void stopped_at_random_instants(void **state)
     (void)state;
     bench_begin(&b);
     for (int i = 0; i < 12; i++) {
-        pid_t process = start_tapeft(b.log, "train", b.recipe, b.output_key, "save_steps=2", "resume_from_checkpoint=auto", "--quiet");
+        pid_t process =
+            start_tapeft(b.log, "train", b.recipe, b.output_key, "save_steps=2", "resume_from_checkpoint=auto", "--quiet");
         sleep_seconds(uniform(&random) * 0.3);
         kill(process, SIGTERM);
         int status = command_wait(process);
@@ -254,7 +267,8 @@ static void write_slow_recipe(struct bench *b)
     for (int i = 0; i < 100; i++) tp_buf_printf(&text, "  - {path: %s, type: tokens}\n", train);
     tp_buf_text(&text, "max_steps: 1\ngradient_accumulation_steps: 5000\n");
     char base[1024];
-    tp_buf_printf(&text, "base_model: %s\nadapter: lora\nlora_r: 16\nprecision: fp32\nthreads: 1\noutput_dir: unset\n", golden_path(base, sizeof base, "models/llama"));
+    tp_buf_printf(&text, "base_model: %s\nadapter: lora\nlora_r: 16\nprecision: fp32\nthreads: 1\noutput_dir: unset\n",
+                  golden_path(base, sizeof base, "models/llama"));
     assert_int_equal(tp_file_write(NULL, b->recipe, text.data, text.len), TP_OK);
     tp_buf_free(&text);
 }
@@ -309,7 +323,8 @@ static void finished_run_stays_as_it_is(void **state)
     check_exit(b.log, run_tapeft(b.log, "train", b.recipe, b.output_key, "--resume", "--quiet"), 0);
     check_exit(b.log, run_tapeft(b.log, "train", b.recipe, b.output_key, "resume_from_checkpoint=auto"), 0);
     check_log_has(b.log, "nothing to do");
-    check_exit(b.log, run_tapeft(b.log, "train", b.recipe, b.output_key), 2); /* it exists, and nothing says what to do with it */
+    check_exit(b.log, run_tapeft(b.log, "train", b.recipe, b.output_key),
+               2); /* it exists, and nothing says what to do with it */
     char *after = describe_folder(b.reference);
     assert_string_equal(before, after);
     free(before);
@@ -352,7 +367,8 @@ static void damage(struct bench *b, int step, const char *name)
 
 static void damaged_checkpoints_fall_back(void **state)
 {
-    static const char *const files[] = {"optimizer.safetensors", "adapter_model.safetensors", "state.json", "manifest.json", "adapter_config.json"};
+    static const char *const files[] = {"optimizer.safetensors", "adapter_model.safetensors", "state.json", "manifest.json",
+                                        "adapter_config.json"};
     struct bench b;
     (void)state;
     bench_begin(&b);
@@ -434,7 +450,7 @@ static void changes_are_named(void **state)
     begin_stopped_run(&b);
     assert_int_equal(truncate(b.log, 0), 0);
     check_exit(b.log, run_tapeft(b.log, "train", b.recipe, b.output_key, "--resume", change), 6);
-    check_log_has(b.log, "recipe, data changed");
+    check_log_has(b.log, "recipe,data changed");
     forget_output(&b);
 
     /* Models and data of our own, changed in place between the two runs. */
@@ -447,8 +463,13 @@ static void changes_are_named(void **state)
     copy_file(golden_path(from, sizeof from, "models/llama/config.json"), scratch_path(&b.s, "model/config.json"), 0);
     copy_file(golden_path(from, sizeof from, "models/llama/model.safetensors"), weights, 0);
     copy_file(golden_path(from, sizeof from, "curves/llama-lora/batches.safetensors"), to, 0);
-    tp_buf_printf(&text, "base_model: %s\ndatasets:\n  - {path: %s, type: tokens}\nadapter: lora\nlora_r: 16\nprecision: fp32\nthreads: 1\n", model, to);
-    tp_buf_printf(&text, "gradient_accumulation_steps: 2\nmax_steps: %d\nlearning_rate: 0.01\nsave_total_limit: 3\noutput_dir: unset\n", STEPS);
+    tp_buf_printf(
+        &text,
+        "base_model: %s\ndatasets:\n  - {path: %s, type: tokens}\nadapter: lora\nlora_r: 16\nprecision: fp32\nthreads: 1\n",
+        model, to);
+    tp_buf_printf(
+        &text, "gradient_accumulation_steps: 2\nmax_steps: %d\nlearning_rate: 0.01\nsave_total_limit: 3\noutput_dir: unset\n",
+        STEPS);
     assert_int_equal(tp_file_write(NULL, b.recipe, text.data, text.len), TP_OK);
     tp_buf_free(&text);
     static const char *const parts[] = {"data", "base"};
@@ -457,7 +478,9 @@ static void changes_are_named(void **state)
         snprintf(accept, sizeof accept, "--accept=%s", parts[i]);
         snprintf(named, sizeof named, "%s changed", parts[i]);
         begin_stopped_run(&b);
-        copy_file(golden_path(from, sizeof from, i == 0 ? "curves/llama-lora/batches.safetensors" : "models/llama/model.safetensors"), i == 0 ? to : weights, 40);
+        copy_file(
+            golden_path(from, sizeof from, i == 0 ? "curves/llama-lora/batches.safetensors" : "models/llama/model.safetensors"),
+            i == 0 ? to : weights, 40);
         assert_int_equal(truncate(b.log, 0), 0);
         check_exit(b.log, run_tapeft(b.log, "train", b.recipe, b.output_key, "--resume"), 6);
         check_log_has(b.log, named);
@@ -487,7 +510,8 @@ static void optimizer_state_is_needed(void **state)
 
 /* ---- no room ---- */
 
-/* While a process may not write files of more than some kilobytes, a save fails; the run goes on, warns, and saves again later. */
+/* While a process may not write files of more than some kilobytes, a save fails; the run goes on, warns, and saves again later.
+ */
 static void file_size_limit_during_saves(void **state)
 {
     struct bench b;
@@ -554,10 +578,18 @@ static void disk_full_during_saves(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(killed_at_random_instants),    cmocka_unit_test(stopped_by_signals),        cmocka_unit_test(stopped_at_random_instants),
-        cmocka_unit_test(saves_on_sigusr1),             cmocka_unit_test(second_interrupt_ends_at_once), cmocka_unit_test(one_writer),
-        cmocka_unit_test(finished_run_stays_as_it_is),  cmocka_unit_test(damaged_checkpoints_fall_back), cmocka_unit_test(changes_are_named),
-        cmocka_unit_test(optimizer_state_is_needed),    cmocka_unit_test(file_size_limit_during_saves),  cmocka_unit_test(disk_full_during_saves),
+        cmocka_unit_test(killed_at_random_instants),
+        cmocka_unit_test(stopped_by_signals),
+        cmocka_unit_test(stopped_at_random_instants),
+        cmocka_unit_test(saves_on_sigusr1),
+        cmocka_unit_test(second_interrupt_ends_at_once),
+        cmocka_unit_test(one_writer),
+        cmocka_unit_test(finished_run_stays_as_it_is),
+        cmocka_unit_test(damaged_checkpoints_fall_back),
+        cmocka_unit_test(changes_are_named),
+        cmocka_unit_test(optimizer_state_is_needed),
+        cmocka_unit_test(file_size_limit_during_saves),
+        cmocka_unit_test(disk_full_during_saves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,8 +30,12 @@ static void open_table(tp_ctx *ctx, struct table *t)
 
 static tp_sampling sampling_of(const tp_json *c)
 {
-    return (tp_sampling){.temperature = peer_number(c, "temperature"), .top_k = (int64_t)peer_number(c, "top_k"), .top_p = peer_number(c, "top_p"), .min_p = peer_number(c, "min_p"),
-                         .repetition_penalty = peer_number(c, "repetition_penalty"), .seed = 42};
+    return (tp_sampling){.temperature = peer_number(c, "temperature"),
+                         .top_k = (int64_t)peer_number(c, "top_k"),
+                         .top_p = peer_number(c, "top_p"),
+                         .min_p = peer_number(c, "min_p"),
+                         .repetition_penalty = peer_number(c, "repetition_penalty"),
+                         .seed = 42};
 }
 
 static int32_t draw(tp_ctx *ctx, tp_sampler *sampler, const struct table *t, const tp_sampling *how, uint64_t index)
@@ -45,7 +49,8 @@ static int32_t draw(tp_ctx *ctx, tp_sampler *sampler, const struct table *t, con
 }
 
 /* Pearson's statistic over tokens expected at least ten times. Seeds are fixed, so the outcome is too; five standard deviations
- * above the mean would be one chance in a million for a right sampler, and a token more or less, or a wrong weight, is far off. */
+ * above the mean would be one chance in a million for a right sampler, and a token more or less, or a wrong weight, is far off.
+ */
 static void check_distribution(size_t number, const tp_json *c, const int64_t *counts, int64_t vocab)
 {
     const tp_json *ids = tp_json_get(c, "ids"), *probabilities = tp_json_get(c, "probabilities");
@@ -60,8 +65,10 @@ static void check_distribution(size_t number, const tp_json *c, const int64_t *c
         freedom++;
     }
     for (int64_t v = 0; v < vocab; v++) all += counts[v];
-    if (inside != all) fail_msg("case %zu: %lld of %d draws are tokens that transformers left out", number, (long long)(all - inside), DRAWS);
-    if (!(chi <= freedom + 5 * sqrt(2 * freedom) + 1e-6)) fail_msg("case %zu: chi-square %.1f with %.0f degrees of freedom", number, chi, freedom);
+    if (inside != all)
+        fail_msg("case %zu: %lld of %d draws are tokens that transformers left out", number, (long long)(all - inside), DRAWS);
+    if (!(chi <= freedom + 5 * sqrt(2 * freedom) + 1e-6))
+        fail_msg("case %zu: chi-square %.1f with %.0f degrees of freedom", number, chi, freedom);
 }
 
 static void test_transformers(void **state)
@@ -126,7 +133,8 @@ static void test_greedy(void **state)
 {
     tp_ctx ctx;
     tp_sampling greedy = TP_SAMPLING_GREEDY, penalised = TP_SAMPLING_GREEDY;
-    static const float ties[] = {1, 3, 2, 3, 3}, negative[] = {-INFINITY, -5, -INFINITY, -4}, scores[] = {2, 1.5f, -1, -1.2f}, one[] = {0};
+    static const float ties[] = {1, 3, 2, 3, 3}, negative[] = {-INFINITY, -5, -INFINITY, -4}, scores[] = {2, 1.5f, -1, -1.2f},
+                       one[] = {0};
     static const int32_t first[] = {0, 0, 0}, rest[] = {0, 1, 2, -1, 99}, out_of_range[] = {-7, 4, INT32_MAX, INT32_MIN};
     (void)state;
     tp_ctx_init(&ctx);
@@ -134,9 +142,9 @@ static void test_greedy(void **state)
     assert_int_equal(pick(&ctx, &greedy, ties, 5, NULL, 0), 1);
     assert_int_equal(pick(&ctx, &greedy, negative, 4, NULL, 0), 3);
     assert_int_equal(pick(&ctx, &greedy, one, 1, NULL, 0), 0);
-    assert_int_equal(pick(&ctx, &greedy, scores, 4, first, 3), 0);          /* no penalty */
-    assert_int_equal(pick(&ctx, &penalised, scores, 4, first, 3), 1);       /* 2 / 2, once however often it was seen */
-    assert_int_equal(pick(&ctx, &penalised, scores, 4, rest, 5), 0);        /* 1, 0.75, -2, -1.2 */
+    assert_int_equal(pick(&ctx, &greedy, scores, 4, first, 3), 0);    /* no penalty */
+    assert_int_equal(pick(&ctx, &penalised, scores, 4, first, 3), 1); /* 2 / 2, once however often it was seen */
+    assert_int_equal(pick(&ctx, &penalised, scores, 4, rest, 5), 0);  /* 1, 0.75, -2, -1.2 */
     assert_int_equal(pick(&ctx, &penalised, negative, 4, (const int32_t[]){3}, 1), 1); /* -4 becomes -8 */
     assert_int_equal(pick(&ctx, &penalised, scores, 4, out_of_range, 4), 0);
 }
@@ -145,8 +153,10 @@ static void test_greedy(void **state)
 static void test_extremes(void **state)
 {
     tp_ctx ctx;
-    tp_sampling cold = {.temperature = 1e-3, .top_p = 1, .repetition_penalty = 1, .seed = 3}, plain = {.temperature = 1, .top_p = 0.9, .min_p = 0.1, .repetition_penalty = 1, .seed = 3};
-    static const float logits[] = {0, 5, 4.9f, -3}, masked[] = {-INFINITY, 1, -INFINITY, -INFINITY}, large[] = {3e38f, -3e38f, 0, 1};
+    tp_sampling cold = {.temperature = 1e-3, .top_p = 1, .repetition_penalty = 1, .seed = 3},
+                plain = {.temperature = 1, .top_p = 0.9, .min_p = 0.1, .repetition_penalty = 1, .seed = 3};
+    static const float logits[] = {0, 5, 4.9f, -3}, masked[] = {-INFINITY, 1, -INFINITY, -INFINITY},
+                       large[] = {3e38f, -3e38f, 0, 1};
     (void)state;
     tp_ctx_init(&ctx);
     assert_int_equal(pick(&ctx, &cold, logits, 4, NULL, 0), 1);

@@ -29,7 +29,8 @@ static tp_names names_of(const tp_json *value, struct strings *s)
     bool is_text = tp_json_type_of(value) == TP_JSON_STRING;
     s->n = 0;
     if (is_text) add_string(s, tp_json_string(value));
-    for (size_t i = 0; tp_json_type_of(value) == TP_JSON_ARRAY && i < tp_json_count(value); i++) add_string(s, tp_json_string(tp_json_at(value, i)));
+    for (size_t i = 0; tp_json_type_of(value) == TP_JSON_ARRAY && i < tp_json_count(value); i++)
+        add_string(s, tp_json_string(tp_json_at(value, i)));
     return (tp_names){is_text, s->list, s->n};
 }
 
@@ -42,7 +43,8 @@ struct targets {
 static void read_targets(const tp_json *options, struct targets *t)
 {
     const tp_json *layers = tp_json_get(options, "layers_to_transform");
-    t->spec = (tp_targets){.include = names_of(tp_json_get(options, "target_modules"), &t->include), .exclude = names_of(tp_json_get(options, "exclude_modules"), &t->exclude)};
+    t->spec = (tp_targets){.include = names_of(tp_json_get(options, "target_modules"), &t->include),
+                           .exclude = names_of(tp_json_get(options, "exclude_modules"), &t->exclude)};
     (void)names_of(tp_json_get(options, "layers_pattern"), &t->pattern);
     t->spec.layers_pattern = t->pattern.list;
     t->spec.n_layers_pattern = t->pattern.n;
@@ -77,7 +79,9 @@ static void test_list_and_regex(void **state)
             static struct strings s;
             bool matches, wanted = tp_json_bool(tp_json_at(expected, i), false);
             assert_ok(&ctx, tp_target_match(&ctx, &t.spec, path_at(paths, i, &s), false, &matches, NULL));
-            if (matches != wanted) fail_msg("case %zu (%s, ...): \"%s\": %s, PEFT says %s", c, t.include.list[0], s.list[0], matches ? "matches" : "does not", wanted ? "yes" : "no");
+            if (matches != wanted)
+                fail_msg("case %zu (%s, ...): \"%s\": %s, PEFT says %s", c, t.include.list[0], s.list[0],
+                         matches ? "matches" : "does not", wanted ? "yes" : "no");
             positive += wanted;
         }
     }
@@ -97,7 +101,8 @@ static void test_patterns(void **state)
     const tp_json *paths = tp_json_get(tp_json_root(doc), "paths"), *cases = tp_json_get(tp_json_root(doc), "patterns");
     for (size_t c = 0; c < tp_json_count(cases); c++) {
         static struct strings keys, s;
-        const tp_json *list = tp_json_get(tp_json_at(cases, c), "patterns"), *expected = tp_json_get(tp_json_at(cases, c), "values");
+        const tp_json *list = tp_json_get(tp_json_at(cases, c), "patterns"),
+                      *expected = tp_json_get(tp_json_at(cases, c), "values");
         tp_pattern patterns[MOST];
         keys.n = 0;
         for (size_t i = 0; i < tp_json_count(list); i++) {
@@ -110,7 +115,8 @@ static void test_patterns(void **state)
             int index;
             bool any = tp_json_f64(tp_json_at(expected, i), &wanted);
             assert_ok(&ctx, tp_pattern_value(&ctx, patterns, keys.n, path_at(paths, i, &s), -1, &value, &index));
-            if (value != (any ? wanted : -1)) fail_msg("pattern case %zu: \"%s\": %g, PEFT has %g", c, s.list[0], value, wanted);
+            if (value != (any ? wanted : -1))
+                fail_msg("pattern case %zu: \"%s\": %g, PEFT has %g", c, s.list[0], value, wanted);
             assert_int_equal(index >= 0, any);
             found += any;
         }
@@ -128,7 +134,8 @@ static void test_all_linear(void **state)
     const tp_json *models = tp_json_get(tp_json_root(doc), "all_linear");
     assert_true(tp_json_count(models) > 0);
     for (size_t m = 0; m < tp_json_count(models); m++) {
-        const tp_json *paths = tp_json_get(tp_json_at(models, m), "paths"), *expected = tp_json_get(tp_json_at(models, m), "matches");
+        const tp_json *paths = tp_json_get(tp_json_at(models, m), "paths"),
+                      *expected = tp_json_get(tp_json_at(models, m), "matches");
         for (size_t i = 0; i < tp_json_count(paths); i++) {
             static struct strings s;
             tp_targets all = {.all_linear = true};
@@ -169,7 +176,9 @@ static void test_bad_regex(void **state)
     tp_ctx_init(&ctx);
     assert_status(&ctx, TP_INVALID, tp_target_match(&ctx, &t, "model.q_proj", false, &matches, NULL));
     t.include.list = costly;
-    assert_status(&ctx, TP_INVALID, tp_target_match(&ctx, &t, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaacb", false, &matches, NULL));
+    assert_status(
+        &ctx, TP_INVALID,
+        tp_target_match(&ctx, &t, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaacb", false, &matches, NULL));
     t.include.list = broken;
     t.include.is_regex = false; /* a list entry is a name, not an expression */
     assert_ok(&ctx, tp_target_match(&ctx, &t, "model.(q_proj", false, &matches, NULL));

@@ -21,12 +21,14 @@ static void test_manual(void **state)
     assert_ok(&ctx, tp_file_read(&ctx, MANUAL, (size_t)1 << 22, &text, &n));
     const char *wanted = tp_buf_cstr(&expected);
     for (size_t i = 0; i < n && i < expected.len && text[i] == wanted[i]; i++) line += text[i] == '\n';
-    if (n != expected.len || memcmp(text, wanted, n) != 0) fail_msg(MANUAL ":%zu differs from the field tables; write it again", line);
+    if (n != expected.len || memcmp(text, wanted, n) != 0)
+        fail_msg(MANUAL ":%zu differs from the field tables; write it again", line);
     tp_free(text);
     tp_buf_free(&expected);
 }
 
-/* Each key of the tables has one row there, each row the five cells of its heading, and nobody is left without an explanation. */
+/* Each key of the tables has one row there, each row the five cells of its heading, and nobody is left without an explanation.
+ */
 static void test_rows(void **state)
 {
     tp_buf text;

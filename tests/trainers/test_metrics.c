@@ -53,7 +53,17 @@ static void assert_text(struct fixture *f, const char *name, const char *expecte
     tp_free(text);
 }
 
-static tp_step_report report_of(int64_t step) { return (tp_step_report){.step = step, .steps = 10, .loss = 2.5, .grad_norm = 0.125, .learning_rate = 1e-4, .labels = 30, .tokens = 64, .seconds = 0.5}; }
+static tp_step_report report_of(int64_t step)
+{
+    return (tp_step_report){.step = step,
+                            .steps = 10,
+                            .loss = 2.5,
+                            .grad_norm = 0.125,
+                            .learning_rate = 1e-4,
+                            .labels = 30,
+                            .tokens = 64,
+                            .seconds = 0.5};
+}
 
 /* Steps first..last, an evaluation after every third. */
 static void write_steps(struct fixture *f, int64_t cut, int64_t first, int64_t last)
@@ -88,11 +98,13 @@ static void test_rows(void **state)
     tp_metrics_eval(&f.ctx, m, 3, 1.75);
     tp_metrics_eval(&f.ctx, m, 4, NAN);
     tp_metrics_close(m);
-    assert_text(&f, "metrics.jsonl",
-                "{\"step\": 1, \"loss\": 0.333333343, \"grad_norm\": 0.125, \"learning_rate\": 0.0001, \"labels\": 30, \"tokens\": 64}\n"
-                "{\"step\": 3, \"loss\": null, \"grad_norm\": null, \"learning_rate\": 0.0001, \"labels\": 30, \"tokens\": 64}\n"
-                "{\"step\": 3, \"eval_loss\": 1.75}\n"
-                "{\"step\": 4, \"eval_loss\": null}\n");
+    assert_text(
+        &f, "metrics.jsonl",
+        "{\"step\": 1, \"loss\": 0.333333343, \"grad_norm\": 0.125, \"learning_rate\": 0.0001, \"labels\": 30, \"tokens\": "
+        "64}\n"
+        "{\"step\": 3, \"loss\": null, \"grad_norm\": null, \"learning_rate\": 0.0001, \"labels\": 30, \"tokens\": 64}\n"
+        "{\"step\": 3, \"eval_loss\": 1.75}\n"
+        "{\"step\": 4, \"eval_loss\": null}\n");
     char *timing = read_log(&f, "timing.jsonl");
     assert_true(tp_starts_with(timing, "{\"step\": 1, \"seconds\": 0.5, "));
     assert_non_null(strstr(timing, "\"tokens_per_second\": 128, \"peak_bytes\": "));
@@ -267,7 +279,7 @@ static void test_process(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),        cmocka_unit_test(test_digits),    cmocka_unit_test(test_cut_back),
+        cmocka_unit_test(test_rows),        cmocka_unit_test(test_digits),      cmocka_unit_test(test_cut_back),
         cmocka_unit_test(test_torn_row),    cmocka_unit_test(test_fresh_start), cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_cannot_open), cmocka_unit_test(test_process),
     };

@@ -13,7 +13,10 @@
 #define TOLERANCE 2e-6
 
 /* As in scripts/make_peer_tables.py. */
-static float pseudo(int64_t i, int64_t number, double scale) { return (float)((double)((i * 7919 + number * 104729) % 2001 - 1000) / 1000 * scale); }
+static float pseudo(int64_t i, int64_t number, double scale)
+{
+    return (float)((double)((i * 7919 + number * 104729) % 2001 - 1000) / 1000 * scale);
+}
 
 struct fixture {
     tp_ctx ctx;
@@ -31,19 +34,25 @@ static void open_params(struct fixture *f, const tp_json *shapes)
         char name[24];
         size_t index;
         snprintf(name, sizeof name, "p%zu", p);
-        assert_ok(&f->ctx, tp_params_declare(&f->ctx, &f->params, name, (int64_t)peer_item(tp_json_at(shapes, p), 0), (int64_t)peer_item(tp_json_at(shapes, p), 1), &index));
+        assert_ok(&f->ctx, tp_params_declare(&f->ctx, &f->params, name, (int64_t)peer_item(tp_json_at(shapes, p), 0),
+                                             (int64_t)peer_item(tp_json_at(shapes, p), 1), &index));
         assert_int_equal(index, p);
     }
     assert_ok(&f->ctx, tp_params_allocate(&f->ctx, &f->params));
     assert_ok(&f->ctx, tp_params_train(&f->ctx, &f->params));
     for (size_t p = 0; p < f->params.n; p++)
-        for (int64_t i = 0; i < f->params.list[p].count; i++) f->params.values[f->params.list[p].offset + i] = pseudo(i, (int64_t)p, 1);
+        for (int64_t i = 0; i < f->params.list[p].count; i++)
+            f->params.values[f->params.list[p].offset + i] = pseudo(i, (int64_t)p, 1);
 }
 
 static tp_optim_options options_of(const tp_json *c)
 {
-    return (tp_optim_options){.beta1 = peer_number(c, "beta1"), .beta2 = peer_number(c, "beta2"), .epsilon = peer_number(c, "epsilon"), .momentum = peer_number(c, "momentum"),
-                              .weight_decay = peer_number(c, "weight_decay"), .max_grad_norm = peer_number(c, "max_grad_norm")};
+    return (tp_optim_options){.beta1 = peer_number(c, "beta1"),
+                              .beta2 = peer_number(c, "beta2"),
+                              .epsilon = peer_number(c, "epsilon"),
+                              .momentum = peer_number(c, "momentum"),
+                              .weight_decay = peer_number(c, "weight_decay"),
+                              .max_grad_norm = peer_number(c, "max_grad_norm")};
 }
 
 static void open_case(struct fixture *f, const tp_json *c)
@@ -63,7 +72,8 @@ static void close_case(struct fixture *f)
 static void set_grads(struct fixture *f, int64_t step)
 {
     for (size_t p = 0; p < f->params.n; p++)
-        for (int64_t i = 0; i < f->params.list[p].count; i++) f->params.grads[f->params.list[p].offset + i] = pseudo(i, 100 * (step + 1) + (int64_t)p, 0.3);
+        for (int64_t i = 0; i < f->params.list[p].count; i++)
+            f->params.grads[f->params.list[p].offset + i] = pseudo(i, 100 * (step + 1) + (int64_t)p, 0.3);
 }
 
 static void compare(const struct fixture *f, const float *flat, const tp_json *expected, const char *what)
@@ -71,7 +81,8 @@ static void compare(const struct fixture *f, const float *flat, const tp_json *e
     for (size_t p = 0; p < f->params.n; p++)
         for (int64_t i = 0; i < f->params.list[p].count; i++) {
             double got = flat[f->params.list[p].offset + i], wanted = peer_item(tp_json_at(expected, p), (size_t)i);
-            if (!(fabs(got - wanted) <= TOLERANCE * fmax(0.1, fabs(wanted)))) fail_msg("%s: parameter %zu, value %lld: %.9g, torch has %.9g", what, p, (long long)i, got, wanted);
+            if (!(fabs(got - wanted) <= TOLERANCE * fmax(0.1, fabs(wanted))))
+                fail_msg("%s: parameter %zu, value %lld: %.9g, torch has %.9g", what, p, (long long)i, got, wanted);
         }
 }
 
@@ -84,7 +95,8 @@ static void test_torch(void **state)
     const tp_json *cases = tp_json_get(tp_json_root(doc), "cases");
     assert_true(tp_json_count(cases) >= 5);
     for (size_t k = 0; k < tp_json_count(cases); k++) {
-        const tp_json *c = tp_json_at(cases, k), *rates = tp_json_get(c, "learning_rates"), *norms = tp_json_get(c, "norms"), *values = tp_json_get(c, "values");
+        const tp_json *c = tp_json_at(cases, k), *rates = tp_json_get(c, "learning_rates"), *norms = tp_json_get(c, "norms"),
+                      *values = tp_json_get(c, "values");
         struct fixture f;
         open_case(&f, c);
         for (size_t step = 0; step < tp_json_count(rates); step++) {
@@ -113,7 +125,10 @@ static void test_torch(void **state)
 
 /* ---- steps that must change nothing ---- */
 
-static const tp_json *case_named(tp_json_doc *doc, size_t k) { return tp_json_at(tp_json_get(tp_json_root(doc), "cases"), k); }
+static const tp_json *case_named(tp_json_doc *doc, size_t k)
+{
+    return tp_json_at(tp_json_get(tp_json_root(doc), "cases"), k);
+}
 
 static void test_not_finite(void **state)
 {
@@ -129,7 +144,8 @@ static void test_not_finite(void **state)
         set_grads(&f, 0);
         assert_ok(&f.ctx, tp_optim_step(&f.ctx, f.optim, 1e-2, 1, &result));
         size_t bytes = (size_t)f.params.elements * sizeof(float);
-        float *before[1 + TP_OPTIM_STATES] = {f.params.values, f.optim->state[0], f.optim->state[1]}, *copy[1 + TP_OPTIM_STATES];
+        float *before[1 + TP_OPTIM_STATES] = {f.params.values, f.optim->state[0], f.optim->state[1]},
+                          *copy[1 + TP_OPTIM_STATES];
         for (int i = 0; i <= TP_OPTIM_STATES; i++) {
             copy[i] = before[i] != NULL ? malloc(bytes) : NULL;
             if (copy[i] != NULL) memcpy(copy[i], before[i], bytes);
@@ -226,9 +242,12 @@ static void test_wrong_state(void **state)
     assert_status(&f.ctx, TP_CHECKPOINT, tp_optim_load(&f.ctx, f.optim, s.path));
 
     tp_named_array arrays[] = {
-        {.name = "p0.exp_avg", .dtype = TP_F32, .rank = 2, .shape = {3, 5}, .data = zeros},    {.name = "p0.exp_avg_sq", .dtype = TP_F32, .rank = 2, .shape = {3, 5}, .data = zeros},
-        {.name = "p1.exp_avg", .dtype = TP_F32, .rank = 2, .shape = {7, 2}, .data = zeros},    {.name = "p1.exp_avg_sq", .dtype = TP_F32, .rank = 2, .shape = {7, 2}, .data = zeros},
-        {.name = "p2.exp_avg", .dtype = TP_F32, .rank = 2, .shape = {1, 300}, .data = zeros}, {.name = "p2.exp_avg_sq", .dtype = TP_F32, .rank = 2, .shape = {1, 300}, .data = zeros},
+        {.name = "p0.exp_avg", .dtype = TP_F32, .rank = 2, .shape = {3, 5}, .data = zeros},
+        {.name = "p0.exp_avg_sq", .dtype = TP_F32, .rank = 2, .shape = {3, 5}, .data = zeros},
+        {.name = "p1.exp_avg", .dtype = TP_F32, .rank = 2, .shape = {7, 2}, .data = zeros},
+        {.name = "p1.exp_avg_sq", .dtype = TP_F32, .rank = 2, .shape = {7, 2}, .data = zeros},
+        {.name = "p2.exp_avg", .dtype = TP_F32, .rank = 2, .shape = {1, 300}, .data = zeros},
+        {.name = "p2.exp_avg_sq", .dtype = TP_F32, .rank = 2, .shape = {1, 300}, .data = zeros},
     };
     assert_ok(&ctx, tp_safetensors_save(&ctx, scratch_path(&s, "good"), arrays, 6, adamw));
     assert_ok(&f.ctx, tp_optim_load(&f.ctx, f.optim, s.path));

@@ -10,7 +10,10 @@
 
 /* ---- reading SVG ---- */
 
-static bool is_name(char c) { return isalnum((unsigned char)c) || c == '-' || c == ':' || c == '_'; }
+static bool is_name(char c)
+{
+    return isalnum((unsigned char)c) || c == '-' || c == ':' || c == '_';
+}
 
 static const char *skip_name(const char *p, size_t *n)
 {
@@ -52,7 +55,8 @@ static void assert_well_formed(const char *svg)
         } else if (p[1] == '/') {
             const char *name = p + 2;
             p = skip_name(name, &n);
-            if (depth == 0 || lengths[depth - 1] != n || memcmp(open[depth - 1], name, n) != 0) fail_msg("</%.*s> closes nothing", (int)n, name);
+            if (depth == 0 || lengths[depth - 1] != n || memcmp(open[depth - 1], name, n) != 0)
+                fail_msg("</%.*s> closes nothing", (int)n, name);
             depth--;
             assert_int_equal(*p, '>');
             p++;
@@ -142,8 +146,10 @@ static void end(struct plot *p)
 
 static void add(struct plot *p, int step, double loss)
 {
-    if (isfinite(loss)) tp_buf_printf(&p->rows, "{\"step\": %d, \"loss\": %.9g, \"grad_norm\": 1}\n", step, loss);
-    else tp_buf_printf(&p->rows, "{\"step\": %d, \"loss\": null, \"grad_norm\": null}\n", step);
+    if (isfinite(loss))
+        tp_buf_printf(&p->rows, "{\"step\": %d, \"loss\": %.9g, \"grad_norm\": 1}\n", step, loss);
+    else
+        tp_buf_printf(&p->rows, "{\"step\": %d, \"loss\": null, \"grad_norm\": null}\n", step);
 }
 
 /* ---- tests ---- */
@@ -187,8 +193,8 @@ static void test_gaps(void **state)
     for (int i = 1; i <= 20; i++) add(&p, i, i == 5 || i == 6 || i == 12 || i == 14 ? NAN : 2 + 0.1 * (i % 3));
     draw(&p);
     curve(p.svg, "training", path, sizeof path);
-    assert_int_equal(count(path, "M"), 4);      /* 1-4, 7-11, 13, 15-20 */
-    assert_int_equal(count(path, "h0"), 1);     /* 13 alone */
+    assert_int_equal(count(path, "M"), 4);  /* 1-4, 7-11, 13, 15-20 */
+    assert_int_equal(count(path, "h0"), 1); /* 13 alone */
     assert_int_equal(count(path, "L"), 3 + 4 + 0 + 5);
     curve(p.svg, "skipped", path, sizeof path);
     assert_int_equal(count(path, "M"), 4);

@@ -11,8 +11,11 @@
 
 static tp_schedule schedule_of(const tp_json *c)
 {
-    tp_schedule_kind kind = peer_is(c, "kind", "constant") ? TP_SCHEDULE_CONSTANT : peer_is(c, "kind", "linear") ? TP_SCHEDULE_LINEAR : TP_SCHEDULE_COSINE;
-    return (tp_schedule){kind, peer_number(c, "learning_rate"), peer_number(c, "min_ratio"), (int64_t)peer_number(c, "warmup_steps"), (int64_t)peer_number(c, "steps")};
+    tp_schedule_kind kind = peer_is(c, "kind", "constant") ? TP_SCHEDULE_CONSTANT
+                            : peer_is(c, "kind", "linear") ? TP_SCHEDULE_LINEAR
+                                                           : TP_SCHEDULE_COSINE;
+    return (tp_schedule){kind, peer_number(c, "learning_rate"), peer_number(c, "min_ratio"),
+                         (int64_t)peer_number(c, "warmup_steps"), (int64_t)peer_number(c, "steps")};
 }
 
 static void test_transformers(void **state)
@@ -29,7 +32,8 @@ static void test_transformers(void **state)
         assert_int_equal(tp_json_count(rates), s.steps);
         for (int64_t t = 0; t < s.steps; t++, n++) {
             double got = tp_schedule_rate(&s, t), expected = peer_item(rates, (size_t)t);
-            if (!(fabs(got - expected) <= TOLERANCE * s.learning_rate + 1e-18)) fail_msg("case %zu, step %lld: %.17g, transformers has %.17g", i, (long long)t, got, expected);
+            if (!(fabs(got - expected) <= TOLERANCE * s.learning_rate + 1e-18))
+                fail_msg("case %zu, step %lld: %.17g, transformers has %.17g", i, (long long)t, got, expected);
         }
     }
     tp_json_free(doc);
@@ -39,7 +43,8 @@ static void test_transformers(void **state)
 
 static void test_closed_forms(void **state)
 {
-    const tp_schedule linear = {TP_SCHEDULE_LINEAR, 1e-3, 0.2, 4, 24}, cosine = {TP_SCHEDULE_COSINE, 1e-3, 0.2, 4, 24}, constant = {TP_SCHEDULE_CONSTANT, 1e-3, 0.2, 4, 24};
+    const tp_schedule linear = {TP_SCHEDULE_LINEAR, 1e-3, 0.2, 4, 24}, cosine = {TP_SCHEDULE_COSINE, 1e-3, 0.2, 4, 24},
+                      constant = {TP_SCHEDULE_CONSTANT, 1e-3, 0.2, 4, 24};
     (void)state;
     for (int t = 0; t < 4; t++) {
         assert_true(fabs(tp_schedule_rate(&linear, t) - 1e-3 * t / 4) < 1e-18);
@@ -56,7 +61,8 @@ static void test_closed_forms(void **state)
 /* A run that goes on past its last step stays where the schedule ended. */
 static void test_behind_the_end(void **state)
 {
-    const tp_schedule linear = {TP_SCHEDULE_LINEAR, 2, 0.25, 0, 10}, cosine = {TP_SCHEDULE_COSINE, 2, 0, 0, 10}, warm = {TP_SCHEDULE_COSINE, 2, 0.5, 10, 10};
+    const tp_schedule linear = {TP_SCHEDULE_LINEAR, 2, 0.25, 0, 10}, cosine = {TP_SCHEDULE_COSINE, 2, 0, 0, 10},
+                      warm = {TP_SCHEDULE_COSINE, 2, 0.5, 10, 10};
     (void)state;
     for (int64_t t = 10; t < 40; t++) {
         assert_true(tp_schedule_rate(&linear, t) == 0.5);

@@ -5,8 +5,9 @@
 #include "backend/cpu/simd/product.h"
 #include "backend/cpu/simd/rows.h"
 
-#define TILE         64  /* rows of a tile, of queries as of keys; a multiple of every VL */
-#define HEAD_DIM_MAX 256 /* so that all tiles of a thread fit in its scratch */
+#define TILE             64    /* rows of a tile, of queries as of keys; a multiple of every VL */
+#define HEAD_DIM_MAX     256   /* so that all tiles of a thread fit in its scratch */
+#define SEGMENTS_AT_ONCE 32768 /* whose numbering fits into the workspace beside other things */
 
 /* Keys first .. end-1 of a segment. */
 typedef struct span {

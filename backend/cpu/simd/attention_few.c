@@ -6,10 +6,9 @@
  * in order, each weighted by the exponential of its greatest score. */
 #include "backend/cpu/simd/attention.h"
 
-#define SEGMENTS_AT_ONCE 32768
-#define FEW_ROWS         8   /* (query, head) pairs that read one key head */
-#define FEW_KEYS         256 /* of a part, at least; and of a step */
-#define FEW_AHEAD        8   /* keys to prefetch */
+#define FEW_ROWS  8   /* (query, head) pairs that read one key head */
+#define FEW_KEYS  256 /* of a part, at least; and of a step */
+#define FEW_AHEAD 8   /* keys to prefetch */
 
 /* Whether a segment is for this file: too few rows to be lanes. */
 TP_INLINE bool is_few(const tp_attention_args *a, const tp_segment *s)
