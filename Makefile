@@ -82,10 +82,12 @@ $(BUILD)/libtapeft.so: $(BUILD)/$(SONAME)
 $(BUILD)/tapeft: $(CLI) $(BUILD)/libtapeft.a
 	$(say)$(CC) $(CFLAGS) $(LDHARD) -o $@ $(CLI) $(BUILD)/libtapeft.a $(LIBS) $(CULIBS)
 
-# A test program is one file plus the helpers whose headers it includes (tests/gradcheck.h brings tests/gradcheck.c).
+# A test program is one file plus the helpers whose headers it includes (tests/gradcheck.h brings tests/gradcheck.c); those of the
+# command line may call the commands.
 .SECONDEXPANSION:
 helpers  = $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(patsubst %.h,%.c,$(shell grep -so '"tests/[^"]*\.h"' $(1) | tr -d '"'))))
-$(BUILD)/tests/%: $(BUILD)/tests/%.o $$(call helpers,tests/$$*.c) $(BUILD)/libtapeft.a
+commands = $(if $(filter cli/%,$(1)),$(filter-out %/cli/main.o,$(CLI)))
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $$(call helpers,tests/$$*.c) $$(call commands,$$*) $(BUILD)/libtapeft.a
 	$(say)$(CC) $(CFLAGS) $(LDHARD) -o $@ $^ -lcmocka $(LIBS) $(CULIBS)
 
 $(BUILD)/tests/fuzz/replay_%: $(BUILD)/tests/fuzz/replay.o $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libtapeft.a

@@ -33,7 +33,8 @@ tp_status tp_args_i64(tp_ctx *ctx, const tp_args *args, const char *flag, int64_
     int64_t value;
     if (text == NULL) return TP_OK;
     if (!tp_parse_i64(text, &value) || value < min || value > max)
-        return tp_fail(ctx, TP_INVALID, "--%s: expected an integer from %lld to %lld, got \"%s\"", flag, (long long)min, (long long)max, text);
+        return tp_fail(ctx, TP_INVALID, "--%s: expected an integer from %lld to %lld, got \"%s\"", flag, (long long)min,
+                       (long long)max, text);
     *out = value;
     return TP_OK;
 }
@@ -60,10 +61,14 @@ tp_status tp_cli_open_device(tp_ctx *ctx, const tp_args *args)
 tp_status tp_cli_precision(tp_ctx *ctx, const tp_args *args, tp_dtype *precision)
 {
     const char *text = tp_args_value(args, "precision");
-    if (text == NULL || strcmp(text, "auto") == 0) *precision = ctx->device->auto_precision;
-    else if (strcmp(text, "fp32") == 0) *precision = TP_F32;
-    else if (strcmp(text, "bf16") == 0) *precision = TP_BF16;
-    else return tp_fail(ctx, TP_INVALID, "--precision: expected auto, fp32 or bf16, got \"%s\"", text);
+    if (text == NULL || strcmp(text, "auto") == 0)
+        *precision = ctx->device->auto_precision;
+    else if (strcmp(text, "fp32") == 0)
+        *precision = TP_F32;
+    else if (strcmp(text, "bf16") == 0)
+        *precision = TP_BF16;
+    else
+        return tp_fail(ctx, TP_INVALID, "--precision: expected auto, fp32 or bf16, got \"%s\"", text);
     return TP_OK;
 }
 

@@ -9,9 +9,9 @@
 #include "base/text.h"
 
 typedef struct tp_flag {
-    const char *name;     /* "max-tokens", without the dashes */
-    const char *value;    /* name of its value in the help ("N", "FILE"), or NULL for a switch */
-    bool optional_value;  /* --resume or --resume=CKPT */
+    const char *name;    /* "max-tokens", without the dashes */
+    const char *value;   /* name of its value in the help ("N", "FILE"), or NULL for a switch */
+    bool optional_value; /* --resume or --resume=CKPT */
     bool repeatable;
     const char *help;
 } tp_flag;
@@ -20,26 +20,26 @@ typedef struct tp_flag {
 
 typedef struct tp_args {
     const struct tp_command *command;
-    const char **positional;     /* borrowed from argv */
+    const char **positional; /* borrowed from argv */
     size_t n_positional;
     struct {
         const tp_flag *flag;
-        const char *value;       /* NULL: a switch, or an optional value left out */
+        const char *value; /* NULL: a switch, or an optional value left out */
     } given[TP_MAX_FLAG_VALUES];
     size_t n_given;
 } tp_args;
 
 typedef struct tp_command {
     const char *name;
-    const char *usage;           /* "MODEL [--adapter DIR] ..." */
+    const char *usage; /* "MODEL [--adapter DIR] ..." */
     const char *summary;
-    const tp_flag *flags;        /* ends with a NULL name; may be NULL */
+    const tp_flag *flags; /* ends with a NULL name; may be NULL */
     size_t min_positional, max_positional;
     tp_status (*run)(tp_ctx *ctx, const tp_args *args);
 } tp_command;
 
-extern const tp_command tp_command_train, tp_command_generate, tp_command_eval, tp_command_logits, tp_command_tokenize, tp_command_init,
-    tp_command_inspect, tp_command_plan, tp_command_preview, tp_command_doctor;
+extern const tp_command tp_command_train, tp_command_generate, tp_command_eval, tp_command_logits, tp_command_tokenize,
+    tp_command_init, tp_command_inspect, tp_command_plan, tp_command_preview, tp_command_doctor;
 
 /* ---- flags ---- */
 bool tp_args_has(const tp_args *args, const char *flag);
@@ -52,12 +52,30 @@ tp_status tp_args_i64(tp_ctx *ctx, const tp_args *args, const char *flag, int64_
 tp_status tp_args_f64(tp_ctx *ctx, const tp_args *args, const char *flag, double min, double max, double *out) TP_MUST_CHECK;
 
 /* ---- shared flags and what they do ---- */
-#define TP_FLAG_JSON {"json", NULL, false, false, "print JSON"}
-#define TP_FLAG_DEVICE {"device", "NAME", false, false, "auto, cpu, cuda or cuda:N (default auto)"}
-#define TP_FLAG_THREADS {"threads", "N", false, false, "CPU threads (default: all cores)"}
-#define TP_FLAG_PRECISION {"precision", "P", false, false, "auto, fp32 or bf16 (default auto)"}
-#define TP_FLAG_FORCE {"force", NULL, false, false, "apply an adapter made for another base"}
-#define TP_FLAG_END {NULL, NULL, false, false, NULL}
+#define TP_FLAG_JSON                                                                                                           \
+    {                                                                                                                          \
+        "json", NULL, false, false, "print JSON"                                                                               \
+    }
+#define TP_FLAG_DEVICE                                                                                                         \
+    {                                                                                                                          \
+        "device", "NAME", false, false, "auto, cpu, cuda or cuda:N (default auto)"                                             \
+    }
+#define TP_FLAG_THREADS                                                                                                        \
+    {                                                                                                                          \
+        "threads", "N", false, false, "CPU threads (default: all cores)"                                                       \
+    }
+#define TP_FLAG_PRECISION                                                                                                      \
+    {                                                                                                                          \
+        "precision", "P", false, false, "auto, fp32 or bf16 (default auto)"                                                    \
+    }
+#define TP_FLAG_FORCE                                                                                                          \
+    {                                                                                                                          \
+        "force", NULL, false, false, "apply an adapter made for another base"                                                  \
+    }
+#define TP_FLAG_END                                                                                                            \
+    {                                                                                                                          \
+        NULL, NULL, false, false, NULL                                                                                         \
+    }
 
 /* Opens the device that --device and --threads name into ctx->device. */
 tp_status tp_cli_open_device(tp_ctx *ctx, const tp_args *args) TP_MUST_CHECK;

@@ -17,8 +17,8 @@ static tp_status describe(const char *name, int threads, tp_buf *out)
     tp_json_write_string(out, name, strlen(name));
     tp_buf_printf(out, ", \"opens\": %s", status == TP_OK ? "true" : "false");
     if (status == TP_OK) {
-        tp_buf_printf(out, ", \"auto_precision\": \"%s\", \"workspace_bytes\": %llu, ", device->auto_precision == TP_BF16 ? "bf16" : "fp32",
-                      (unsigned long long)device->workspace_bytes);
+        tp_buf_printf(out, ", \"auto_precision\": \"%s\", \"workspace_bytes\": %llu, ",
+                      device->auto_precision == TP_BF16 ? "bf16" : "fp32", (unsigned long long)device->workspace_bytes);
         device->backend->describe(device, out);
         tp_device_close(device);
     } else {
@@ -42,8 +42,10 @@ static void print_object(const tp_json *object, int indent, tp_buf *out)
             continue;
         }
         tp_buf_char(out, ' ');
-        if (tp_json_type_of(value) == TP_JSON_STRING) tp_buf_append(out, tp_json_string(value).data, tp_json_string(value).len);
-        else tp_json_write(out, value, 0);
+        if (tp_json_type_of(value) == TP_JSON_STRING)
+            tp_buf_append(out, tp_json_string(value).data, tp_json_string(value).len);
+        else
+            tp_json_write(out, value, 0);
         tp_buf_char(out, '\n');
     }
 }
@@ -90,6 +92,8 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     return status;
 }
 
-static const tp_flag flags[] = {{"device", "NAME", false, false, "cpu, cuda or cuda:N: fails with 4 if it does not open"}, TP_FLAG_JSON, TP_FLAG_END};
+static const tp_flag flags[] = {
+    {"device", "NAME", false, false, "cpu, cuda or cuda:N: fails with 4 if it does not open"}, TP_FLAG_JSON, TP_FLAG_END};
 
-const tp_command tp_command_doctor = {"doctor", "[--device NAME] [--json]", "what this machine offers: CPU features, BLAS kernel, GPU, memory", flags, 0, 0, run};
+const tp_command tp_command_doctor = {
+    "doctor", "[--device NAME] [--json]", "what this machine offers: CPU features, BLAS kernel, GPU, memory", flags, 0, 0, run};

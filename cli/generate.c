@@ -204,11 +204,13 @@ static tp_status generate_on(tp_ctx *ctx, const tp_args *args, tp_model *model, 
     tp_status status = tp_generator_open(ctx, model, context, &generator);
     if (status == TP_OK) {
         status = tp_generate(ctx, generator, tokenizer, ids, r->prompt.count, &r->options, &result);
-        if (status == TP_OK && tp_args_has(args, "json"))
-            status = print_json(ctx, &result);
-        else if (status == TP_OK && !r->streaming_failed)
-            status = tp_cli_print(ctx, "\n", 1);
-        if (status == TP_OK || status == TP_IO_WRITE) tp_generated_free(&result);
+        if (status == TP_OK) {
+            if (tp_args_has(args, "json"))
+                status = print_json(ctx, &result);
+            else if (!r->streaming_failed)
+                status = tp_cli_print(ctx, "\n", 1);
+            tp_generated_free(&result);
+        }
         tp_generator_close(generator);
     }
     tp_free(ids);

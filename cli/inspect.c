@@ -27,9 +27,12 @@ static void add_tensor(struct listing *l, const char *name, const char *type, in
     } else if (l->tensors) {
         tp_buf_printf(l->out, "  %-8s ", type);
     }
-    for (int i = 0; i < rank && (l->json || l->tensors); i++) tp_buf_printf(l->out, "%s%lld", i > 0 ? (l->json ? ", " : "x") : "", (long long)shape[i]);
-    if (l->json) tp_buf_text(l->out, "]}");
-    else if (l->tensors) tp_buf_printf(l->out, "  %s\n", name);
+    for (int i = 0; i < rank && (l->json || l->tensors); i++)
+        tp_buf_printf(l->out, "%s%lld", i > 0 ? (l->json ? ", " : "x") : "", (long long)shape[i]);
+    if (l->json)
+        tp_buf_text(l->out, "]}");
+    else if (l->tensors)
+        tp_buf_printf(l->out, "  %s\n", name);
     l->n++;
     l->bytes += bytes;
 }
@@ -94,8 +97,10 @@ static tp_status inspect_gguf(tp_ctx *ctx, const char *path, struct listing *l)
 {
     tp_gguf *file;
     TP_TRY(tp_gguf_open(ctx, path, &file));
-    if (l->json) tp_buf_printf(l->out, "\"format\": \"gguf\", \"version\": %u, \"metadata\": {", (unsigned)tp_gguf_version(file));
-    else tp_buf_printf(l->out, "GGUF version %u\n", (unsigned)tp_gguf_version(file));
+    if (l->json)
+        tp_buf_printf(l->out, "\"format\": \"gguf\", \"version\": %u, \"metadata\": {", (unsigned)tp_gguf_version(file));
+    else
+        tp_buf_printf(l->out, "GGUF version %u\n", (unsigned)tp_gguf_version(file));
     for (size_t i = 0; i < tp_gguf_value_count(file); i++) {
         const tp_gguf_value *v = tp_gguf_value_at(file, i);
         if (l->json) {
@@ -106,7 +111,8 @@ static tp_status inspect_gguf(tp_ctx *ctx, const char *path, struct listing *l)
         } else {
             tp_buf_printf(l->out, "  %s: ", v->key);
             put_gguf_value(file, v, l->out, 4);
-            if (v->type == TP_GGUF_ARRAY && v->count > 4) tp_buf_printf(l->out, " ... %llu in all", (unsigned long long)v->count);
+            if (v->type == TP_GGUF_ARRAY && v->count > 4)
+                tp_buf_printf(l->out, " ... %llu in all", (unsigned long long)v->count);
             tp_buf_char(l->out, '\n');
         }
     }
@@ -145,6 +151,7 @@ static tp_status put_json_file(tp_ctx *ctx, const char *folder, const char *name
     return status;
 }
 
+/* False, with the failure recorded, if there is no memory to look. */
 static bool folder_has(tp_ctx *ctx, const char *folder, const char *name)
 {
     char *path = tp_path_join(ctx, folder, name);
@@ -164,6 +171,7 @@ static tp_status inspect_file_in(tp_ctx *ctx, const char *folder, const char *na
 static tp_status inspect_folder(tp_ctx *ctx, const char *folder, struct listing *l)
 {
     bool checkpoint = folder_has(ctx, folder, "state.json"), adapter = folder_has(ctx, folder, "adapter_config.json");
+    if (ctx->status != TP_OK) return ctx->status;
     tp_buf_text(l->out, l->json ? "\"kind\": " : "");
     tp_buf_printf(l->out, l->json ? "\"%s\", " : "%s\n", checkpoint ? "checkpoint" : adapter ? "adapter" : "model");
     if (checkpoint) {
@@ -177,12 +185,16 @@ static tp_status inspect_folder(tp_ctx *ctx, const char *folder, struct listing 
         TP_TRY(tp_adapter_config_read(ctx, folder, &config)); /* the same checks as on loading */
         tp_adapter_config_free(&config);
         TP_TRY(put_json_file(ctx, folder, "adapter_config.json", "config", l));
-        if (!l->json) tp_buf_text(l->out, "  accepted by: tapeft, PEFT\n");
-        else tp_buf_text(l->out, "\"accepted_by\": [\"tapeft\", \"peft\"], ");
+        if (!l->json)
+            tp_buf_text(l->out, "  accepted by: tapeft, PEFT\n");
+        else
+            tp_buf_text(l->out, "\"accepted_by\": [\"tapeft\", \"peft\"], ");
         return inspect_file_in(ctx, folder, "adapter_model.safetensors", l);
     }
     TP_TRY(put_json_file(ctx, folder, "config.json", "config", l));
-    if (folder_has(ctx, folder, "model.safetensors")) return inspect_file_in(ctx, folder, "model.safetensors", l);
+    bool single = folder_has(ctx, folder, "model.safetensors");
+    if (ctx->status != TP_OK) return ctx->status;
+    if (single) return inspect_file_in(ctx, folder, "model.safetensors", l);
     TP_TRY(put_json_file(ctx, folder, "model.safetensors.index.json", "index", l));
     if (l->json) tp_buf_text(l->out, "\"tensors\": []");
     return TP_OK;
@@ -205,10 +217,15 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     tp_buf_init(&out, 0);
     struct listing l = {.out = &out, .json = tp_args_has(args, "json"), .tensors = tp_args_has(args, "tensors")};
     if (l.json) tp_buf_char(&out, '{');
-    tp_status status = tp_path_is_folder(path) ? inspect_folder(ctx, path, &l) : is_gguf(path) ? inspect_gguf(ctx, path, &l) : inspect_safetensors(ctx, path, &l);
+    tp_status status = tp_path_is_folder(path) ? inspect_folder(ctx, path, &l)
+                       : is_gguf(path)         ? inspect_gguf(ctx, path, &l)
+                                               : inspect_safetensors(ctx, path, &l);
     char bytes[32];
-    if (l.json) tp_buf_text(&out, "}\n");
-    else tp_buf_printf(&out, "%zu tensors, %s%s\n", l.n, tp_format_bytes(l.bytes, bytes), l.tensors ? "" : " (--tensors lists them)");
+    if (l.json)
+        tp_buf_text(&out, "}\n");
+    else
+        tp_buf_printf(&out, "%zu tensors, %s%s\n", l.n, tp_format_bytes(l.bytes, bytes),
+                      l.tensors ? "" : " (--tensors lists them)");
     if (status == TP_OK) status = tp_buf_status(ctx, &out, path);
     if (status == TP_OK) status = tp_cli_print(ctx, out.data, out.len);
     tp_buf_free(&out);
@@ -217,4 +234,6 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 
 static const tp_flag flags[] = {{"tensors", NULL, false, false, "list every tensor"}, TP_FLAG_JSON, TP_FLAG_END};
 
-const tp_command tp_command_inspect = {"inspect", "PATH [--tensors] [--json]", "what is in a safetensors or GGUF file, adapter, checkpoint or model", flags, 1, 1, run};
+const tp_command tp_command_inspect = {
+    "inspect", "PATH [--tensors] [--json]", "what is in a safetensors or GGUF file, adapter, checkpoint or model", flags, 1, 1,
+    run};

@@ -14,8 +14,8 @@
 #include "cli/limits.h"
 
 static const tp_command *const commands[] = {
-    &tp_command_train, &tp_command_generate, &tp_command_eval, &tp_command_logits, &tp_command_tokenize, &tp_command_init,
-    &tp_command_inspect, &tp_command_plan, &tp_command_preview, &tp_command_doctor,
+    &tp_command_train, &tp_command_generate, &tp_command_eval, &tp_command_logits,  &tp_command_tokenize,
+    &tp_command_init,  &tp_command_inspect,  &tp_command_plan, &tp_command_preview, &tp_command_doctor,
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
 
@@ -31,7 +31,8 @@ static void print_overview(FILE *to)
     fprintf(to, "tapeft %s: parameter-efficient fine-tuning of language models\n\nusage: tapeft COMMAND ...\n\n", TP_VERSION);
     for (size_t i = 0; i < N_COMMANDS; i++) fprintf(to, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
     fprintf(to, "  %-10s %s\n\n", "help", "this text, or `tapeft help COMMAND`");
-    fprintf(to, "--version and --limits print what they say. Exit codes: 0 done, 2 usage or recipe, 3 bad input file, 4 memory, disk or device,\n"
+    fprintf(to, "--version and --limits print what they say. Exit codes: 0 done, 2 usage or recipe, 3 bad input file, 4 "
+                "memory, disk or device,\n"
                 "5 numeric guard, 6 checkpoint unusable, 70 a bug of tapeft, 75 stopped and resumable.\n");
 }
 
@@ -40,7 +41,11 @@ static void print_help(const tp_command *command, FILE *to)
     fprintf(to, "usage: tapeft %s %s\n\n%s\n", command->name, command->usage, command->summary);
     for (const tp_flag *f = command->flags; f != NULL && f->name != NULL; f++) {
         char left[64];
-        snprintf(left, sizeof left, "--%s%s%s%s", f->name, f->value == NULL ? "" : f->optional_value ? "[=" : " ", f->value != NULL ? f->value : "", f->optional_value ? "]" : "");
+        snprintf(left, sizeof left, "--%s%s%s%s", f->name,
+                 f->value == NULL    ? ""
+                 : f->optional_value ? "[="
+                                     : " ",
+                 f->value != NULL ? f->value : "", f->optional_value ? "]" : "");
         fprintf(to, "  %-28s %s\n", left, f->help);
     }
 }
@@ -59,8 +64,8 @@ static tp_status unknown_command(tp_ctx *ctx, const char *name)
     names[N_COMMANDS] = "help";
     names[N_COMMANDS + 1] = NULL;
     const char *near = tp_nearest_name(name, names);
-    return tp_fail(ctx, TP_INVALID, "unknown command \"%s\"%s%s%s; `tapeft help` lists them", name, near != NULL ? ", did you mean \"" : "", near != NULL ? near : "",
-                   near != NULL ? "\"?" : "");
+    return tp_fail(ctx, TP_INVALID, "unknown command \"%s\"%s%s%s; `tapeft help` lists them", name,
+                   near != NULL ? ", did you mean \"" : "", near != NULL ? near : "", near != NULL ? "\"?" : "");
 }
 
 static const tp_flag *find_flag(const tp_command *command, const char *name, size_t n)
@@ -76,7 +81,9 @@ static tp_status parse_flag(tp_ctx *ctx, tp_args *args, int argc, char **argv, i
     const char *text = argv[*i] + 2, *equals = strchr(text, '=');
     size_t n = equals != NULL ? (size_t)(equals - text) : strlen(text);
     const tp_flag *flag = find_flag(args->command, text, n);
-    if (flag == NULL) return tp_fail(ctx, TP_INVALID, "%s: unknown flag \"--%.*s\"; `tapeft help %s` lists them", args->command->name, (int)n, text, args->command->name);
+    if (flag == NULL)
+        return tp_fail(ctx, TP_INVALID, "%s: unknown flag \"--%.*s\"; `tapeft help %s` lists them", args->command->name, (int)n,
+                       text, args->command->name);
     if (!flag->repeatable && tp_args_has(args, flag->name)) return tp_fail(ctx, TP_INVALID, "--%s is given twice", flag->name);
     if (args->n_given == TP_MAX_FLAG_VALUES) return tp_fail(ctx, TP_INVALID, "more than %d flags", TP_MAX_FLAG_VALUES);
     const char *value = equals != NULL ? equals + 1 : NULL;
@@ -94,13 +101,19 @@ static tp_status parse_args(tp_ctx *ctx, tp_args *args, int argc, char **argv)
 {
     bool flags_over = false;
     for (int i = 2; i < argc; i++) {
-        if (!flags_over && strcmp(argv[i], "--") == 0) flags_over = true;
-        else if (!flags_over && tp_starts_with(argv[i], "--")) TP_TRY(parse_flag(ctx, args, argc, argv, &i));
-        else args->positional[args->n_positional++] = argv[i];
+        if (!flags_over && strcmp(argv[i], "--") == 0)
+            flags_over = true;
+        else if (!flags_over && tp_starts_with(argv[i], "--"))
+            TP_TRY(parse_flag(ctx, args, argc, argv, &i));
+        else
+            args->positional[args->n_positional++] = argv[i];
     }
     const tp_command *c = args->command;
-    if (args->n_positional < c->min_positional) return tp_fail(ctx, TP_INVALID, "%s: something is missing; usage: tapeft %s %s", c->name, c->name, c->usage);
-    if (args->n_positional > c->max_positional) return tp_fail(ctx, TP_INVALID, "%s: \"%s\" is one argument too many; usage: tapeft %s %s", c->name, args->positional[c->max_positional], c->name, c->usage);
+    if (args->n_positional < c->min_positional)
+        return tp_fail(ctx, TP_INVALID, "%s: something is missing; usage: tapeft %s %s", c->name, c->name, c->usage);
+    if (args->n_positional > c->max_positional)
+        return tp_fail(ctx, TP_INVALID, "%s: \"%s\" is one argument too many; usage: tapeft %s %s", c->name,
+                       args->positional[c->max_positional], c->name, c->usage);
     return TP_OK;
 }
 
@@ -127,7 +140,8 @@ static tp_status dispatch(tp_ctx *ctx, int argc, char **argv)
         print_overview(stderr);
         return tp_fail(ctx, TP_INVALID, "no command given");
     }
-    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0) return printf("tapeft %s\n", TP_VERSION) < 0 ? TP_IO_WRITE : TP_OK;
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0)
+        return printf("tapeft %s\n", TP_VERSION) < 0 ? TP_IO_WRITE : TP_OK;
     if (strcmp(argv[1], "--limits") == 0) return tp_cli_print_limits(ctx);
     bool help = strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0;
     if (help && argc < 3) {
@@ -157,7 +171,8 @@ int main(int argc, char **argv)
     tp_status status = tp_map_guard_install(&ctx);
     if (status == TP_OK) status = dispatch(&ctx, argc, argv);
     if (ctx.device != NULL) tp_device_close(ctx.device);
-    if (status == TP_OK && (fflush(stdout) != 0 || ferror(stdout))) status = tp_fail(&ctx, TP_IO_WRITE, "stdout: %s", strerror(errno));
+    if (status == TP_OK && (fflush(stdout) != 0 || ferror(stdout)))
+        status = tp_fail(&ctx, TP_IO_WRITE, "stdout: %s", strerror(errno));
     if (status != TP_OK) fprintf(stderr, "tapeft: %s\n", ctx.message[0] != '\0' ? ctx.message : tp_status_name(status));
     return tp_status_exit_code(status);
 }

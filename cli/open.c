@@ -69,10 +69,8 @@ void tp_cli_model_close(tp_cli_model *opened)
 int tp_cli_end_tokens(const tp_model *model, const tp_tokenizer *tokenizer, int64_t ends[TP_CLI_MAX_ENDS])
 {
     int n = 0;
-    while (n < model->config.n_eos && n < TP_CLI_MAX_ENDS - 1) {
-        ends[n] = model->config.eos_ids[n];
-        n++;
-    }
+    const int most = (int)(sizeof model->config.eos_ids / sizeof *model->config.eos_ids);
+    for (; n < model->config.n_eos && n < most; n++) ends[n] = model->config.eos_ids[n];
     int32_t own = tokenizer != NULL ? tp_tokenizer_role(tokenizer, TP_TOKEN_EOS) : -1;
     if (own >= 0) ends[n++] = own;
     return n;

@@ -8,8 +8,10 @@ static tp_status print_plan(tp_ctx *ctx, const tp_args *args, const tp_run *run)
 {
     tp_buf text;
     tp_buf_init(&text, 0);
-    if (tp_args_has(args, "json")) tp_plan_write_json(tp_run_plan(run), &text);
-    else tp_plan_write_text(tp_run_plan(run), &text);
+    if (tp_args_has(args, "json"))
+        tp_plan_write_json(tp_run_plan(run), &text);
+    else
+        tp_plan_write_text(tp_run_plan(run), &text);
     tp_status status = tp_buf_status(ctx, &text, "plan");
     if (status == TP_OK) status = tp_cli_print(ctx, text.data, text.len);
     tp_buf_free(&text);
@@ -34,4 +36,6 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 
 static const tp_flag flags[] = {TP_FLAG_JSON, TP_FLAG_END};
 
-const tp_command tp_command_plan = {"plan", "RECIPE [key=value ...] [--json]", "memory, FLOPs and time per step, before any weight is read", flags, 1, 1000, run};
+const tp_command tp_command_plan = {
+    "plan", "RECIPE [key=value ...] [--json]", "memory, FLOPs and time per step, before any weight is read", flags, 1, 1000,
+    run};

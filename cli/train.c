@@ -39,12 +39,17 @@ static tp_status read_accept(tp_ctx *ctx, const char *text, unsigned *accept)
     static const struct {
         const char *name;
         unsigned bit;
-    } names[] = {{"recipe", TP_ACCEPT_RECIPE}, {"data", TP_ACCEPT_DATA}, {"base", TP_ACCEPT_BASE}, {"version", TP_ACCEPT_VERSION}, {"devices", TP_ACCEPT_DEVICES}};
+    } names[] = {{"recipe", TP_ACCEPT_RECIPE},
+                 {"data", TP_ACCEPT_DATA},
+                 {"base", TP_ACCEPT_BASE},
+                 {"version", TP_ACCEPT_VERSION},
+                 {"devices", TP_ACCEPT_DEVICES}};
     while (text != NULL && *text != '\0') {
         size_t n = strcspn(text, ", "), i = 0;
         while (i < sizeof names / sizeof *names && (strlen(names[i].name) != n || memcmp(names[i].name, text, n) != 0)) i++;
         if (i == sizeof names / sizeof *names)
-            return tp_fail(ctx, TP_INVALID, "--accept: expected recipe, data, base, version, devices, got \"%.*s\"", (int)n, text);
+            return tp_fail(ctx, TP_INVALID, "--accept: expected recipe, data, base, version, devices, got \"%.*s\"", (int)n,
+                           text);
         *accept |= names[i].bit;
         text += n + strspn(text + n, ", ");
     }
@@ -73,11 +78,18 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 {
     bool resume = tp_args_has(args, "resume");
     const char *from = tp_args_value(args, "resume");
-    tp_train_options options = {.resume = resume ? (from != NULL ? from : "auto") : NULL, .fresh_optimizer = tp_args_has(args, "fresh-optimizer"), .force = tp_args_has(args, "force"),
-                                .dry_run = tp_args_has(args, "dry-run"), .dump_gradients = tp_args_value(args, "dump-gradients"), .stop = &stop_requested,
-                                .save = &save_requested, .progress = !tp_args_has(args, "quiet"), .process_start = tp_now()};
+    tp_train_options options = {.resume = resume ? (from != NULL ? from : "auto") : NULL,
+                                .fresh_optimizer = tp_args_has(args, "fresh-optimizer"),
+                                .force = tp_args_has(args, "force"),
+                                .dry_run = tp_args_has(args, "dry-run"),
+                                .dump_gradients = tp_args_value(args, "dump-gradients"),
+                                .stop = &stop_requested,
+                                .save = &save_requested,
+                                .progress = !tp_args_has(args, "quiet"),
+                                .process_start = tp_now()};
     tp_cli_recipe recipe;
-    for (size_t i = 0; tp_args_value_at(args, "accept", i) != NULL; i++) TP_TRY(read_accept(ctx, tp_args_value_at(args, "accept", i), &options.accept));
+    for (size_t i = 0; tp_args_value_at(args, "accept", i) != NULL; i++)
+        TP_TRY(read_accept(ctx, tp_args_value_at(args, "accept", i), &options.accept));
     install_handlers();
     TP_TRY(tp_cli_recipe_open(ctx, args, NULL, !options.dry_run, resume, &recipe));
     tp_status status = run_training(ctx, args, &recipe, &options);
@@ -96,4 +108,5 @@ static const tp_flag flags[] = {
     TP_FLAG_END,
 };
 
-const tp_command tp_command_train = {"train", "RECIPE [key=value ...] [flags]", "train an adapter from a recipe", flags, 1, 1000, run};
+const tp_command tp_command_train = {
+    "train", "RECIPE [key=value ...] [flags]", "train an adapter from a recipe", flags, 1, 1000, run};

@@ -8,7 +8,10 @@
 
 /* ---- batches ---- */
 
-void tp_host_batch_clear(tp_host_batch *batch) { batch->n = batch->n_segments = batch->n_labels = batch->n_tokens = batch->max_position = 0; }
+void tp_host_batch_clear(tp_host_batch *batch)
+{
+    batch->n = batch->n_segments = batch->n_labels = batch->n_tokens = batch->max_position = 0;
+}
 
 tp_status tp_host_batch_reserve(tp_ctx *ctx, tp_host_batch *b, int64_t rows)
 {
@@ -65,15 +68,19 @@ tp_status tp_dataset_open(tp_ctx *ctx, const tp_dataset_options *options, tp_dat
     const tp_datasets *blocks = options->held_out && config->test_datasets.n > 0 ? &config->test_datasets : &config->datasets;
     size_t n_tokens = 0;
     *dataset = NULL;
-    if (options->held_out && config->test_datasets.n == 0 && !(config->val_set_size.fraction > 0) && config->val_set_size.rows == 0) return TP_OK;
+    if (options->held_out && config->test_datasets.n == 0 && !(config->val_set_size.fraction > 0) &&
+        config->val_set_size.rows == 0)
+        return TP_OK;
     for (size_t i = 0; i < blocks->n; i++) n_tokens += is_tokens(&blocks->items[i]);
     if (n_tokens == 0) return tp_text_dataset_open(ctx, options, blocks, dataset);
     if (options->held_out && blocks == &config->datasets)
-        return tp_fail(ctx, TP_INVALID, "%s: val_set_size: ready tokens cannot be split by row; name held-out tokens in test_datasets",
+        return tp_fail(ctx, TP_INVALID,
+                       "%s: val_set_size: ready tokens cannot be split by row; name held-out tokens in test_datasets",
                        options->where != NULL ? options->where(options->where_state, "val_set_size") : "recipe");
     if (n_tokens == blocks->n) return tp_token_dataset_open(ctx, options, blocks, dataset);
     return tp_fail(ctx, TP_INVALID, "%s: ready tokens (%s) and text do not mix in one run",
-                   options->where != NULL ? options->where(options->where_state, "datasets") : "datasets", blocks->items[0].path);
+                   options->where != NULL ? options->where(options->where_state, "datasets") : "datasets",
+                   blocks->items[0].path);
 }
 
 void tp_dataset_close(tp_dataset *dataset)
@@ -81,8 +88,14 @@ void tp_dataset_close(tp_dataset *dataset)
     if (dataset != NULL) dataset->kind->close(dataset);
 }
 
-void tp_dataset_count(const tp_dataset *dataset, tp_dataset_counts *counts) { *counts = dataset->counts; }
-int64_t tp_dataset_micro_batches(const tp_dataset *dataset) { return dataset->micro_batches; }
+void tp_dataset_count(const tp_dataset *dataset, tp_dataset_counts *counts)
+{
+    *counts = dataset->counts;
+}
+int64_t tp_dataset_micro_batches(const tp_dataset *dataset)
+{
+    return dataset->micro_batches;
+}
 
 void tp_dataset_largest(const tp_dataset *dataset, int64_t *rows, int64_t *labels, int64_t *segments, int64_t *longest_segment)
 {
@@ -97,8 +110,14 @@ tp_status tp_dataset_get(tp_ctx *ctx, const tp_dataset *dataset, int64_t epoch, 
     return dataset->kind->get(ctx, dataset, epoch, i, batch);
 }
 
-const char *tp_dataset_fingerprint(const tp_dataset *dataset) { return dataset->fingerprint; }
-tp_status tp_dataset_check(tp_ctx *ctx, const tp_dataset *dataset) { return dataset->kind->check(ctx, dataset); }
+const char *tp_dataset_fingerprint(const tp_dataset *dataset)
+{
+    return dataset->fingerprint;
+}
+tp_status tp_dataset_check(tp_ctx *ctx, const tp_dataset *dataset)
+{
+    return dataset->kind->check(ctx, dataset);
+}
 
 tp_status tp_dataset_preview(tp_ctx *ctx, const tp_dataset *dataset, int64_t row, tp_preview *preview)
 {

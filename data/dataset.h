@@ -21,10 +21,10 @@
 /* One micro-batch in host memory, rows concatenated without padding (a tp_batch once copied to the device). */
 typedef struct tp_host_batch {
     int64_t n, n_segments, n_labels, n_tokens, max_position;
-    int32_t *ids, *positions;      /* [n] */
-    tp_segment *segments;          /* [n_segments] */
-    int32_t *label_rows, *labels;  /* [n_labels]: row whose output predicts the label */
-    size_t capacity;               /* rows the arrays hold; they grow as needed */
+    int32_t *ids, *positions;     /* [n] */
+    tp_segment *segments;         /* [n_segments] */
+    int32_t *label_rows, *labels; /* [n_labels]: row whose output predicts the label */
+    size_t capacity;              /* rows the arrays hold; they grow as needed */
 } tp_host_batch;
 TP_API void tp_host_batch_free(tp_host_batch *batch);
 
@@ -35,8 +35,8 @@ typedef struct tp_dataset_options {
     int64_t max_positions;         /* the model's */
     int64_t vocab_size;            /* rows of the embedding: every id is checked against it */
     int64_t micro_batch_size;
-    bool micro_batch_size_given;   /* the recipe sets it: then ready tokens must agree */
-    int64_t max_length;            /* effective max_seq_length */
+    bool micro_batch_size_given; /* the recipe sets it: then ready tokens must agree */
+    int64_t max_length;          /* effective max_seq_length */
     uint64_t seed;
     const char *(*where)(void *state, const char *key); /* file:line:column of a recipe key for messages; may be NULL */
     void *where_state;
@@ -55,8 +55,10 @@ TP_API void tp_dataset_close(tp_dataset *dataset);
 TP_API void tp_dataset_count(const tp_dataset *dataset, tp_dataset_counts *counts);
 TP_API int64_t tp_dataset_micro_batches(const tp_dataset *dataset); /* per epoch */
 /* Most rows of any micro-batch, and most labels: what buffers and the plan must hold. */
-TP_API void tp_dataset_largest(const tp_dataset *dataset, int64_t *rows, int64_t *labels, int64_t *segments, int64_t *longest_segment);
-TP_API tp_status tp_dataset_get(tp_ctx *ctx, const tp_dataset *dataset, int64_t epoch, int64_t i, tp_host_batch *batch) TP_MUST_CHECK;
+TP_API void tp_dataset_largest(const tp_dataset *dataset, int64_t *rows, int64_t *labels, int64_t *segments,
+                               int64_t *longest_segment);
+TP_API tp_status tp_dataset_get(tp_ctx *ctx, const tp_dataset *dataset, int64_t epoch, int64_t i,
+                                tp_host_batch *batch) TP_MUST_CHECK;
 /* SHA-256 over sizes and block hashes of the files, types and options that shape the batches: hex. */
 TP_API const char *tp_dataset_fingerprint(const tp_dataset *dataset);
 /* CHECKPOINT (exit 6) if a file is not what it was at open. */
@@ -66,9 +68,9 @@ TP_API tp_status tp_dataset_check(tp_ctx *ctx, const tp_dataset *dataset) TP_MUS
 typedef struct tp_preview {
     const char *file;
     size_t line;
-    tp_buf text;       /* rendered */
-    tp_tokens tokens;  /* ids and byte offsets */
-    int32_t *labels;   /* [tokens.n], -100: no loss */
+    tp_buf text;      /* rendered */
+    tp_tokens tokens; /* ids and byte offsets */
+    int32_t *labels;  /* [tokens.n], -100: no loss */
     bool dropped;
 } tp_preview;
 TP_API tp_status tp_dataset_preview(tp_ctx *ctx, const tp_dataset *dataset, int64_t row, tp_preview *preview) TP_MUST_CHECK;

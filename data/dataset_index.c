@@ -17,7 +17,7 @@ struct indexing {
     struct text_dataset *d;
     const tp_dataset_options *options;
     struct text_file *file;
-    const tp_row_place *place;
+    tp_row_place place;
     uint32_t file_number;
     uint64_t held_out_below; /* hashes up to this one are held out, if holds_out */
     bool holds_out;
@@ -63,8 +63,8 @@ size_t tp_text_block_end(const struct text_dataset *d, tp_span text, size_t begi
 
 static tp_status row_fail(struct indexing *x, const char *what)
 {
-    return fatal(x, tp_fail(x->ctx, TP_FORMAT, "%s:%llu: %s", tp_row_file_path(x->file->rows),
-                            (unsigned long long)x->place->line, what));
+    return fatal(
+        x, tp_fail(x->ctx, TP_FORMAT, "%s:%llu: %s", tp_row_file_path(x->file->rows), (unsigned long long)x->place.line, what));
 }
 
 static tp_status preflight(struct indexing *x)
@@ -101,7 +101,7 @@ static uint32_t count_labels(const tp_encoded *e, size_t first, size_t n)
 static tp_status push_row(struct indexing *x, size_t block, size_t first, size_t tokens, uint32_t labels)
 {
     struct text_dataset *d = x->d;
-    const tp_row_place *p = x->place;
+    const tp_row_place *p = &x->place;
     TP_TRY(tp_grow(x->ctx, &d->rows, &d->rows_capacity, d->n_rows + 1, sizeof *d->rows));
     TP_TRY(tp_grow(x->ctx, &d->draws, &d->draws_capacity, d->n_draws + x->copies, sizeof *d->draws));
     d->rows[d->n_rows] = (struct text_row){p->offset,       (uint32_t)p->bytes, (uint32_t)p->line, x->file_number,
@@ -217,14 +217,14 @@ static tp_status index_sample(struct indexing *x)
     tp_status status = tp_text_splits(x->d) ? index_split(x) : index_whole(x);
     if (status != TP_INVALID && status != TP_UNSUPPORTED) return status;
     /* The tokenizer says what is wrong, not where. */
-    (void)tp_fail_in(x->ctx, "%s:%llu", tp_row_file_path(x->file->rows), (unsigned long long)x->place->line);
+    (void)tp_fail_in(x->ctx, "%s:%llu", tp_row_file_path(x->file->rows), (unsigned long long)x->place.line);
     return x->ctx->status = TP_FORMAT;
 }
 
 static tp_status index_json(struct indexing *x, tp_span bytes)
 {
     tp_json_doc *doc;
-    tp_json_options options = {.name = tp_row_file_path(x->file->rows), .first_line = x->place->line};
+    tp_json_options options = {.name = tp_row_file_path(x->file->rows), .first_line = x->place.line};
     TP_TRY(tp_json_parse(x->ctx, bytes.data, bytes.len, &options, &doc));
     tp_status status = x->file->chosen ? TP_OK : fatal(x, choose(x, doc));
     if (status == TP_OK) status = tp_text_sample(x->ctx, x->d, x->file, doc, bytes);
@@ -234,7 +234,7 @@ static tp_status index_json(struct indexing *x, tp_span bytes)
 
 static tp_status index_row(struct indexing *x)
 {
-    tp_span bytes = {x->place->text, x->place->bytes};
+    tp_span bytes = {x->place.text, x->place.bytes};
     if (!tp_row_file_is_plain(x->file->rows)) return index_json(x, bytes);
     TP_TRY(tp_text_sample(x->ctx, x->d, x->file, NULL, bytes));
     return index_sample(x);
@@ -282,10 +282,10 @@ static tp_status take_row(struct indexing *x)
     tp_dataset_counts *counts = &d->base.counts, before;
     size_t n_rows = d->n_rows, n_draws = d->n_draws;
     struct row_hash hash = {0, 0};
-    if (needs_hash(x->file)) hash = hash_row(x->place);
+    if (needs_hash(x->file)) hash = hash_row(&x->place);
     bool held_out = x->holds_out && hash.side <= x->held_out_below;
     if (x->file->side != SIDE_ALL && held_out != (x->file->side == SIDE_HELD_OUT)) return TP_OK;
-    if (x->place->line > UINT32_MAX)
+    if (x->place.line > UINT32_MAX)
         return tp_fail(x->ctx, TP_FORMAT, "%s: more than 4 billion lines", tp_row_file_path(x->file->rows));
     TP_TRY(count_copies(x, &hash));
     counts->rows_read++;
@@ -305,13 +305,11 @@ static tp_status each_row(struct indexing *x, tp_status (*take)(struct indexing 
 {
     int64_t limit = x->file->block->limit != TP_UNSET ? x->file->block->limit : INT64_MAX, n = 0;
     tp_row_reader reader;
-    tp_row_place place;
     bool found = true;
     tp_status status = TP_OK;
     tp_row_reader_begin(&reader, x->file->rows, 0);
-    x->place = &place;
     while (status == TP_OK && n < limit) {
-        status = tp_row_reader_next(x->ctx, &reader, &place, &found);
+        status = tp_row_reader_next(x->ctx, &reader, &x->place, &found);
         if (status != TP_OK || !found) break;
         status = take(x);
         n++;
@@ -345,7 +343,7 @@ static tp_status take_hash(struct indexing *x)
     struct hashes *h = (struct hashes *)x;
     if (x->file->side == SIDE_ALL) return TP_OK;
     TP_TRY(tp_grow(x->ctx, &h->items, &h->capacity, h->n + 1, sizeof *h->items));
-    h->items[h->n++] = hash_row(x->place).side;
+    h->items[h->n++] = hash_row(&x->place).side;
     return TP_OK;
 }
 

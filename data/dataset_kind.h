@@ -12,7 +12,7 @@ typedef struct tp_dataset_largest_batch {
 struct tp_dataset {
     const struct tp_dataset_kind *kind;
     tp_dataset_counts counts;
-    int64_t micro_batches;            /* per epoch */
+    int64_t micro_batches; /* per epoch */
     tp_dataset_largest_batch largest;
     char fingerprint[65];
 };
@@ -25,15 +25,17 @@ typedef struct tp_dataset_kind {
 } tp_dataset_kind;
 
 /* The blocks that options choose: training or held-out. */
-tp_status tp_token_dataset_open(tp_ctx *ctx, const tp_dataset_options *options, const tp_datasets *blocks, tp_dataset **dataset) TP_MUST_CHECK;
-tp_status tp_text_dataset_open(tp_ctx *ctx, const tp_dataset_options *options, const tp_datasets *blocks, tp_dataset **dataset) TP_MUST_CHECK;
+tp_status tp_token_dataset_open(tp_ctx *ctx, const tp_dataset_options *options, const tp_datasets *blocks,
+                                tp_dataset **dataset) TP_MUST_CHECK;
+tp_status tp_text_dataset_open(tp_ctx *ctx, const tp_dataset_options *options, const tp_datasets *blocks,
+                               tp_dataset **dataset) TP_MUST_CHECK;
 
 /* ---- filling a batch ---- */
 void tp_host_batch_clear(tp_host_batch *batch);
 /* Room for `rows` more rows and as many labels and one more segment. */
 tp_status tp_host_batch_reserve(tp_ctx *ctx, tp_host_batch *batch, int64_t rows) TP_MUST_CHECK;
-/* Appends one sequence that attends to itself alone, positions from 0. labels[t] (may be NULL) belongs to ids[t] and is predicted
- * by row t - 1; values below 0 are none. Room must have been reserved. */
+/* Appends one sequence that attends to itself alone, positions from 0. labels[t] (may be NULL) belongs to ids[t] and is
+ * predicted by row t - 1; values below 0 are none. Room must have been reserved. */
 void tp_host_batch_append(tp_host_batch *batch, const int32_t *ids, const int32_t *labels, int64_t n);
 
 #endif

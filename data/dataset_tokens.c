@@ -31,26 +31,36 @@ struct token_dataset {
     int64_t vocab_size, max_positions;
 };
 
-static bool is_integer(tp_dtype dtype) { return dtype == TP_I32 || dtype == TP_I64; }
+static bool is_integer(tp_dtype dtype)
+{
+    return dtype == TP_I32 || dtype == TP_I64;
+}
 
 /* All three tensors of one micro-batch, or of n stacked ones, agree. */
-static tp_status check_entries(tp_ctx *ctx, const tp_safetensors *file, const tp_entry *ids, const tp_entry *labels, const tp_entry *mask, int rank)
+static tp_status check_entries(tp_ctx *ctx, const tp_safetensors *file, const tp_entry *ids, const tp_entry *labels,
+                               const tp_entry *mask, int rank)
 {
     const tp_entry *all[] = {ids, labels, mask};
     for (int i = 0; i < 3; i++) {
         const tp_entry *e = all[i];
         if (e == NULL) continue;
         bool type = is_integer(e->dtype) || (e == mask && (e->dtype == TP_U8 || e->dtype == TP_BOOL));
-        if (!type) return tp_fail(ctx, TP_FORMAT, "%s: %s: dtype %s, expected I32 or I64", tp_safetensors_path(file), e->name, tp_dtype_name(e->dtype));
-        if (e->rank != rank) return tp_fail(ctx, TP_SHAPE, "%s: %s: %d dimensions, expected %d", tp_safetensors_path(file), e->name, e->rank, rank);
+        if (!type)
+            return tp_fail(ctx, TP_FORMAT, "%s: %s: dtype %s, expected I32 or I64", tp_safetensors_path(file), e->name,
+                           tp_dtype_name(e->dtype));
+        if (e->rank != rank)
+            return tp_fail(ctx, TP_SHAPE, "%s: %s: %d dimensions, expected %d", tp_safetensors_path(file), e->name, e->rank,
+                           rank);
         for (int d = 0; d < rank; d++)
             if (e->shape[d] != ids->shape[d] || e->shape[d] < 1)
-                return tp_fail(ctx, TP_SHAPE, "%s: %s: dimension %d is %lld, input_ids has %lld", tp_safetensors_path(file), e->name, d, (long long)e->shape[d], (long long)ids->shape[d]);
+                return tp_fail(ctx, TP_SHAPE, "%s: %s: dimension %d is %lld, input_ids has %lld", tp_safetensors_path(file),
+                               e->name, d, (long long)e->shape[d], (long long)ids->shape[d]);
     }
     return TP_OK;
 }
 
-static tp_status add_tables(tp_ctx *ctx, struct token_dataset *d, const tp_safetensors *file, const tp_entry *ids, const tp_entry *labels, const tp_entry *mask, int rank, int64_t limit)
+static tp_status add_tables(tp_ctx *ctx, struct token_dataset *d, const tp_safetensors *file, const tp_entry *ids,
+                            const tp_entry *labels, const tp_entry *mask, int rank, int64_t limit)
 {
     if (labels == NULL) return tp_fail(ctx, TP_FORMAT, "%s: %s has no labels beside it", tp_safetensors_path(file), ids->name);
     TP_TRY(check_entries(ctx, file, ids, labels, mask, rank));
@@ -66,11 +76,14 @@ static tp_status add_file(tp_ctx *ctx, struct token_dataset *d, const tp_safeten
 {
     const tp_entry *stacked = tp_safetensors_find(file, "input_ids");
     char name[64];
-    if (stacked != NULL) return add_tables(ctx, d, file, stacked, tp_safetensors_find(file, "labels"), tp_safetensors_find(file, "attention_mask"), 3, limit);
+    if (stacked != NULL)
+        return add_tables(ctx, d, file, stacked, tp_safetensors_find(file, "labels"),
+                          tp_safetensors_find(file, "attention_mask"), 3, limit);
     for (int64_t i = 0; i < limit; i++) {
         snprintf(name, sizeof name, "%lld.input_ids", (long long)i);
         const tp_entry *ids = tp_safetensors_find(file, name);
-        if (ids == NULL && i == 0) return tp_fail(ctx, TP_FORMAT, "%s: neither input_ids nor 0.input_ids is there", tp_safetensors_path(file));
+        if (ids == NULL && i == 0)
+            return tp_fail(ctx, TP_FORMAT, "%s: neither input_ids nor 0.input_ids is there", tp_safetensors_path(file));
         if (ids == NULL) return TP_OK;
         snprintf(name, sizeof name, "%lld.labels", (long long)i);
         const tp_entry *labels = tp_safetensors_find(file, name);
@@ -82,9 +95,11 @@ static tp_status add_file(tp_ctx *ctx, struct token_dataset *d, const tp_safeten
 
 /* ---- reading a micro-batch ---- */
 
-static tp_status bad_cell(tp_ctx *ctx, const struct table *t, const tp_entry *e, int64_t row, int64_t column, const char *what, int64_t value)
+static tp_status bad_cell(tp_ctx *ctx, const struct table *t, const tp_entry *e, int64_t row, int64_t column, const char *what,
+                          int64_t value)
 {
-    return tp_fail(ctx, TP_FORMAT, "%s: %s: row %lld, column %lld: %s %lld", tp_safetensors_path(t->file), e->name, (long long)row, (long long)column, what, (long long)value);
+    return tp_fail(ctx, TP_FORMAT, "%s: %s: row %lld, column %lld: %s %lld", tp_safetensors_path(t->file), e->name,
+                   (long long)row, (long long)column, what, (long long)value);
 }
 
 /* The run of ones in a row of the mask. */
@@ -101,18 +116,21 @@ static tp_status find_run(tp_ctx *ctx, const struct table *t, const int64_t *mas
     return TP_OK;
 }
 
-static tp_status append_row(tp_ctx *ctx, const struct token_dataset *d, const struct table *t, const int64_t *ids, const int64_t *labels, const int64_t *mask, int64_t row,
-                            int32_t *narrow, tp_host_batch *batch)
+static tp_status append_row(tp_ctx *ctx, const struct token_dataset *d, const struct table *t, const int64_t *ids,
+                            const int64_t *labels, const int64_t *mask, int64_t row, int32_t *narrow, tp_host_batch *batch)
 {
     int64_t begin, end;
     TP_TRY(find_run(ctx, t, mask, row, &begin, &end));
     for (int64_t c = begin; c < end; c++) {
-        if (ids[c] < 0 || ids[c] >= d->vocab_size) return bad_cell(ctx, t, t->ids, row, c, "token id outside the vocabulary:", ids[c]);
-        if (labels[c] != -100 && (labels[c] < 0 || labels[c] >= d->vocab_size)) return bad_cell(ctx, t, t->labels, row, c, "label outside the vocabulary:", labels[c]);
+        if (ids[c] < 0 || ids[c] >= d->vocab_size)
+            return bad_cell(ctx, t, t->ids, row, c, "token id outside the vocabulary:", ids[c]);
+        if (labels[c] != -100 && (labels[c] < 0 || labels[c] >= d->vocab_size))
+            return bad_cell(ctx, t, t->labels, row, c, "label outside the vocabulary:", labels[c]);
         narrow[c - begin] = (int32_t)ids[c];
         narrow[t->columns + c - begin] = (int32_t)labels[c];
     }
-    if (end - begin > d->max_positions) return bad_cell(ctx, t, t->ids, row, begin, "more tokens than the model has positions:", end - begin);
+    if (end - begin > d->max_positions)
+        return bad_cell(ctx, t, t->ids, row, begin, "more tokens than the model has positions:", end - begin);
     if (end > begin) tp_host_batch_append(batch, narrow, narrow + t->columns, end - begin);
     return TP_OK;
 }
@@ -126,10 +144,12 @@ static tp_status read_table(tp_ctx *ctx, const struct token_dataset *d, const st
     tp_status status = values != NULL && narrow != NULL ? tp_host_batch_reserve(ctx, batch, (int64_t)cells) : TP_NOMEM;
     if (status == TP_OK) status = tp_safetensors_read_i64(ctx, t->file, t->ids, t->first, cells, values);
     if (status == TP_OK) status = tp_safetensors_read_i64(ctx, t->file, t->labels, t->first, cells, values + cells);
-    if (status == TP_OK && t->mask != NULL) status = tp_safetensors_read_i64(ctx, t->file, t->mask, t->first, cells, values + 2 * cells);
+    if (status == TP_OK && t->mask != NULL)
+        status = tp_safetensors_read_i64(ctx, t->file, t->mask, t->first, cells, values + 2 * cells);
     for (int64_t r = 0; status == TP_OK && r < t->rows; r++) {
         size_t at = (size_t)(r * t->columns);
-        status = append_row(ctx, d, t, values + at, values + cells + at, t->mask != NULL ? values + 2 * cells + at : NULL, r, narrow, batch);
+        status = append_row(ctx, d, t, values + at, values + cells + at, t->mask != NULL ? values + 2 * cells + at : NULL, r,
+                            narrow, batch);
     }
     tp_free(narrow);
     tp_free(values);
@@ -169,7 +189,8 @@ static tp_status preview(tp_ctx *ctx, const tp_dataset *base, int64_t row, tp_pr
     tp_host_batch batch = {0};
     tp_status status = read_table(ctx, d, &d->tables[i], &batch);
     int64_t segment = row < batch.n_segments ? row : batch.n_segments - 1; /* rows without a token make no segment */
-    int64_t start = status == TP_OK && segment >= 0 ? batch.segments[segment].q_start : 0, n = status == TP_OK && segment >= 0 ? batch.segments[segment].q_len : 0;
+    int64_t start = status == TP_OK && segment >= 0 ? batch.segments[segment].q_start : 0,
+            n = status == TP_OK && segment >= 0 ? batch.segments[segment].q_len : 0;
     if (status == TP_OK) out->labels = tp_alloc(ctx, (size_t)n, sizeof *out->labels);
     if (status == TP_OK && out->labels == NULL) status = TP_NOMEM;
     for (int64_t t = 0; status == TP_OK && t < n; t++) {
@@ -250,8 +271,9 @@ static tp_status open_files(tp_ctx *ctx, struct token_dataset *d, const tp_datas
     for (size_t i = 0; options->micro_batch_size_given && i < d->n_tables; i++)
         if (d->tables[i].rows != options->micro_batch_size)
             return tp_fail(ctx, TP_INVALID, "%s: micro_batch_size: %lld, the ready batches of %s have %lld rows",
-                           options->where != NULL ? options->where(options->where_state, "micro_batch_size") : "recipe", (long long)options->micro_batch_size,
-                           tp_safetensors_path(d->tables[i].file), (long long)d->tables[i].rows);
+                           options->where != NULL ? options->where(options->where_state, "micro_batch_size") : "recipe",
+                           (long long)options->micro_batch_size, tp_safetensors_path(d->tables[i].file),
+                           (long long)d->tables[i].rows);
     TP_TRY(survey(ctx, d));
     return fingerprint(ctx, d);
 }

@@ -15,7 +15,9 @@ static tp_status compile_choice(tp_ctx *ctx, const tp_tokenizer *tokenizer, cons
     if (builtin != NULL) return tp_template_compile(ctx, choice, builtin, strlen(builtin), &prompt->tmpl);
     if (strcmp(choice, "tokenizer_default") == 0) {
         tp_span text = tp_tokenizer_chat_template(tokenizer, NULL);
-        if (text.data == NULL) return tp_fail(ctx, TP_INVALID, "chat_template: the tokenizer has no chat template; choose chatml, alpaca, none or a file");
+        if (text.data == NULL)
+            return tp_fail(ctx, TP_INVALID,
+                           "chat_template: the tokenizer has no chat template; choose chatml, alpaca, none or a file");
         return tp_template_compile(ctx, "chat template", text.data, text.len, &prompt->tmpl);
     }
     char *text;

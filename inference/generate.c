@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "inference/narrow.h"
 #include "models/measure.h"
 
 /* Rows of one prefill pass: enough for full speed of the products, and a few MB of arena. */
@@ -18,7 +19,8 @@ struct tp_generator {
     tp_kv_cache cache;
     tp_batch_buffers buffers;
     tp_sampler *sampler;
-    float *logits; /* host [vocab] */
+    tp_narrow *narrow; /* NULL under f32 */
+    float *logits;     /* host [vocab] */
     int32_t positions[CHUNK_ROWS];
 };
 
@@ -48,6 +50,7 @@ static tp_status open_parts(tp_ctx *ctx, tp_model *model, int64_t context, tp_ge
     TP_TRY(tp_kv_cache_open(ctx, model, context, &g->cache));
     TP_TRY(tp_batch_buffers_open(ctx, rows, 1, &g->buffers));
     TP_TRY(tp_sampler_new(ctx, model->config.vocab_size, &g->sampler));
+    if (model->precision == TP_BF16) TP_TRY(tp_narrow_open(ctx, model, &g->narrow));
     g->logits = tp_alloc(ctx, (size_t)model->config.vocab_size, sizeof *g->logits);
     return g->logits != NULL ? TP_OK : TP_NOMEM;
 }
@@ -75,6 +78,7 @@ void tp_generator_close(tp_generator *g)
     tp_kv_cache_close(&g->cache);
     tp_batch_buffers_close(&g->buffers);
     tp_sampler_free(g->sampler);
+    tp_narrow_close(g->narrow);
     tp_free(g->logits);
     tp_free(g);
 }
@@ -82,7 +86,9 @@ void tp_generator_close(tp_generator *g)
 void tp_generator_reset(tp_generator *g)
 {
     g->cache.used = 0;
+    if (g->narrow != NULL) tp_narrow_forget(g->narrow);
 }
+
 int64_t tp_generator_used(const tp_generator *g)
 {
     return g->cache.used;
@@ -105,7 +111,9 @@ static tp_status run_chunk(tp_ctx *ctx, tp_generator *g, const int32_t *ids, int
                      .n_tokens = n},
              batch;
     TP_TRY(tp_batch_upload(ctx, &g->buffers, &host, &batch));
+    if (g->narrow != NULL) TP_TRY(tp_narrow_begin(ctx, g->narrow));
     tp_tensor *logits = run_pass(g->model, g->tape, &g->cache, &batch, batch.label_rows);
+    if (g->narrow != NULL) tp_narrow_end(g->narrow);
     tp_status status = tp_tape_status(g->tape);
     if (status == TP_OK)
         status = ctx->device->backend->copy_out(ctx, g->logits, logits->data, (size_t)logits->cols * sizeof *g->logits);

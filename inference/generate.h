@@ -8,7 +8,7 @@
 #include "models/model.h"
 
 /* A model made ready for decoding: cache, step arena, buffers. One sequence at a time; adapters are whatever the model's slots
- * hold at each step. */
+ * hold at each step. Under bf16 their factors are rounded to bf16; values that changed in place are seen after a reset. */
 typedef struct tp_generator tp_generator;
 
 /* Room for `context` tokens (prompt and reply). Model borrowed. */

@@ -23,21 +23,21 @@ static inline const char *golden_path(char *out, size_t size, const char *relati
 }
 
 /* Fails the test with the context's message unless the call returned TP_OK. */
-#define assert_ok(ctx, call)                                                                                             \
-    do {                                                                                                                 \
-        tp_status status_ = (call);                                                                                      \
-        if (status_ != TP_OK) fail_msg("%s: %s: %s", #call, tp_status_name(status_), (ctx)->message);                    \
+#define assert_ok(ctx, call)                                                                                                   \
+    do {                                                                                                                       \
+        tp_status status_ = (call);                                                                                            \
+        if (status_ != TP_OK) fail_msg("%s: %s: %s", #call, tp_status_name(status_), (ctx)->message);                          \
     } while (0)
 
 /* Fails unless the call failed with exactly this status; clears the context. */
-#define assert_status(ctx, expected, call)                                                                               \
-    do {                                                                                                                 \
-        tp_status status_ = (call);                                                                                      \
-        if (status_ != (expected))                                                                                       \
-            fail_msg("%s: got %s (%s), expected %s", #call, tp_status_name(status_), (ctx)->message,                     \
-                     tp_status_name(expected));                                                                          \
-        if (status_ != TP_OK && (ctx)->message[0] == '\0') fail_msg("%s: failed without a message", #call);              \
-        tp_ctx_clear(ctx);                                                                                               \
+#define assert_status(ctx, expected, call)                                                                                     \
+    do {                                                                                                                       \
+        tp_status status_ = (call);                                                                                            \
+        if (status_ != (expected))                                                                                             \
+            fail_msg("%s: got %s (%s), expected %s", #call, tp_status_name(status_), (ctx)->message,                           \
+                     tp_status_name(expected));                                                                                \
+        if (status_ != TP_OK && (ctx)->message[0] == '\0') fail_msg("%s: failed without a message", #call);                    \
+        tp_ctx_clear(ctx);                                                                                                     \
     } while (0)
 
 #endif

@@ -13,8 +13,8 @@
 #include "base/mem.h"
 #include "base/version.h"
 
-#define PREFIX "ckpt-"
-#define STATE_VERSION 1
+#define PREFIX          "ckpt-"
+#define STATE_VERSION   1
 #define STATE_MAX_BYTES ((size_t)1 << 20)
 
 /* ---- state.json ---- */
@@ -27,15 +27,22 @@ static void put_f64(tp_buf *out, const char *key, double value)
 
 static void write_state(const tp_run_state *s, tp_buf *out)
 {
-    tp_buf_printf(out, "{\n  \"format\": %d,\n  \"step\": %lld,\n  \"updates\": %lld,\n  \"skipped_in_row\": %lld,\n  \"over_threshold\": %lld", STATE_VERSION, (long long)s->step,
-                  (long long)s->updates, (long long)s->skipped_in_row, (long long)s->over_threshold);
+    tp_buf_printf(out,
+                  "{\n  \"format\": %d,\n  \"step\": %lld,\n  \"updates\": %lld,\n  \"skipped_in_row\": %lld,\n  "
+                  "\"over_threshold\": %lld",
+                  STATE_VERSION, (long long)s->step, (long long)s->updates, (long long)s->skipped_in_row,
+                  (long long)s->over_threshold);
     put_f64(out, "loss_mean", s->loss_mean);
     put_f64(out, "loss_var", s->loss_var);
     put_f64(out, "best_metric", s->best_metric);
-    tp_buf_printf(out, ",\n  \"loss_count\": %lld,\n  \"best_step\": %lld,\n  \"evals_without_gain\": %lld,\n  \"eval_pending\": %s", (long long)s->loss_count, (long long)s->best_step, (long long)s->evals_without_gain,
+    tp_buf_printf(out,
+                  ",\n  \"loss_count\": %lld,\n  \"best_step\": %lld,\n  \"evals_without_gain\": %lld,\n  \"eval_pending\": %s",
+                  (long long)s->loss_count, (long long)s->best_step, (long long)s->evals_without_gain,
                   s->eval_pending ? "true" : "false");
-    tp_buf_printf(out, ",\n  \"run_id\": \"%s\",\n  \"recipe\": \"%s\",\n  \"data\": \"%s\",\n  \"base\": \"%s\",\n  \"version\": \"%s\",\n  \"device\": \"%s\"\n}\n", s->run_id, s->recipe, s->data,
-                  s->base, s->version, s->device);
+    tp_buf_printf(out,
+                  ",\n  \"run_id\": \"%s\",\n  \"recipe\": \"%s\",\n  \"data\": \"%s\",\n  \"base\": \"%s\",\n  \"version\": "
+                  "\"%s\",\n  \"device\": \"%s\"\n}\n",
+                  s->run_id, s->recipe, s->data, s->base, s->version, s->device);
 }
 
 static tp_status read_text(tp_ctx *ctx, const tp_json_doc *doc, const char *key, char *out, size_t size)
@@ -54,7 +61,9 @@ static tp_status parse_state(tp_ctx *ctx, const tp_json_doc *doc, tp_run_state *
     int64_t format = 0;
     *s = (tp_run_state){.best_metric = NAN};
     TP_TRY(tp_json_need_i64(ctx, doc, root, "format", true, 1, INT32_MAX, &format));
-    if (format > STATE_VERSION) return tp_fail(ctx, TP_CHECKPOINT, "state.json: format %lld, this version reads up to %d", (long long)format, STATE_VERSION);
+    if (format > STATE_VERSION)
+        return tp_fail(ctx, TP_CHECKPOINT, "state.json: format %lld, this version reads up to %d", (long long)format,
+                       STATE_VERSION);
     TP_TRY(tp_json_need_i64(ctx, doc, root, "step", true, 0, INT64_MAX, &s->step));
     TP_TRY(tp_json_need_i64(ctx, doc, root, "updates", true, 0, INT64_MAX, &s->updates));
     TP_TRY(tp_json_need_i64(ctx, doc, root, "skipped_in_row", true, 0, INT64_MAX, &s->skipped_in_row));
@@ -95,7 +104,8 @@ tp_status tp_checkpoint_read_state(tp_ctx *ctx, const char *path, tp_run_state *
 
 /* ---- saving ---- */
 
-static tp_status write_parts(tp_ctx *ctx, tp_publish *publish, const tp_lora *lora, const tp_model *model, const tp_optim *optim, const tp_run_state *state)
+static tp_status write_parts(tp_ctx *ctx, tp_publish *publish, const tp_lora *lora, const tp_model *model,
+                             const tp_optim *optim, const tp_run_state *state)
 {
     TP_TRY(tp_adapter_write(ctx, lora, model, publish));
     if (optim != NULL) {
@@ -114,12 +124,14 @@ static tp_status write_parts(tp_ctx *ctx, tp_publish *publish, const tp_lora *lo
     return status;
 }
 
-tp_status tp_checkpoint_save(tp_ctx *ctx, const char *folder, const tp_lora *lora, const tp_model *model, const tp_optim *optim, const tp_run_state *state)
+tp_status tp_checkpoint_save(tp_ctx *ctx, const char *folder, const tp_lora *lora, const tp_model *model, const tp_optim *optim,
+                             const tp_run_state *state)
 {
     char name[48], manifest[160];
     tp_publish *publish = NULL;
     snprintf(name, sizeof name, PREFIX "%lld", (long long)state->step);
-    snprintf(manifest, sizeof manifest, "{\"format\": %d, \"run_id\": \"%s\", \"step\": %lld}", STATE_VERSION, state->run_id, (long long)state->step);
+    snprintf(manifest, sizeof manifest, "{\"format\": %d, \"run_id\": \"%s\", \"step\": %lld}", STATE_VERSION, state->run_id,
+             (long long)state->step);
     char *path = tp_path_join(ctx, folder, name);
     tp_status status = path != NULL ? tp_publish_begin(ctx, path, &publish) : TP_NOMEM;
     tp_free(path);
@@ -153,7 +165,8 @@ static tp_status list_steps(tp_ctx *ctx, const char *folder, struct listing *lis
     tp_status status = TP_OK;
     for (struct dirent *entry; status == TP_OK && (entry = readdir(dir)) != NULL;) {
         int64_t step;
-        if (!tp_starts_with(entry->d_name, PREFIX) || !tp_parse_i64(entry->d_name + strlen(PREFIX), &step) || step < 0) continue;
+        if (!tp_starts_with(entry->d_name, PREFIX) || !tp_parse_i64(entry->d_name + strlen(PREFIX), &step) || step < 0)
+            continue;
         status = tp_grow(ctx, &list->steps, &list->capacity, list->n + 1, sizeof *list->steps);
         if (status == TP_OK) list->steps[list->n++] = step;
     }
@@ -177,11 +190,13 @@ tp_status tp_checkpoint_newest(tp_ctx *ctx, const char *folder, char **path)
     tp_status status = list_steps(ctx, folder, &list);
     for (size_t i = 0; i < list.n && status == TP_OK && *path == NULL; i++) {
         char *candidate = step_path(ctx, folder, list.steps[i]);
-        if (candidate == NULL) status = TP_NOMEM;
+        if (candidate == NULL)
+            status = TP_NOMEM;
         else if (tp_publish_verify(ctx, candidate, NULL) == TP_OK) {
             *path = candidate;
             continue;
-        } else if (ctx->status == TP_NOMEM) status = TP_NOMEM;
+        } else if (ctx->status == TP_NOMEM)
+            status = TP_NOMEM;
         else {
             tp_warn(ctx, "%s; falling back to an older checkpoint", ctx->message);
             tp_ctx_clear(ctx);
@@ -190,7 +205,8 @@ tp_status tp_checkpoint_newest(tp_ctx *ctx, const char *folder, char **path)
         tp_free(candidate);
     }
     tp_free(list.steps);
-    if (status == TP_OK && *path == NULL && damaged > 0) return tp_fail(ctx, TP_CHECKPOINT, "%s: none of its %zu checkpoints is intact", folder, damaged);
+    if (status == TP_OK && *path == NULL && damaged > 0)
+        return tp_fail(ctx, TP_CHECKPOINT, "%s: none of its %zu checkpoints is intact", folder, damaged);
     return status;
 }
 
@@ -202,8 +218,10 @@ tp_status tp_checkpoint_load(tp_ctx *ctx, const char *path, tp_lora *lora, tp_op
     if (status != TP_OK || optim == NULL) return as_checkpoint_error(ctx, status, path);
     file = tp_path_join(ctx, path, "optimizer.safetensors");
     if (file == NULL) return TP_NOMEM;
-    if (!tp_path_exists(file)) status = tp_fail(ctx, TP_CHECKPOINT, "no optimizer state; --fresh-optimizer goes on without it");
-    else status = tp_optim_load(ctx, optim, file);
+    if (!tp_path_exists(file))
+        status = tp_fail(ctx, TP_CHECKPOINT, "no optimizer state; --fresh-optimizer goes on without it");
+    else
+        status = tp_optim_load(ctx, optim, file);
     tp_free(file);
     return as_checkpoint_error(ctx, status, path);
 }
@@ -225,8 +243,10 @@ void tp_checkpoint_rotate(tp_ctx *ctx, const char *folder, const char *run_id, i
     tp_status status = list_steps(ctx, folder, &list);
     for (size_t i = 0; i < list.n && status == TP_OK; i++) {
         char *path = step_path(ctx, folder, list.steps[i]);
-        if (path == NULL) status = TP_NOMEM;
-        else if (belongs_to(ctx, path, run_id) && ++kept > keep) status = tp_folder_remove(ctx, path);
+        if (path == NULL)
+            status = TP_NOMEM;
+        else if (belongs_to(ctx, path, run_id) && ++kept > keep)
+            status = tp_folder_remove(ctx, path);
         tp_free(path);
     }
     tp_free(list.steps);

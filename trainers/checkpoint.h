@@ -13,23 +13,24 @@
 
 /* What a run is besides its tensors. Strings are at most 64 hexadecimal digits. */
 typedef struct tp_run_state {
-    int64_t step;            /* optimizer steps done */
-    int64_t updates;         /* of them with an update: t of AdamW */
-    int64_t skipped_in_row;  /* non-finite steps just before */
-    int64_t over_threshold;  /* loss_watchdog: steps in a row */
+    int64_t step;               /* optimizer steps done */
+    int64_t updates;            /* of them with an update: t of AdamW */
+    int64_t skipped_in_row;     /* non-finite steps just before */
+    int64_t over_threshold;     /* loss_watchdog: steps in a row */
     double loss_mean, loss_var; /* spike_zscore: running statistics */
     int64_t loss_count;
-    double best_metric;      /* lower is better; NaN: none yet */
+    double best_metric; /* lower is better; NaN: none yet */
     int64_t best_step, evals_without_gain;
-    bool eval_pending;       /* told to stop while evaluating at this step: it is done first on resume */
-    char run_id[65];         /* of the run that wrote it: rotation touches no other */
+    bool eval_pending; /* told to stop while evaluating at this step: it is done first on resume */
+    char run_id[65];   /* of the run that wrote it: rotation touches no other */
     char recipe[65], data[65], base[65], version[32], device[32];
 } tp_run_state;
 
 /* Writes <folder>/ckpt-<step>/. On failure nothing new is there and the older ones are untouched. */
-TP_API tp_status tp_checkpoint_save(tp_ctx *ctx, const char *folder, const tp_lora *lora, const tp_model *model, const tp_optim *optim, const tp_run_state *state) TP_MUST_CHECK;
-/* Newest checkpoint in the folder that passes its manifest: *path, or NULL if there is none. Damaged ones are named in warnings;
- * CHECKPOINT if there are only damaged ones. */
+TP_API tp_status tp_checkpoint_save(tp_ctx *ctx, const char *folder, const tp_lora *lora, const tp_model *model,
+                                    const tp_optim *optim, const tp_run_state *state) TP_MUST_CHECK;
+/* Newest checkpoint in the folder that passes its manifest: *path, or NULL if there is none. Damaged ones are named in
+ * warnings; CHECKPOINT if there are only damaged ones. */
 TP_API tp_status tp_checkpoint_newest(tp_ctx *ctx, const char *folder, char **path) TP_MUST_CHECK;
 /* state.json of a checkpoint whose manifest has been verified. */
 TP_API tp_status tp_checkpoint_read_state(tp_ctx *ctx, const char *path, tp_run_state *state) TP_MUST_CHECK;

@@ -5,18 +5,32 @@
 
 static tp_status batch_loss(tp_ctx *ctx, const tp_eval_parts *p, const tp_host_batch *host, double *sum)
 {
-    tp_batch view = {.n = host->n, .ids = host->ids, .positions = host->positions, .max_position = host->max_position, .segments = host->segments,
-                     .n_segments = host->n_segments, .label_rows = host->label_rows, .labels = host->labels, .n_labels = host->n_labels, .n_tokens = host->n_tokens};
+    tp_batch view = {.n = host->n,
+                     .ids = host->ids,
+                     .positions = host->positions,
+                     .max_position = host->max_position,
+                     .segments = host->segments,
+                     .n_segments = host->n_segments,
+                     .label_rows = host->label_rows,
+                     .labels = host->labels,
+                     .n_labels = host->n_labels,
+                     .n_tokens = host->n_tokens};
     tp_batch batch;
     if (host->n_labels == 0) return TP_OK;
     TP_TRY(tp_batch_upload(ctx, p->buffers, &view, &batch));
     tp_pass pass = {.tape = p->tape, .batch = &batch, .adapters_off = p->adapters_off};
-    tp_cross_entropy_spec spec = {.head = &p->model->head.weight, .rows = batch.label_rows, .labels = batch.labels, .n = batch.n_labels, .grad_scale = 1, .losses = p->losses};
+    tp_cross_entropy_spec spec = {.head = &p->model->head.weight,
+                                  .rows = batch.label_rows,
+                                  .labels = batch.labels,
+                                  .n = batch.n_labels,
+                                  .grad_scale = 1,
+                                  .losses = p->losses};
     tp_tape_no_grad_begin(p->tape);
     tp_linear_cross_entropy(p->tape, tp_model_forward(p->model, &pass), &spec);
     tp_tape_no_grad_end(p->tape);
     tp_status status = tp_tape_status(p->tape);
-    if (status == TP_OK) status = ctx->device->backend->copy_out(ctx, p->host_losses, p->losses, (size_t)host->n_labels * sizeof *p->losses);
+    if (status == TP_OK)
+        status = ctx->device->backend->copy_out(ctx, p->host_losses, p->losses, (size_t)host->n_labels * sizeof *p->losses);
     tp_tape_reset(p->tape);
     for (int64_t i = 0; status == TP_OK && i < host->n_labels; i++) *sum += (double)p->host_losses[i];
     return status;

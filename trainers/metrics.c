@@ -17,16 +17,16 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-#define LOG_MAX_BYTES ((size_t)1 << 30)
+#define LOG_MAX_BYTES  ((size_t)1 << 30)
 #define METRICS_DIGITS 9 /* significant digits: exact for f32 */
 
 struct tp_metrics {
-    int metrics, timing;     /* file descriptors; -1 once lost */
+    int metrics, timing; /* file descriptors; -1 once lost */
     bool progress, terminal, line_open;
-    double last_line;        /* when the progress was last shown */
-    double smooth;           /* running mean of the loss for the progress line */
+    double last_line; /* when the progress was last shown */
+    double smooth;    /* running mean of the loss for the progress line */
     bool any;
-    int64_t evaluated;       /* step of the held-out row that metrics.jsonl ended with when it was opened; -1: none */
+    int64_t evaluated; /* step of the held-out row that metrics.jsonl ended with when it was opened; -1: none */
 };
 
 double tp_now(void)
@@ -80,7 +80,8 @@ static size_t kept_length(tp_ctx *ctx, const char *name, const char *text, size_
         if (tp_json_parse(ctx, text + kept, length, &options, &doc) == TP_OK) {
             (void)tp_json_i64(tp_json_get(tp_json_root(doc), "step"), &row_step);
             held_out = tp_json_get(tp_json_root(doc), "eval_loss") != NULL;
-        } else tp_ctx_clear(ctx); /* a torn or foreign line ends what is kept */
+        } else
+            tp_ctx_clear(ctx); /* a torn or foreign line ends what is kept */
         tp_json_free(doc);
         if (row_step > step) break;
         *evaluated = held_out ? row_step : -1;
@@ -196,7 +197,8 @@ void tp_metrics_eval(tp_ctx *ctx, tp_metrics *m, int64_t step, double eval_loss)
     tp_buf_printf(&row, "{\"step\": %lld", (long long)step);
     put(&row, "eval_loss", eval_loss);
     tp_buf_text(&row, "}\n");
-    if (step != m->evaluated) append(ctx, &m->metrics, &row, "metrics.jsonl"); /* else the row is there: killed after writing it */
+    if (step != m->evaluated)
+        append(ctx, &m->metrics, &row, "metrics.jsonl"); /* else the row is there: killed after writing it */
     tp_buf_free(&row);
     if (m->progress) tp_metrics_say(m, "step %lld: held-out loss %.4f", (long long)step, eval_loss);
 }
@@ -206,8 +208,10 @@ void tp_metrics_eval(tp_ctx *ctx, tp_metrics *m, int64_t step, double eval_loss)
 static void format_duration(double seconds, char out[24])
 {
     int64_t s = seconds > 0 && seconds < 1e8 ? (int64_t)(seconds + 0.5) : 0;
-    if (s >= 3600) snprintf(out, 24, "%lld:%02lld:%02lld", (long long)(s / 3600), (long long)(s / 60 % 60), (long long)(s % 60));
-    else snprintf(out, 24, "%lld:%02lld", (long long)(s / 60), (long long)(s % 60));
+    if (s >= 3600)
+        snprintf(out, 24, "%lld:%02lld:%02lld", (long long)(s / 3600), (long long)(s / 60 % 60), (long long)(s % 60));
+    else
+        snprintf(out, 24, "%lld:%02lld", (long long)(s / 60), (long long)(s % 60));
 }
 
 #define BAR_CELLS 24
@@ -219,8 +223,9 @@ static void show_progress(tp_metrics *m, const tp_step_report *r)
     for (int i = 0; i < BAR_CELLS; i++) bar[i] = i < filled ? '#' : '.';
     bar[BAR_CELLS] = '\0';
     format_duration(r->seconds_left, left);
-    fprintf(stderr, "%s[%s] step %lld/%lld  loss %.4f  %.0f tokens/s  %s left  %s%s", m->terminal ? "\r\x1b[K" : "", bar, (long long)r->step, (long long)r->steps, m->smooth,
-            r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0, left, tp_format_bytes(r->resident_bytes, memory), m->terminal ? "" : "\n");
+    fprintf(stderr, "%s[%s] step %lld/%lld  loss %.4f  %.0f tokens/s  %s left  %s%s", m->terminal ? "\r\x1b[K" : "", bar,
+            (long long)r->step, (long long)r->steps, m->smooth, r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0, left,
+            tp_format_bytes(r->resident_bytes, memory), m->terminal ? "" : "\n");
     fflush(stderr);
     m->line_open = m->terminal;
 }

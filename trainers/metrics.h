@@ -10,18 +10,19 @@
 typedef struct tp_metrics tp_metrics;
 
 typedef struct tp_step_report {
-    int64_t step, steps;     /* from 1 */
+    int64_t step, steps; /* from 1 */
     double loss, grad_norm, learning_rate;
     int64_t labels, tokens;
-    double seconds;          /* of this step */
-    double cpu_seconds;      /* of all threads in this step: how busy they were, whatever else ran on the machine */
+    double seconds;     /* of this step */
+    double cpu_seconds; /* of all threads in this step: how busy they were, whatever else ran on the machine */
     double seconds_left;
     uint64_t resident_bytes; /* now */
 } tp_step_report;
 
 /* Opens both files in `folder`, cut back to rows of steps <= `step` (0: emptied). Losing a log later never stops a run: it is
  * warned about once. progress: a line on stderr, redrawn on a terminal, one row every now and then elsewhere. */
-TP_API tp_status tp_metrics_open(tp_ctx *ctx, const char *folder, int64_t step, bool progress, tp_metrics **metrics) TP_MUST_CHECK;
+TP_API tp_status tp_metrics_open(tp_ctx *ctx, const char *folder, int64_t step, bool progress,
+                                 tp_metrics **metrics) TP_MUST_CHECK;
 TP_API void tp_metrics_close(tp_metrics *metrics);
 /* The first row of this process in timing.jsonl: `step` steps are done, `seconds` went by from its start to here. */
 TP_API void tp_metrics_start(tp_ctx *ctx, tp_metrics *metrics, int64_t step, double seconds);

@@ -9,8 +9,8 @@
 typedef struct tp_optim tp_optim;
 
 typedef struct tp_optim_kind {
-    const char *name;                               /* "adamw", as recipes spell it */
-    const char *states[TP_OPTIM_STATES];            /* names in optimizer.safetensors: "exp_avg", "exp_avg_sq"; NULL: unused */
+    const char *name;                    /* "adamw", as recipes spell it */
+    const char *states[TP_OPTIM_STATES]; /* names in optimizer.safetensors: "exp_avg", "exp_avg_sq"; NULL: unused */
     tp_status (*update)(tp_ctx *ctx, tp_optim *optim);
 } tp_optim_kind;
 
@@ -18,7 +18,7 @@ typedef struct tp_optim_options {
     double beta1, beta2, epsilon; /* adamw */
     double momentum;              /* sgd; 0: keeps no state */
     double weight_decay;
-    double max_grad_norm;         /* 0: no clipping */
+    double max_grad_norm; /* 0: no clipping */
 } tp_optim_options;
 
 struct tp_optim {
@@ -34,14 +34,16 @@ struct tp_optim {
 typedef struct tp_optim_result {
     double grad_norm; /* before clipping */
     double loss_sum;
-    bool finite;      /* false: nothing was changed */
+    bool finite; /* false: nothing was changed */
 } tp_optim_result;
 
 /* INVALID naming the known ones if there is no such optimizer. */
-TP_API tp_status tp_optim_open(tp_ctx *ctx, const char *name, const tp_optim_options *options, tp_params *params, tp_optim **optim) TP_MUST_CHECK;
+TP_API tp_status tp_optim_open(tp_ctx *ctx, const char *name, const tp_optim_options *options, tp_params *params,
+                               tp_optim **optim) TP_MUST_CHECK;
 TP_API void tp_optim_close(tp_optim *optim);
 /* Norm, clipping and update with the given rate; loss_sum is checked to be finite too. The gradients are left as they are. */
-TP_API tp_status tp_optim_step(tp_ctx *ctx, tp_optim *optim, double learning_rate, double loss_sum, tp_optim_result *result) TP_MUST_CHECK;
+TP_API tp_status tp_optim_step(tp_ctx *ctx, tp_optim *optim, double learning_rate, double loss_sum,
+                               tp_optim_result *result) TP_MUST_CHECK;
 /* optimizer.safetensors: one tensor per parameter and state, "<parameter>.<state>", matched by name and shape. */
 TP_API tp_status tp_optim_save(tp_ctx *ctx, const tp_optim *optim, const char *path) TP_MUST_CHECK;
 TP_API tp_status tp_optim_load(tp_ctx *ctx, tp_optim *optim, const char *path) TP_MUST_CHECK;

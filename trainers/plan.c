@@ -8,7 +8,8 @@
 /* The program itself, its libraries and allocator, measured as the resident size after start-up. */
 #define PROCESS_BYTES ((uint64_t)12 << 20)
 
-static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *shape, int64_t rows, int64_t labels, bool train, uint64_t *activations)
+static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *shape, int64_t rows, int64_t labels, bool train,
+                          uint64_t *activations)
 {
     tp_tape *tape;
     tp_batch_buffers buffers;
@@ -19,15 +20,25 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
         return status;
     }
     /* The longest possible segments: attention's work and dynamic RoPE look at them; activations do not. */
-    int64_t longest = shape->longest_segment > 0 && shape->longest_segment < rows ? shape->longest_segment : rows, n_segments = 0;
-    tp_segment *segments = tp_tape_scratch(tape, (size_t)(longest > 0 ? (rows + longest - 1) / longest : 0) + 1, sizeof *segments);
+    int64_t longest = shape->longest_segment > 0 && shape->longest_segment < rows ? shape->longest_segment : rows,
+            n_segments = 0;
+    tp_segment *segments =
+        tp_tape_scratch(tape, (size_t)(longest > 0 ? (rows + longest - 1) / longest : 0) + 1, sizeof *segments);
     for (int64_t start = 0; segments != NULL && start < rows; start += longest, n_segments++) {
         int64_t length = rows - start < longest ? rows - start : longest;
         segments[n_segments] = (tp_segment){start, length, start, length};
     }
     int32_t *memory = buffers.memory;
-    tp_batch batch = {.n = rows, .ids = memory, .positions = memory, .max_position = longest, .segments = segments, .n_segments = n_segments,
-                      .label_rows = memory, .labels = memory, .n_labels = labels, .n_tokens = rows};
+    tp_batch batch = {.n = rows,
+                      .ids = memory,
+                      .positions = memory,
+                      .max_position = longest,
+                      .segments = segments,
+                      .n_segments = n_segments,
+                      .label_rows = memory,
+                      .labels = memory,
+                      .n_labels = labels,
+                      .n_tokens = rows};
     tp_pass pass = {.tape = tape, .batch = &batch, .training = train, .recompute_every = train ? shape->recompute_every : 0};
     tp_cross_entropy_spec loss = {.head = &model->head.weight, .rows = memory, .labels = memory, .n = labels, .grad_scale = 1};
     if (!train) tp_tape_no_grad_begin(tape);
@@ -41,7 +52,10 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     return status;
 }
 
-static uint64_t larger(int64_t a, int64_t b) { return (uint64_t)(a > b ? a : b); }
+static uint64_t larger(int64_t a, int64_t b)
+{
+    return (uint64_t)(a > b ? a : b);
+}
 
 tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_plan_shape *shape, tp_plan *plan)
 {
@@ -53,17 +67,20 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     plan->flops_f32 = flops[0] * (double)shape->accumulation;
     plan->flops_bf16 = flops[1] * (double)shape->accumulation;
     plan->bytes_moved = dry->device->bytes_moved * (double)shape->accumulation;
-    if (shape->eval_rows > 0) TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations));
+    if (shape->eval_rows > 0)
+        TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations));
     plan->arena = plan->activations;
     plan->weights = model->weight_bytes;
     plan->adapter = flat;
     plan->gradients = shape->train ? flat : 0;
     plan->optimizer = flat * (uint64_t)shape->optimizer_states;
-    plan->batch = 2 * sizeof(int32_t) * (larger(shape->rows, shape->eval_rows) + larger(shape->labels, shape->eval_labels)) * (uint64_t)(1 + shape->accumulation);
+    plan->batch = 2 * sizeof(int32_t) * (larger(shape->rows, shape->eval_rows) + larger(shape->labels, shape->eval_labels)) *
+                  (uint64_t)(1 + shape->accumulation);
     plan->workspace = shape->workspace_bytes;
     plan->save = shape->train ? flat * (uint64_t)(shape->optimizer_states > 1 ? shape->optimizer_states : 1) : 0;
     plan->host = PROCESS_BYTES + shape->host_bytes;
-    plan->peak = plan->weights + plan->adapter + plan->gradients + plan->optimizer + plan->activations + plan->batch + plan->workspace + plan->save + plan->host;
+    plan->peak = plan->weights + plan->adapter + plan->gradients + plan->optimizer + plan->activations + plan->batch +
+                 plan->workspace + plan->save + plan->host;
     plan->trained_parameters = lora != NULL ? lora->params.trained : 0;
     plan->all_parameters = tp_config_parameters(&model->config);
     return TP_OK;
@@ -73,12 +90,21 @@ static const struct {
     const char *name;
     size_t offset;
 } categories[] = {
-    {"weights", offsetof(tp_plan, weights)},         {"adapter", offsetof(tp_plan, adapter)}, {"gradients", offsetof(tp_plan, gradients)},
-    {"optimizer", offsetof(tp_plan, optimizer)},     {"activations", offsetof(tp_plan, activations)}, {"batch", offsetof(tp_plan, batch)},
-    {"workspace", offsetof(tp_plan, workspace)},     {"save", offsetof(tp_plan, save)},       {"host", offsetof(tp_plan, host)},
+    {"weights", offsetof(tp_plan, weights)},
+    {"adapter", offsetof(tp_plan, adapter)},
+    {"gradients", offsetof(tp_plan, gradients)},
+    {"optimizer", offsetof(tp_plan, optimizer)},
+    {"activations", offsetof(tp_plan, activations)},
+    {"batch", offsetof(tp_plan, batch)},
+    {"workspace", offsetof(tp_plan, workspace)},
+    {"save", offsetof(tp_plan, save)},
+    {"host", offsetof(tp_plan, host)},
 };
 
-static uint64_t category(const tp_plan *plan, size_t i) { return *(const uint64_t *)(const void *)((const char *)plan + categories[i].offset); }
+static uint64_t category(const tp_plan *plan, size_t i)
+{
+    return *(const uint64_t *)(const void *)((const char *)plan + categories[i].offset);
+}
 
 void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
 {
@@ -86,21 +112,29 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
     for (size_t i = 0; i < sizeof categories / sizeof *categories; i++)
         tp_buf_printf(out, "%s\"%s\": %llu", i > 0 ? ", " : "", categories[i].name, (unsigned long long)category(plan, i));
     tp_buf_printf(out, "}, \"flops_per_step\": %.0f, \"seconds_per_step\": ", plan->flops_f32 + plan->flops_bf16);
-    if (plan->seconds_per_step > 0) tp_buf_printf(out, "%.4g", plan->seconds_per_step);
-    else tp_buf_text(out, "null");
-    tp_buf_printf(out, ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d}\n", (long long)plan->trained_parameters,
-                  (long long)plan->all_parameters, (long long)plan->shape.rows, plan->shape.recompute_every);
+    if (plan->seconds_per_step > 0)
+        tp_buf_printf(out, "%.4g", plan->seconds_per_step);
+    else
+        tp_buf_text(out, "null");
+    tp_buf_printf(out, ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d}\n",
+                  (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
+                  plan->shape.recompute_every);
 }
 
 void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
 {
     char text[32];
-    tp_buf_printf(out, "trains %lld of %lld parameters (%.3f %%)\n", (long long)plan->trained_parameters, (long long)plan->all_parameters,
+    tp_buf_printf(out, "trains %lld of %lld parameters (%.3f %%)\n", (long long)plan->trained_parameters,
+                  (long long)plan->all_parameters,
                   plan->all_parameters > 0 ? 100.0 * (double)plan->trained_parameters / (double)plan->all_parameters : 0.0);
     tp_buf_printf(out, "memory %s:", tp_format_bytes(plan->peak, text));
     for (size_t i = 0; i < sizeof categories / sizeof *categories; i++)
         tp_buf_printf(out, "%s %s %s", i > 0 ? "," : "", categories[i].name, tp_format_bytes(category(plan, i), text));
-    tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_bf16) * 1e-12, (long long)(plan->shape.rows * plan->shape.accumulation));
+    tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_bf16) * 1e-12,
+                  (long long)(plan->shape.rows * plan->shape.accumulation));
     if (plan->seconds_per_step > 0) tp_buf_printf(out, ", about %.3g s", plan->seconds_per_step);
-    tp_buf_printf(out, "; %s\n", plan->shape.recompute_every == 0 ? "no recomputation" : plan->shape.recompute_every == 1 ? "every block recomputed" : "blocks recomputed in groups");
+    tp_buf_printf(out, "; %s\n",
+                  plan->shape.recompute_every == 0   ? "no recomputation"
+                  : plan->shape.recompute_every == 1 ? "every block recomputed"
+                                                     : "blocks recomputed in groups");
 }

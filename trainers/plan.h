@@ -8,20 +8,21 @@
 /* One micro-batch at its largest, and how it is run. */
 typedef struct tp_plan_shape {
     int64_t rows, labels, segments, longest_segment;
-    int64_t eval_rows, eval_labels;  /* largest held-out batch; 0: none */
-    int64_t accumulation;            /* micro-batches per step */
-    int recompute_every;             /* tp_pass.recompute_every */
-    bool train;                      /* false: forward and loss only */
-    int optimizer_states;            /* f32 numbers kept per parameter */
-    uint64_t host_bytes;             /* data index, tokenizer and the like, as the caller knows them */
-    uint64_t workspace_bytes;        /* the device's own: tp_device.workspace_bytes of the one that will run it */
+    int64_t eval_rows, eval_labels; /* largest held-out batch; 0: none */
+    int64_t accumulation;           /* micro-batches per step */
+    int recompute_every;            /* tp_pass.recompute_every */
+    bool train;                     /* false: forward and loss only */
+    int optimizer_states;           /* f32 numbers kept per parameter */
+    uint64_t host_bytes;            /* data index, tokenizer and the like, as the caller knows them */
+    uint64_t workspace_bytes;       /* the device's own: tp_device.workspace_bytes of the one that will run it */
 } tp_plan_shape;
 
 typedef struct tp_plan {
     tp_plan_shape shape;
-    uint64_t weights, adapter, gradients, optimizer, activations, batch, workspace, save, host; /* save: host copies while a checkpoint is written */
-    uint64_t peak;            /* sum: what the process will hold at most, in bytes */
-    uint64_t arena;           /* capacity the step arena gets (activations, exactly) */
+    uint64_t weights, adapter, gradients, optimizer, activations, batch, workspace, save,
+        host;                     /* save: host copies while a checkpoint is written */
+    uint64_t peak;                /* sum: what the process will hold at most, in bytes */
+    uint64_t arena;               /* capacity the step arena gets (activations, exactly) */
     double flops_f32, flops_bf16; /* of one optimizer step, by precision of the product */
     double bytes_moved;           /* of one optimizer step, by all kernels */
     double seconds_per_step;      /* by the device's measured rate; 0: not known */
@@ -30,7 +31,8 @@ typedef struct tp_plan {
 
 /* Runs one step of the shape on the dry backend. `shape_model` was opened there (tp_model_open or tp_model_from_config) and has
  * its slots filled by `lora` (NULL: none). */
-TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape, tp_plan *plan) TP_MUST_CHECK;
+TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape,
+                              tp_plan *plan) TP_MUST_CHECK;
 /* {"peak_bytes": ..., "by_category": {...}, "flops_per_step": ..., "seconds_per_step": ...} */
 TP_API void tp_plan_write_json(const tp_plan *plan, tp_buf *out);
 /* The same as lines for people. */

@@ -16,8 +16,14 @@
 static const char *const our_folders[] = {"adapter", "best", NULL};
 static const char *const our_files[] = {"metrics.jsonl", "timing.jsonl", "loss.svg", "recipe.yaml", "plan.json", NULL};
 
-static const char *resume_mode(const tp_run *run) { return run->options.resume != NULL ? run->options.resume : run->config->output.resume_from_checkpoint; }
-static bool resumes(const tp_run *run) { return strcmp(resume_mode(run), "none") != 0; }
+static const char *resume_mode(const tp_run *run)
+{
+    return run->options.resume != NULL ? run->options.resume : run->config->output.resume_from_checkpoint;
+}
+static bool resumes(const tp_run *run)
+{
+    return strcmp(resume_mode(run), "none") != 0;
+}
 
 /* ---- the folder ---- */
 
@@ -27,8 +33,10 @@ static tp_status lock_folder(tp_run *run)
     if (path == NULL) return TP_NOMEM;
     run->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     tp_status status = TP_OK;
-    if (run->lock < 0) status = tp_fail(run->ctx, TP_IO_WRITE, "%s: %s", path, strerror(errno));
-    else if (flock(run->lock, LOCK_EX | LOCK_NB) != 0) status = tp_fail(run->ctx, TP_DEVICE, "%s: another process is training into this folder", path);
+    if (run->lock < 0)
+        status = tp_fail(run->ctx, TP_IO_WRITE, "%s: %s", path, strerror(errno));
+    else if (flock(run->lock, LOCK_EX | LOCK_NB) != 0)
+        status = tp_fail(run->ctx, TP_DEVICE, "%s: another process is training into this folder", path);
     tp_free(path);
     return status;
 }
@@ -90,9 +98,17 @@ static tp_status digest_recipe(tp_run *run, char hex[65])
     tp_config c = *run->config;
     tp_buf text;
     uint8_t digest[32];
-    c.output = (tp_output_config){.output_dir = "-", .save_minutes = 0, .save_total_limit = 1, .save_optimizer = true, .resume_from_checkpoint = "none", .eval_steps = c.output.eval_steps,
-                                  .evals_per_epoch = c.output.evals_per_epoch, .load_best_model_at_end = c.output.load_best_model_at_end,
-                                  .metric_for_best_model = c.output.metric_for_best_model, .early_stopping_patience = c.output.early_stopping_patience, .logging_steps = 1,
+    c.output = (tp_output_config){.output_dir = "-",
+                                  .save_minutes = 0,
+                                  .save_total_limit = 1,
+                                  .save_optimizer = true,
+                                  .resume_from_checkpoint = "none",
+                                  .eval_steps = c.output.eval_steps,
+                                  .evals_per_epoch = c.output.evals_per_epoch,
+                                  .load_best_model_at_end = c.output.load_best_model_at_end,
+                                  .metric_for_best_model = c.output.metric_for_best_model,
+                                  .early_stopping_patience = c.output.early_stopping_patience,
+                                  .logging_steps = 1,
                                   .report_to = c.output.report_to};
     c.run.threads = 0;
     c.run.memory_limit = 0;
@@ -130,15 +146,19 @@ static tp_status check_identity(tp_run *run, const char *path, const tp_run_stat
         bool differs;
         unsigned accept;
     } parts[] = {
-        {"recipe", strcmp(then->recipe, now->recipe) != 0, TP_ACCEPT_RECIPE},      {"data", strcmp(then->data, now->data) != 0, TP_ACCEPT_DATA},
-        {"base", strcmp(then->base, now->base) != 0, TP_ACCEPT_BASE},              {"version", strcmp(then->version, now->version) != 0, TP_ACCEPT_VERSION},
+        {"recipe", strcmp(then->recipe, now->recipe) != 0, TP_ACCEPT_RECIPE},
+        {"data", strcmp(then->data, now->data) != 0, TP_ACCEPT_DATA},
+        {"base", strcmp(then->base, now->base) != 0, TP_ACCEPT_BASE},
+        {"version", strcmp(then->version, now->version) != 0, TP_ACCEPT_VERSION},
         {"devices", strcmp(then->device, now->device) != 0, TP_ACCEPT_DEVICES},
     };
     char list[128] = "";
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (parts[i].differs && (run->options.accept & parts[i].accept) == 0) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] != '\0' ? "," : "", parts[i].what);
+        if (parts[i].differs && (run->options.accept & parts[i].accept) == 0)
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] != '\0' ? "," : "", parts[i].what);
     if (list[0] == '\0') return TP_OK;
-    return tp_fail(run->ctx, TP_CHECKPOINT, "%s was made with other settings: %s changed; --accept=%s goes on all the same", path, list, list);
+    return tp_fail(run->ctx, TP_CHECKPOINT, "%s was made with other settings: %s changed; --accept=%s goes on all the same",
+                   path, list, list);
 }
 
 /* ---- where to go on ---- */
@@ -215,7 +235,8 @@ tp_status tp_run_resume(tp_run *run)
 {
     char *path;
     if (run->finished) {
-        tp_note(run->ctx, "%s: the run had finished at step %lld; nothing to do", run->config->output.output_dir, (long long)run->state.step);
+        tp_note(run->ctx, "%s: the run had finished at step %lld; nothing to do", run->config->output.output_dir,
+                (long long)run->state.step);
         return TP_OK;
     }
     TP_TRY(tp_metrics_open(run->ctx, run->config->output.output_dir, run->state.step, run->options.progress, &run->metrics));
@@ -224,7 +245,8 @@ tp_status tp_run_resume(tp_run *run)
     tp_status status = tp_checkpoint_load(run->ctx, path, run->lora, run->options.fresh_optimizer ? NULL : run->optim);
     if (status == TP_OK) {
         run->optim->steps = run->options.fresh_optimizer ? 0 : run->state.updates;
-        tp_metrics_say(run->metrics, "resuming from %s: step %lld of %lld", path, (long long)run->state.step, (long long)run->steps);
+        tp_metrics_say(run->metrics, "resuming from %s: step %lld of %lld", path, (long long)run->state.step,
+                       (long long)run->steps);
     }
     tp_free(path);
     return status;
@@ -236,7 +258,8 @@ tp_status tp_run_save(tp_run *run, const char *why)
 {
     const tp_output_config *c = &run->config->output;
     tp_ctx *ctx = run->ctx;
-    tp_status status = tp_checkpoint_save(ctx, c->output_dir, run->lora, run->model, c->save_optimizer ? run->optim : NULL, &run->state);
+    tp_status status =
+        tp_checkpoint_save(ctx, c->output_dir, run->lora, run->model, c->save_optimizer ? run->optim : NULL, &run->state);
     run->last_save = tp_now();
     if (status == TP_OK) {
         tp_checkpoint_rotate(ctx, c->output_dir, run->state.run_id, c->save_total_limit);
@@ -245,7 +268,8 @@ tp_status tp_run_save(tp_run *run, const char *why)
     if (strcmp(why, "interval") == 0) { /* the run goes on; the older checkpoint stands */
         char bytes[32];
         uint64_t need = (uint64_t)run->lora->params.elements * sizeof(float) * (uint64_t)(1 + run->plan.shape.optimizer_states);
-        tp_warn(ctx, "no checkpoint at step %lld (%s): %s; the run goes on and tries again", (long long)run->state.step, tp_format_bytes(need, bytes), ctx->message);
+        tp_warn(ctx, "no checkpoint at step %lld (%s): %s; the run goes on and tries again", (long long)run->state.step,
+                tp_format_bytes(need, bytes), ctx->message);
         tp_ctx_clear(ctx);
     }
     return status;
@@ -262,7 +286,9 @@ tp_status tp_run_publish_adapter(tp_run *run, const char *name)
         extra[0] = "chat_template.jinja";
         extra[1] = text;
     }
-    tp_status status = chat.data != NULL && text == NULL ? TP_NOMEM : tp_adapter_save(run->ctx, run->lora, run->model, path, chat.data != NULL ? extra : NULL);
+    tp_status status = chat.data != NULL && text == NULL
+                           ? TP_NOMEM
+                           : tp_adapter_save(run->ctx, run->lora, run->model, path, chat.data != NULL ? extra : NULL);
     tp_free(text);
     tp_free(path);
     return status;
@@ -271,11 +297,15 @@ tp_status tp_run_publish_adapter(tp_run *run, const char *name)
 /* The best adapter's values in place of the last ones. */
 static tp_status load_best(tp_run *run)
 {
-    if (!run->config->output.load_best_model_at_end || run->held_out == NULL || run->state.best_step == run->state.step || isnan(run->state.best_metric)) return TP_OK;
+    if (!run->config->output.load_best_model_at_end || run->held_out == NULL || run->state.best_step == run->state.step ||
+        isnan(run->state.best_metric))
+        return TP_OK;
     char *path = tp_path_join(run->ctx, run->config->output.output_dir, "best/adapter_model.safetensors");
     tp_status status = path != NULL ? tp_adapter_load_values(run->ctx, path, &run->lora->params) : TP_NOMEM;
     tp_free(path);
-    if (status == TP_OK) tp_metrics_say(run->metrics, "the adapter is the one of step %lld: held-out loss %.4f", (long long)run->state.best_step, run->state.best_metric);
+    if (status == TP_OK)
+        tp_metrics_say(run->metrics, "the adapter is the one of step %lld: held-out loss %.4f", (long long)run->state.best_step,
+                       run->state.best_metric);
     return status;
 }
 
@@ -293,5 +323,7 @@ tp_status tp_run_finish(tp_run *run)
         tp_ctx_clear(run->ctx);
     }
     if (run->options.progress) tp_metrics_say(run->metrics, "adapter: %s/adapter", c->output_dir);
-    return saved == TP_OK ? TP_OK : tp_fail(run->ctx, saved, "%s/adapter is complete, but the last checkpoint is missing: %s", c->output_dir, problem);
+    return saved == TP_OK ? TP_OK
+                          : tp_fail(run->ctx, saved, "%s/adapter is complete, but the last checkpoint is missing: %s",
+                                    c->output_dir, problem);
 }

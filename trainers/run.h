@@ -22,32 +22,32 @@ struct tp_run {
     tp_model *shape_model;
     tp_plan plan;
 
-    tp_tokenizer *tokenizer;          /* NULL with ready tokens */
-    tp_dataset *data, *held_out;      /* held_out NULL: none */
+    tp_tokenizer *tokenizer;     /* NULL with ready tokens */
+    tp_dataset *data, *held_out; /* held_out NULL: none */
     int64_t micro_batch_size, max_length;
 
     tp_model *model;
-    tp_adapter_config start;          /* of adapter_path; empty otherwise */
+    tp_adapter_config start; /* of adapter_path; empty otherwise */
     tp_lora *lora;
-    tp_pattern *patterns;             /* rank and alpha patterns of the recipe */
+    tp_pattern *patterns; /* rank and alpha patterns of the recipe */
     tp_tape *tape;
     tp_batch_buffers buffers;
-    tp_host_batch *group;             /* [gradient_accumulation_steps] */
+    tp_host_batch *group; /* [gradient_accumulation_steps] */
     tp_host_batch eval_batch;
-    float *losses;                    /* device [largest labels] */
+    float *losses; /* device [largest labels] */
     float *host_losses;
     tp_optim *optim;
     tp_schedule schedule;
     tp_metrics *metrics;
 
-    int lock;                         /* flock on the output folder; -1: none */
+    int lock; /* flock on the output folder; -1: none */
     tp_run_state state;
-    int64_t micro_batches;            /* per epoch */
-    int64_t steps_per_epoch, steps;   /* of the whole run */
-    bool finished;                    /* the run had finished before: nothing to do */
-    double opened, last_save;         /* tp_now() */
+    int64_t micro_batches;          /* per epoch */
+    int64_t steps_per_epoch, steps; /* of the whole run */
+    bool finished;                  /* the run had finished before: nothing to do */
+    double opened, last_save;       /* tp_now() */
     double seconds_in_steps;
-    int64_t steps_here;               /* since this process began */
+    int64_t steps_here; /* since this process began */
 };
 
 /* trainers/setup.c */
@@ -69,7 +69,8 @@ typedef struct tp_eval_parts {
     const volatile sig_atomic_t *stop;
     bool adapters_off;
 } tp_eval_parts;
-TP_API tp_status tp_evaluate(tp_ctx *ctx, const tp_eval_parts *parts, const tp_dataset *data, tp_evaluation *result) TP_MUST_CHECK;
+TP_API tp_status tp_evaluate(tp_ctx *ctx, const tp_eval_parts *parts, const tp_dataset *data,
+                             tp_evaluation *result) TP_MUST_CHECK;
 /* trainers/resume.c */
 tp_status tp_run_resume(tp_run *run) TP_MUST_CHECK;
 tp_status tp_run_prepare_folder(tp_run *run) TP_MUST_CHECK;

@@ -11,7 +11,7 @@ typedef enum tp_schedule_kind { TP_SCHEDULE_CONSTANT, TP_SCHEDULE_LINEAR, TP_SCH
 typedef struct tp_schedule {
     tp_schedule_kind kind;
     double learning_rate;
-    double min_ratio;   /* of learning_rate, where linear and cosine end */
+    double min_ratio; /* of learning_rate, where linear and cosine end */
     int64_t warmup_steps;
     int64_t steps;
 } tp_schedule;

@@ -17,14 +17,21 @@ static tp_status open_device(tp_run *run)
         run->owns_device = true;
     }
     ctx->seed = (uint64_t)run->config->run.seed;
-    run->precision = run->config->run.precision == TP_PRECISION_BF16 ? TP_BF16 : run->config->run.precision == TP_PRECISION_FP32 ? TP_F32 : ctx->device->auto_precision;
+    run->precision = run->config->run.precision == TP_PRECISION_BF16   ? TP_BF16
+                     : run->config->run.precision == TP_PRECISION_FP32 ? TP_F32
+                                                                       : ctx->device->auto_precision;
     tp_ctx_init(&run->dry);
     run->dry.log = ctx->log;
-    return tp_device_open(&run->dry, "dry", 1, &run->dry.device) == TP_OK ? TP_OK : tp_fail(ctx, run->dry.status, "%s", run->dry.message);
+    return tp_device_open(&run->dry, "dry", 1, &run->dry.device) == TP_OK
+               ? TP_OK
+               : tp_fail(ctx, run->dry.status, "%s", run->dry.message);
 }
 
 /* A failure of the dry twin is the run's. */
-static tp_status from_dry(tp_run *run, tp_status status) { return status == TP_OK ? TP_OK : tp_fail(run->ctx, status, "%s", run->dry.message); }
+static tp_status from_dry(tp_run *run, tp_status status)
+{
+    return status == TP_OK ? TP_OK : tp_fail(run->ctx, status, "%s", run->dry.message);
+}
 
 static tp_status open_shapes(tp_run *run)
 {
@@ -37,9 +44,12 @@ static tp_status open_shapes(tp_run *run)
 static bool needs_tokenizer(const tp_data_config *data)
 {
     for (size_t i = 0; i < data->datasets.n; i++)
-        if (data->datasets.items[i].type != TP_DATASET_TOKENS && !tp_ends_with(data->datasets.items[i].path, ".safetensors")) return true;
+        if (data->datasets.items[i].type != TP_DATASET_TOKENS && !tp_ends_with(data->datasets.items[i].path, ".safetensors"))
+            return true;
     for (size_t i = 0; i < data->test_datasets.n; i++)
-        if (data->test_datasets.items[i].type != TP_DATASET_TOKENS && !tp_ends_with(data->test_datasets.items[i].path, ".safetensors")) return true;
+        if (data->test_datasets.items[i].type != TP_DATASET_TOKENS &&
+            !tp_ends_with(data->test_datasets.items[i].path, ".safetensors"))
+            return true;
     return false;
 }
 
@@ -58,16 +68,27 @@ static tp_status open_data(tp_run *run)
 {
     const tp_config *config = run->config;
     const tp_model_config *model = &run->shape_model->config;
-    if (needs_tokenizer(&config->data)) TP_TRY(tp_tokenizer_for(run->ctx, config->run.tokenizer != NULL ? config->run.tokenizer : config->run.base_model, &run->tokenizer));
-    run->max_length = config->data.max_seq_length != TP_UNSET ? config->data.max_seq_length : model->max_positions < 2048 ? model->max_positions : 2048;
+    if (needs_tokenizer(&config->data))
+        TP_TRY(tp_tokenizer_for(run->ctx, config->run.tokenizer != NULL ? config->run.tokenizer : config->run.base_model,
+                                &run->tokenizer));
+    run->max_length = config->data.max_seq_length != TP_UNSET ? config->data.max_seq_length
+                      : model->max_positions < 2048           ? model->max_positions
+                                                              : 2048;
     if (run->max_length > model->max_positions) {
         char where[512];
-        return tp_fail(run->ctx, TP_INVALID, "%s: max_seq_length: %lld is more than the model's %lld", tp_recipe_where(run->recipe, "max_seq_length", where, sizeof where), (long long)run->max_length,
+        return tp_fail(run->ctx, TP_INVALID, "%s: max_seq_length: %lld is more than the model's %lld",
+                       tp_recipe_where(run->recipe, "max_seq_length", where, sizeof where), (long long)run->max_length,
                        (long long)model->max_positions);
     }
     struct where where = {.recipe = run->recipe};
-    tp_dataset_options options = {.config = &config->data, .tokenizer = run->tokenizer, .max_positions = model->max_positions, .vocab_size = model->vocab_size,
-                                  .micro_batch_size = config->train.micro_batch_size, .max_length = run->max_length, .seed = (uint64_t)config->run.seed, .where = where_key,
+    tp_dataset_options options = {.config = &config->data,
+                                  .tokenizer = run->tokenizer,
+                                  .max_positions = model->max_positions,
+                                  .vocab_size = model->vocab_size,
+                                  .micro_batch_size = config->train.micro_batch_size,
+                                  .max_length = run->max_length,
+                                  .seed = (uint64_t)config->run.seed,
+                                  .where = where_key,
                                   .where_state = &where};
     options.micro_batch_size_given = tp_recipe_given(run->recipe, "micro_batch_size");
     TP_TRY(tp_dataset_open(run->ctx, &options, &run->data));
@@ -84,7 +105,9 @@ static void count_steps(tp_run *run)
     run->steps_per_epoch = (run->micro_batches + group - 1) / group;
     run->steps = c->max_steps > 0 ? c->max_steps : (int64_t)ceil(c->num_epochs * (double)run->steps_per_epoch);
     int64_t warmup = c->warmup_steps != TP_UNSET ? c->warmup_steps : (int64_t)ceil(c->warmup_ratio * (double)run->steps);
-    tp_schedule_kind kind = c->lr_scheduler == TP_LR_COSINE ? TP_SCHEDULE_COSINE : c->lr_scheduler == TP_LR_LINEAR ? TP_SCHEDULE_LINEAR : TP_SCHEDULE_CONSTANT;
+    tp_schedule_kind kind = c->lr_scheduler == TP_LR_COSINE   ? TP_SCHEDULE_COSINE
+                            : c->lr_scheduler == TP_LR_LINEAR ? TP_SCHEDULE_LINEAR
+                                                              : TP_SCHEDULE_CONSTANT;
     run->schedule = (tp_schedule){kind, c->learning_rate, c->min_lr_ratio, warmup, run->steps};
 }
 
@@ -102,10 +125,19 @@ static tp_status spec_from_recipe(tp_run *run, const tp_model *model, tp_lora_sp
     size_t n = c->rank_pattern.n + c->alpha_pattern.n;
     if (run->patterns == NULL) run->patterns = tp_alloc(run->ctx, n, sizeof *run->patterns);
     if (run->patterns == NULL) return TP_NOMEM;
-    for (size_t i = 0; i < c->rank_pattern.n; i++) run->patterns[i] = (tp_pattern){c->rank_pattern.items[i].name, c->rank_pattern.items[i].value};
-    for (size_t i = 0; i < c->alpha_pattern.n; i++) run->patterns[c->rank_pattern.n + i] = (tp_pattern){c->alpha_pattern.items[i].name, c->alpha_pattern.items[i].value};
-    *spec = (tp_lora_spec){.rank = c->rank, .alpha = c->alpha, .dropout = c->dropout, .use_rslora = c->use_rslora, .gaussian = c->init == TP_LORA_INIT_GAUSSIAN,
-                           .rank_pattern = run->patterns, .n_rank_pattern = c->rank_pattern.n, .alpha_pattern = run->patterns + c->rank_pattern.n, .n_alpha_pattern = c->alpha_pattern.n};
+    for (size_t i = 0; i < c->rank_pattern.n; i++)
+        run->patterns[i] = (tp_pattern){c->rank_pattern.items[i].name, c->rank_pattern.items[i].value};
+    for (size_t i = 0; i < c->alpha_pattern.n; i++)
+        run->patterns[c->rank_pattern.n + i] = (tp_pattern){c->alpha_pattern.items[i].name, c->alpha_pattern.items[i].value};
+    *spec = (tp_lora_spec){.rank = c->rank,
+                           .alpha = c->alpha,
+                           .dropout = c->dropout,
+                           .use_rslora = c->use_rslora,
+                           .gaussian = c->init == TP_LORA_INIT_GAUSSIAN,
+                           .rank_pattern = run->patterns,
+                           .n_rank_pattern = c->rank_pattern.n,
+                           .alpha_pattern = run->patterns + c->rank_pattern.n,
+                           .n_alpha_pattern = c->alpha_pattern.n};
     tp_targets *t = &spec->targets;
     t->all_linear = c->target_modules.kind == TP_PATTERNS_WORD && strcmp(c->target_modules.text, "all-linear") == 0;
     if (c->target_modules.kind == TP_PATTERNS_WORD && !t->all_linear) {
@@ -125,7 +157,8 @@ static tp_status disagrees(tp_run *run, const char *key, double ours, double the
 {
     char where[512];
     if (!tp_recipe_given(run->recipe, key) || ours == theirs) return TP_OK;
-    return tp_fail(run->ctx, TP_INVALID, "%s: %s: the recipe says %g, the adapter it starts from %g", tp_recipe_where(run->recipe, key, where, sizeof where), key, ours, theirs);
+    return tp_fail(run->ctx, TP_INVALID, "%s: %s: the recipe says %g, the adapter it starts from %g",
+                   tp_recipe_where(run->recipe, key, where, sizeof where), key, ours, theirs);
 }
 
 static bool same_names(const tp_names *a, const tp_names *b)
@@ -151,8 +184,10 @@ static tp_status spec_from_adapter(tp_run *run, const tp_model *model, tp_lora_s
     TP_TRY(disagrees(run, "lora_alpha", c->alpha, spec->alpha));
     TP_TRY(disagrees(run, "use_rslora", c->use_rslora, spec->use_rslora));
     if (tp_recipe_given(run->recipe, "lora_dropout")) spec->dropout = c->dropout; /* a matter of training, not of the tensors */
-    if (tp_recipe_given(run->recipe, "lora_target_modules") && !wanted.targets.all_linear && !same_names(&wanted.targets.include, &spec->targets.include))
-        return tp_fail(run->ctx, TP_INVALID, "%s: lora_target_modules: other modules than those of the adapter it starts from", tp_recipe_where(run->recipe, "lora_target_modules", where, sizeof where));
+    if (tp_recipe_given(run->recipe, "lora_target_modules") && !wanted.targets.all_linear &&
+        !same_names(&wanted.targets.include, &spec->targets.include))
+        return tp_fail(run->ctx, TP_INVALID, "%s: lora_target_modules: other modules than those of the adapter it starts from",
+                       tp_recipe_where(run->recipe, "lora_target_modules", where, sizeof where));
     return TP_OK;
 }
 
@@ -200,9 +235,17 @@ static tp_status make_plan(tp_run *run)
     if (run->held_out != NULL) tp_dataset_largest(run->held_out, &eval_rows, &eval_labels, &ignored, &ignored);
     tp_dataset_count(run->data, &counts);
     bool momentum = run->config->train.optimizer == TP_OPTIMIZER_SGD;
-    tp_plan_shape shape = {.rows = rows, .labels = labels, .segments = segments, .longest_segment = longest, .eval_rows = eval_rows, .eval_labels = eval_labels,
-                           .accumulation = run->config->train.gradient_accumulation_steps, .recompute_every = group_size(run), .train = true,
-                           .optimizer_states = momentum ? run->config->train.momentum > 0 : 2, .workspace_bytes = run->ctx->device->workspace_bytes,
+    tp_plan_shape shape = {.rows = rows,
+                           .labels = labels,
+                           .segments = segments,
+                           .longest_segment = longest,
+                           .eval_rows = eval_rows,
+                           .eval_labels = eval_labels,
+                           .accumulation = run->config->train.gradient_accumulation_steps,
+                           .recompute_every = group_size(run),
+                           .train = true,
+                           .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
+                           .workspace_bytes = run->ctx->device->workspace_bytes,
                            .host_bytes = (uint64_t)counts.rows_used * 64};
     tp_status status = from_dry(run, tp_params_train(&run->dry, &lora->params));
     if (status == TP_OK) status = from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
@@ -215,8 +258,9 @@ static tp_status make_plan(tp_run *run)
     TP_TRY(status);
     if (run->plan.peak <= limit) return TP_OK;
     char need[32], have[32];
-    return tp_fail(run->ctx, TP_NOMEM, "the run needs %s, %s are there: lower micro_batch_size or max_seq_length, or set gradient_checkpointing", tp_format_bytes(run->plan.peak, need),
-                   tp_format_bytes(limit, have));
+    return tp_fail(run->ctx, TP_NOMEM,
+                   "the run needs %s, %s are there: lower micro_batch_size or max_seq_length, or set gradient_checkpointing",
+                   tp_format_bytes(run->plan.peak, need), tp_format_bytes(limit, have));
 }
 
 /* ---- weights and what is trained ---- */
@@ -284,11 +328,13 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
     tp_batch_buffers_close(&run->buffers);
-    for (int64_t i = 0; run->group != NULL && i < run->config->train.gradient_accumulation_steps; i++) tp_host_batch_free(&run->group[i]);
+    for (int64_t i = 0; run->group != NULL && i < run->config->train.gradient_accumulation_steps; i++)
+        tp_host_batch_free(&run->group[i]);
     tp_free(run->group);
     tp_host_batch_free(&run->eval_batch);
     if (run->losses != NULL) {
-        int64_t labels = run->plan.shape.labels > run->plan.shape.eval_labels ? run->plan.shape.labels : run->plan.shape.eval_labels;
+        int64_t labels =
+            run->plan.shape.labels > run->plan.shape.eval_labels ? run->plan.shape.labels : run->plan.shape.eval_labels;
         ctx->device->backend->free(ctx->device, run->losses, (size_t)labels * sizeof *run->losses);
     }
     tp_free(run->host_losses);

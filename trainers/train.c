@@ -12,12 +12,16 @@
 #include "base/mem.h"
 #include "trainers/run.h"
 
-static bool told_to(const volatile sig_atomic_t *flag) { return flag != NULL && *flag != 0; }
+static bool told_to(const volatile sig_atomic_t *flag)
+{
+    return flag != NULL && *flag != 0;
+}
 
 /* The micro-batches of step `step` (from 0): the last group of an epoch may be short. */
 static tp_status next_group(tp_run *run, int64_t step, int64_t *n, int64_t *labels)
 {
-    int64_t epoch = step / run->steps_per_epoch, first = step % run->steps_per_epoch * run->config->train.gradient_accumulation_steps;
+    int64_t epoch = step / run->steps_per_epoch,
+            first = step % run->steps_per_epoch * run->config->train.gradient_accumulation_steps;
     *n = run->micro_batches - first;
     if (*n > run->config->train.gradient_accumulation_steps) *n = run->config->train.gradient_accumulation_steps;
     *labels = 0;
@@ -30,8 +34,16 @@ static tp_status next_group(tp_run *run, int64_t step, int64_t *n, int64_t *labe
 
 static tp_batch host_view(const tp_host_batch *b)
 {
-    return (tp_batch){.n = b->n, .ids = b->ids, .positions = b->positions, .max_position = b->max_position, .segments = b->segments, .n_segments = b->n_segments,
-                      .label_rows = b->label_rows, .labels = b->labels, .n_labels = b->n_labels, .n_tokens = b->n_tokens};
+    return (tp_batch){.n = b->n,
+                      .ids = b->ids,
+                      .positions = b->positions,
+                      .max_position = b->max_position,
+                      .segments = b->segments,
+                      .n_segments = b->n_segments,
+                      .label_rows = b->label_rows,
+                      .labels = b->labels,
+                      .n_labels = b->n_labels,
+                      .n_tokens = b->n_tokens};
 }
 
 /* Forward and backward of one micro-batch; its gradients are added, its loss (already divided by the step's labels) too. */
@@ -43,7 +55,11 @@ static tp_status run_micro_batch(tp_run *run, const tp_host_batch *host, uint64_
     TP_TRY(tp_batch_upload(run->ctx, &run->buffers, &view, &batch));
     tp_tape_set_step(run->tape, counter);
     tp_pass pass = {.tape = run->tape, .batch = &batch, .training = true, .recompute_every = run->plan.shape.recompute_every};
-    tp_cross_entropy_spec spec = {.head = &run->model->head.weight, .rows = batch.label_rows, .labels = batch.labels, .n = batch.n_labels, .grad_scale = grad_scale};
+    tp_cross_entropy_spec spec = {.head = &run->model->head.weight,
+                                  .rows = batch.label_rows,
+                                  .labels = batch.labels,
+                                  .n = batch.n_labels,
+                                  .grad_scale = grad_scale};
     tp_tensor *total = tp_linear_cross_entropy(run->tape, tp_model_forward(run->model, &pass), &spec);
     tp_status status = tp_tape_status(run->tape);
     if (status == TP_OK) status = run->ctx->device->backend->copy_out(run->ctx, &value, total->data, sizeof value);
@@ -82,13 +98,15 @@ static tp_status check_guards(tp_run *run, double loss, bool updated)
     tp_run_state *s = &run->state;
     s->skipped_in_row = updated ? 0 : s->skipped_in_row + 1;
     if (s->skipped_in_row >= c->max_skipped_steps)
-        return tp_fail(run->ctx, TP_NUMERIC, "step %lld: %lld steps in a row had a loss or gradient that is not finite; the last good checkpoint stands", (long long)s->step + 1,
-                       (long long)s->skipped_in_row);
+        return tp_fail(
+            run->ctx, TP_NUMERIC,
+            "step %lld: %lld steps in a row had a loss or gradient that is not finite; the last good checkpoint stands",
+            (long long)s->step + 1, (long long)s->skipped_in_row);
     bool over = c->loss_watchdog_threshold > 0 && !(loss <= c->loss_watchdog_threshold);
     s->over_threshold = over ? s->over_threshold + 1 : 0;
     if (over && s->over_threshold >= c->loss_watchdog_patience)
-        return tp_fail(run->ctx, TP_NUMERIC, "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps in a row", (long long)s->step + 1, c->loss_watchdog_threshold,
-                       (long long)s->over_threshold);
+        return tp_fail(run->ctx, TP_NUMERIC, "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps in a row",
+                       (long long)s->step + 1, c->loss_watchdog_threshold, (long long)s->over_threshold);
     return TP_OK;
 }
 
@@ -108,9 +126,13 @@ static tp_status run_step(tp_run *run)
     double rate = tp_schedule_rate(&run->schedule, step);
     tp_optim_result result;
     bool spike = isfinite(loss) && is_spike(run, loss);
-    if (spike) tp_metrics_say(run->metrics, "step %lld: loss %.4f stands out (spike_zscore); the step is skipped", (long long)step + 1, loss);
+    if (spike)
+        tp_metrics_say(run->metrics, "step %lld: loss %.4f stands out (spike_zscore); the step is skipped", (long long)step + 1,
+                       loss);
     TP_TRY(tp_optim_step(run->ctx, run->optim, rate, spike ? NAN : loss, &result));
-    if (!result.finite && !spike) tp_metrics_say(run->metrics, "step %lld: the loss or the gradient is not finite; the step is skipped", (long long)step + 1);
+    if (!result.finite && !spike)
+        tp_metrics_say(run->metrics, "step %lld: the loss or the gradient is not finite; the step is skipped",
+                       (long long)step + 1);
     TP_TRY(check_guards(run, loss, result.finite || spike));
     TP_TRY(tp_model_check(run->ctx, run->model));
     run->state.step = step + 1;
@@ -119,10 +141,19 @@ static tp_status run_step(tp_run *run)
     double seconds = tp_now() - began;
     run->seconds_in_steps += seconds;
     run->steps_here++;
-    tp_step_report report = {.step = step + 1, .steps = run->steps, .loss = loss, .grad_norm = result.grad_norm, .learning_rate = rate, .labels = labels, .tokens = tokens,
-                             .seconds = seconds, .cpu_seconds = tp_cpu_seconds() - cpu_began, .seconds_left = run->seconds_in_steps / (double)run->steps_here * (double)(run->steps - step - 1),
+    tp_step_report report = {.step = step + 1,
+                             .steps = run->steps,
+                             .loss = loss,
+                             .grad_norm = result.grad_norm,
+                             .learning_rate = rate,
+                             .labels = labels,
+                             .tokens = tokens,
+                             .seconds = seconds,
+                             .cpu_seconds = tp_cpu_seconds() - cpu_began,
+                             .seconds_left = run->seconds_in_steps / (double)run->steps_here * (double)(run->steps - step - 1),
                              .resident_bytes = tp_resident_bytes()};
-    tp_metrics_step(run->ctx, run->metrics, &report, (step + 1) % run->config->output.logging_steps == 0 || step + 1 == run->steps);
+    tp_metrics_step(run->ctx, run->metrics, &report,
+                    (step + 1) % run->config->output.logging_steps == 0 || step + 1 == run->steps);
     return TP_OK;
 }
 
@@ -153,8 +184,13 @@ bool tp_run_stops_early(const tp_run *run)
 static tp_status evaluate(tp_run *run)
 {
     const tp_output_config *c = &run->config->output;
-    tp_eval_parts parts = {.model = run->model, .tape = run->tape, .buffers = &run->buffers, .batch = &run->eval_batch, .losses = run->losses,
-                           .host_losses = run->host_losses, .stop = run->options.stop};
+    tp_eval_parts parts = {.model = run->model,
+                           .tape = run->tape,
+                           .buffers = &run->buffers,
+                           .batch = &run->eval_batch,
+                           .losses = run->losses,
+                           .host_losses = run->host_losses,
+                           .stop = run->options.stop};
     tp_evaluation result;
     TP_TRY(tp_evaluate(run->ctx, &parts, run->held_out, &result));
     tp_metrics_eval(run->ctx, run->metrics, run->state.step, result.loss);
@@ -173,7 +209,9 @@ static tp_status evaluate(tp_run *run)
         return TP_OK;
     }
     run->state.evals_without_gain++;
-    if (tp_run_stops_early(run)) tp_metrics_say(run->metrics, "no better held-out loss in %lld evaluations: stopping early", (long long)run->state.evals_without_gain);
+    if (tp_run_stops_early(run))
+        tp_metrics_say(run->metrics, "no better held-out loss in %lld evaluations: stopping early",
+                       (long long)run->state.evals_without_gain);
     return TP_OK;
 }
 
@@ -184,7 +222,8 @@ static bool save_is_due(const tp_run *run)
         *run->options.save = 0;
         return true;
     }
-    return is_due(run, c->save_steps, c->saves_per_epoch) || (c->save_minutes > 0 && tp_now() - run->last_save >= 60 * c->save_minutes);
+    return is_due(run, c->save_steps, c->saves_per_epoch) ||
+           (c->save_minutes > 0 && tp_now() - run->last_save >= 60 * c->save_minutes);
 }
 
 tp_status tp_run_train(tp_run *run)
@@ -194,7 +233,8 @@ tp_status tp_run_train(tp_run *run)
     while ((run->state.step < run->steps || run->state.eval_pending) && !tp_run_stops_early(run)) {
         if (told_to(run->options.stop)) {
             TP_TRY(tp_run_save(run, "stopped"));
-            return tp_fail(run->ctx, TP_PREEMPTED, "stopped after step %lld of %lld; --resume goes on from there", (long long)run->state.step, (long long)run->steps);
+            return tp_fail(run->ctx, TP_PREEMPTED, "stopped after step %lld of %lld; --resume goes on from there",
+                           (long long)run->state.step, (long long)run->steps);
         }
         if (!run->state.eval_pending) {
             TP_TRY(run_step(run));
@@ -212,11 +252,18 @@ tp_status tp_run_train(tp_run *run)
     return tp_run_finish(run);
 }
 
-tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options, tp_run **result)
+tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,
+                      tp_run **result)
 {
     tp_run *run = tp_alloc(ctx, 1, sizeof *run);
     if (run == NULL) return TP_NOMEM;
-    *run = (tp_run){.ctx = ctx, .recipe = recipe, .config = config, .options = *options, .lock = -1, .opened = tp_now(), .last_save = tp_now()};
+    *run = (tp_run){.ctx = ctx,
+                    .recipe = recipe,
+                    .config = config,
+                    .options = *options,
+                    .lock = -1,
+                    .opened = tp_now(),
+                    .last_save = tp_now()};
     run->state.best_metric = NAN;
     tp_status status = tp_run_setup(run);
     if (status == TP_OK && !options->dry_run) status = tp_run_resume(run);
@@ -225,6 +272,15 @@ tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *con
     return TP_OK;
 }
 
-const tp_plan *tp_run_plan(const tp_run *run) { return &run->plan; }
-int64_t tp_run_step(const tp_run *run) { return run->state.step; }
-int64_t tp_run_steps(const tp_run *run) { return run->steps; }
+const tp_plan *tp_run_plan(const tp_run *run)
+{
+    return &run->plan;
+}
+int64_t tp_run_step(const tp_run *run)
+{
+    return run->state.step;
+}
+int64_t tp_run_steps(const tp_run *run)
+{
+    return run->steps;
+}

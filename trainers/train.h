@@ -18,23 +18,30 @@
 typedef struct tp_run tp_run;
 
 /* What resuming may differ in, by --accept. */
-typedef enum tp_accept { TP_ACCEPT_RECIPE = 1, TP_ACCEPT_DATA = 2, TP_ACCEPT_BASE = 4, TP_ACCEPT_VERSION = 8, TP_ACCEPT_DEVICES = 16 } tp_accept;
+typedef enum tp_accept {
+    TP_ACCEPT_RECIPE = 1,
+    TP_ACCEPT_DATA = 2,
+    TP_ACCEPT_BASE = 4,
+    TP_ACCEPT_VERSION = 8,
+    TP_ACCEPT_DEVICES = 16
+} tp_accept;
 
 typedef struct tp_train_options {
-    const char *resume;             /* NULL: as the recipe says; "none", "auto" or a checkpoint's path */
-    bool fresh_optimizer;           /* go on without the checkpoint's optimizer state */
-    unsigned accept;                /* tp_accept bits */
-    bool force;                     /* adapter_path made for another base */
-    bool dry_run;                   /* stop after the plan: nothing is written */
-    const char *dump_gradients;     /* safetensors of step 1's gradients before clipping, or NULL */
+    const char *resume;         /* NULL: as the recipe says; "none", "auto" or a checkpoint's path */
+    bool fresh_optimizer;       /* go on without the checkpoint's optimizer state */
+    unsigned accept;            /* tp_accept bits */
+    bool force;                 /* adapter_path made for another base */
+    bool dry_run;               /* stop after the plan: nothing is written */
+    const char *dump_gradients; /* safetensors of step 1's gradients before clipping, or NULL */
     /* Set by signal handlers; NULL: never. stop: finish the step, save, PREEMPTED. save: save and go on. */
     const volatile sig_atomic_t *stop;
     volatile sig_atomic_t *save; /* set back to 0 when done */
-    bool progress;                  /* a progress line on stderr */
-    double process_start;           /* CLOCK_MONOTONIC seconds at the start of the process, for "time to first step" */
+    bool progress;               /* a progress line on stderr */
+    double process_start;        /* CLOCK_MONOTONIC seconds at the start of the process, for "time to first step" */
 } tp_train_options;
 
-TP_API tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options, tp_run **run) TP_MUST_CHECK;
+TP_API tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,
+                             tp_run **run) TP_MUST_CHECK;
 TP_API tp_status tp_run_train(tp_run *run) TP_MUST_CHECK;
 TP_API tp_status tp_run_close(tp_run *run, tp_status status) TP_MUST_CHECK;
 

@@ -14,7 +14,8 @@ using namespace tp_attention;
 namespace {
 
 constexpr int KEYS = 64;
-constexpr int BLOCKS_WANTED = 512; /* for the number of parts: a constant, so that bits do not depend on the GPU */
+/* For the number of parts: constants, so that bits do not depend on the GPU. Blocks of one warp share a multiprocessor. */
+constexpr int BLOCKS_WANTED = 128, WARPS_WANTED = 512;
 constexpr int PARTS_MAX = 64;
 constexpr int MERGE_WARPS = 8;
 
@@ -89,3 +90,321 @@ template <int DIM, int M, int WARPS> __global__ void __launch_bounds__(WARPS * 3
     }
 }
 
+template <int DIM> struct f32_shared {
+    float q[F32_TILE * (DIM + 4)], kv[F32_TILE * (DIM + 4)];
+    float weights[F32_TILE * WEIGHT_LD];
+    float shrink[F32_TILE], sum[F32_TILE], greatest[F32_TILE];
+};
+
+template <int DIM> __global__ void __launch_bounds__(F32_THREADS) attention_f32_kernel(const __grid_constant__ params p)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    f32_shared<DIM> &room = *reinterpret_cast<f32_shared<DIM> *>(shared);
+    const query_tile t = find_query_tile<F32_TILE>(p);
+    const key_walk<F32_TILE> walk(p, t.some_see);
+    const span part = part_of(p, walk.n, t.split);
+    const int y = threadIdx.x / 16, x = threadIdx.x % 16;
+
+    load_tile_f32<F32_TILE, DIM, F32_THREADS>(room.q, query_rows{p, p.q, t.s, t.kv_head, t.first, t.end}, p.head_dim);
+    float out[4][DIM / 32] = {}, greatest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    for (int step = part.first; step < part.end; step++) {
+        const key_tile tile = find_key_tile(p, t, walk, step);
+        __syncthreads();
+        load_tile_f32<F32_TILE, DIM, F32_THREADS>(
+            room.kv, find_key_rows(p, tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row, tile.n), p.head_dim);
+        __syncthreads();
+        float s[2][2];
+        multiply_nt_f32<DIM>(s, room.q, room.kv, p.head_dim);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int row = min(t.first + y + i * 16, t.end - 1), query = query_of(p, row);
+            const span keys = tile_keys_seen(tile, keys_seen(p, t.s, query));
+            const float slope = alibi_slope(p, t.kv_head, row);
+            float most = greatest[i], unused;
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const int key = x + j * 16, distance = tile.position + key - (query + t.s.k_len - t.s.q_len);
+                if (p.shaped) s[i][j] = shape_score(p, s[i][j], slope, distance, &unused);
+                if (key < keys.first || key >= keys.end) s[i][j] = -INFINITY;
+                most = fmaxf(most, s[i][j]);
+            }
+#pragma unroll
+            for (int offset = 8; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+            const float shift = most == -INFINITY ? 0.0f : most, shrink = expf((greatest[i] - shift) * p.unit);
+            sum[i] *= shrink;
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float e = expf((s[i][j] - shift) * p.unit);
+                sum[i] += e;
+                room.weights[(x + j * 16) * WEIGHT_LD + y + i * 16] = e;
+            }
+            greatest[i] = most;
+            if (x == 0) room.shrink[y + i * 16] = shrink;
+        }
+        __syncthreads(); /* nobody reads the keys any more */
+        load_tile_f32<F32_TILE, DIM, F32_THREADS>(
+            room.kv, find_key_rows(p, tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row, tile.n), p.head_dim);
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float shrink = room.shrink[threadIdx.x / 32 * 4 + i];
+#pragma unroll
+            for (int c = 0; c < DIM / 32; c++) out[i][c] *= shrink;
+        }
+        multiply_add_f32<DIM>(out, room.weights, room.kv);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int offset = 8; offset > 0; offset /= 2) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], offset);
+        if (x == 0) room.sum[y + i * 16] = sum[i], room.greatest[y + i * 16] = greatest[i];
+    }
+    __syncthreads();
+    const query_rows to = {p, p.out, t.s, t.kv_head, t.first, t.end};
+    for (int i = 0; i < 4; i++) {
+        const int r = threadIdx.x / 32 * 4 + i;
+        if (t.first + r >= t.end) continue;
+        const row_result result = find_result(p, t, to, t.first + r);
+        const float total = room.sum[r], inverse = total == 0.0f ? 0.0f : 1.0f / total;
+        float *row = result.part == nullptr ? reinterpret_cast<float *>(result.out) : result.part;
+        if (result.lse != nullptr && threadIdx.x % 32 == 0)
+            *result.lse = total == 0.0f ? -INFINITY : room.greatest[r] * p.unit + logf(total);
+#pragma unroll
+        for (int c = 0; c < DIM / 32; c++) {
+            const int column = threadIdx.x % 32 + c * 32;
+            if (column < p.head_dim) row[column] = out[i][c] * inverse;
+        }
+    }
+}
+
+/* Rows (query, head) of all segments: the parts' results, weighted by exp(lse). A block takes a row, a warp every eighth
+ * part; their sums are added in order. */
+__global__ void __launch_bounds__(MERGE_WARPS * 32) merge_parts_kernel(const __grid_constant__ params p)
+{
+    __shared__ float sums[MERGE_WARPS][HEAD_DIM_MAX];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const segment &s = p.segments[blockIdx.y];
+    for (int64_t r = blockIdx.x; r < (int64_t)s.q_len * p.heads; r += gridDim.x) {
+        const int64_t index = (int64_t)s.q_start * p.heads + r;
+        float lse[PARTS_MAX / 32], greatest = -INFINITY, weight = 0.0f, x[HEAD_DIM_MAX / 32] = {};
+#pragma unroll
+        for (int i = 0; i < PARTS_MAX / 32; i++) {
+            lse[i] = lane + i * 32 < p.splits ? p.part_lse[index * p.splits + lane + i * 32] : -INFINITY;
+            greatest = fmaxf(greatest, lse[i]);
+        }
+        greatest = tp_warp_max(greatest);
+        const float shift = greatest == -INFINITY ? 0.0f : greatest;
+#pragma unroll
+        for (int i = 0; i < PARTS_MAX / 32; i++) weight += expf(lse[i] - shift);
+        const float sum = tp_warp_sum(weight), inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+        if (threadIdx.x == 0 && p.lse != nullptr) p.lse[index] = sum == 0.0f ? -INFINITY : greatest + logf(sum);
+        for (int part = warp; part < p.splits; part += MERGE_WARPS) {
+            const float w = expf(p.part_lse[index * p.splits + part] - shift);
+            const float *out = p.part_out + (index * p.splits + part) * p.head_dim;
+#pragma unroll
+            for (int i = 0; i < HEAD_DIM_MAX / 32; i++) {
+                if (lane + i * 32 < p.head_dim) x[i] = fmaf(w, out[lane + i * 32], x[i]);
+            }
+        }
+        __syncthreads(); /* the last row's sums have been read */
+#pragma unroll
+        for (int i = 0; i < HEAD_DIM_MAX / 32; i++) sums[warp][lane + i * 32] = x[i];
+        __syncthreads();
+        unsigned char *out = p.out.data + index / p.heads * p.out.row_bytes + index % p.heads * p.head_dim * (p.out.f32 ? 4 : 2);
+        for (int c = threadIdx.x; c < p.head_dim; c += MERGE_WARPS * 32) {
+            float total = 0.0f;
+#pragma unroll
+            for (int w = 0; w < MERGE_WARPS; w++) total += sums[w][c];
+            if (p.out.f32)
+                reinterpret_cast<float *>(out)[c] = total * inverse;
+            else
+                reinterpret_cast<bf16 *>(out)[c] = __float2bfloat16_rn(total * inverse);
+        }
+    }
+}
+
+__global__ void fill_kernel(int64_t n, float value, float *x)
+{
+    const int64_t stride = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) x[i] = value;
+}
+
+/* Parts to cut each tile's keys into, for the segments in p. */
+int choose_splits(const params *p, const tp_attention_args *a, int tile)
+{
+    const int keys = p->q.f32 ? F32_TILE : KEYS, wanted = tile == 16 ? WARPS_WANTED : BLOCKS_WANTED;
+    int64_t longest = 0, rows_end = 0;
+    for (int s = 0; s < p->n_segments; s++) {
+        int64_t n = p->segments[s].k_len;
+        if (a->window > 0) n = tp_cuda_min(n, a->window + p->segments[s].q_len);
+        if (n > longest) longest = n;
+        rows_end = p->segments[s].q_start + p->segments[s].q_len;
+    }
+    const int64_t blocks = (int64_t)p->n_tiles * p->kv_heads, steps = tp_cuda_ceil(longest, keys) + tp_cuda_ceil(p->n_prefix, keys);
+    const int64_t row_bytes = (int64_t)p->heads * (p->head_dim + 1) * (int64_t)sizeof(float);
+    const int64_t room = (int64_t)TP_CUDA_WORKSPACE_BYTES / (row_bytes * (rows_end > 0 ? rows_end : 1));
+    int64_t splits = tp_cuda_min(tp_cuda_min(wanted / (blocks > 0 ? blocks : 1), steps), PARTS_MAX);
+    splits = tp_cuda_min(splits, room);
+    return splits > 1 ? (int)splits : 1;
+}
+
+void place_parts(tp_ctx *ctx, params *p)
+{
+    const segment *last = &p->segments[p->n_segments - 1];
+    p->part_out = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace);
+    p->part_lse = p->part_out + (int64_t)(last->q_start + last->q_len) * p->heads * p->splits * p->head_dim;
+}
+
+template <int DIM, int M, int WARPS> tp_status launch(tp_ctx *ctx, const params *p)
+{
+    constexpr size_t bytes = (size_t)(WARPS * M * 16 + 2 * KEYS) * tile_ld<DIM> * sizeof(bf16);
+    TP_CUDA_ALLOW_SHARED(ctx, "attention", (attention_kernel<DIM, M, WARPS>), bytes);
+    TP_CUDA_LAUNCH(ctx, "attention", (attention_kernel<DIM, M, WARPS>), (unsigned)(p->n_tiles * p->kv_heads * p->splits), WARPS * 32,
+                   bytes, *p);
+    return TP_OK;
+}
+
+template <int DIM> tp_status launch_f32(tp_ctx *ctx, const params *p)
+{
+    TP_CUDA_ALLOW_SHARED(ctx, "attention", attention_f32_kernel<DIM>, sizeof(f32_shared<DIM>));
+    TP_CUDA_LAUNCH(ctx, "attention", attention_f32_kernel<DIM>, (unsigned)(p->n_tiles * p->kv_heads * p->splits), F32_THREADS,
+                   sizeof(f32_shared<DIM>), *p);
+    return TP_OK;
+}
+
+/* Rows of a tile: 16 if that is all there is, so that one warp may do it; else as many as the registers hold. */
+int tile_rows(const params *p, const tp_attention_args *a)
+{
+    int64_t most = 0;
+    if (p->q.f32) return F32_TILE;
+    for (int64_t s = 0; s < a->n_segments; s++) {
+        if (a->segments[s].q_len * p->group > most) most = a->segments[s].q_len * p->group;
+    }
+    return most <= 16 ? 16 : p->head_dim <= 128 ? HOPPER_ROWS : 64;
+}
+
+tp_status launch_any(tp_ctx *ctx, const params *p, int tile)
+{
+    if (p->q.f32) {
+        TP_ATTENTION_DIM_F32(p->head_dim, DIM, { return launch_f32<DIM>(ctx, p); });
+    } else if (tile == 16) {
+        TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch<DIM, 1, 1>(ctx, p)); });
+    } else if (tile == HOPPER_ROWS && hopper_takes(ctx, p)) {
+        return hopper_forward(ctx, p);
+    } else {
+        TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch<DIM, DIM <= 128 ? 2 : 1, 4>(ctx, p)); });
+    }
+    return TP_OK;
+}
+
+} // namespace
+
+rows tp_attention::rows_of(tp_rows x, int64_t head_dim)
+{
+    const int size = x.dtype == TP_BF16 ? 2 : 4;
+    return {static_cast<unsigned char *>(x.data), x.ld * size, size == 4, tp_rows_aligned(x) && head_dim * size % 16 == 0};
+}
+
+tp_status tp_attention::clear(tp_ctx *ctx, const char *name, tp_rows x, int64_t n, int64_t columns)
+{
+    const size_t size = x.dtype == TP_BF16 ? 2 : 4;
+    if (n <= 0 || columns <= 0) return TP_OK;
+    return tp_cuda_check(ctx, name, cudaMemset2DAsync(x.data, (size_t)x.ld * size, 0, (size_t)columns * size, (size_t)n,
+                                                      tp_cuda_of(ctx)->stream));
+}
+
+bool tp_attention::has_gaps(const tp_attention_args *a, int64_t n_rows, bool keys)
+{
+    int64_t done = 0;
+    for (int64_t s = 0; s < a->n_segments; s++) {
+        const int64_t start = keys ? a->segments[s].k_start : a->segments[s].q_start;
+        if (start > done) return true;
+        done = start + (keys ? a->segments[s].k_len : a->segments[s].q_len);
+    }
+    return done < n_rows;
+}
+
+tp_status tp_attention::begin(tp_ctx *ctx, const char *name, const tp_attention_args *a, params *p)
+{
+    const tp_dtype others[] = {a->k.dtype, a->v.dtype, a->out.dtype};
+    TP_TRY(tp_cuda_check_dtype(ctx, name, a->q.dtype));
+    for (tp_dtype other : others) {
+        if (other != a->q.dtype)
+            return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", name, tp_dtype_name(a->q.dtype), tp_dtype_name(other));
+    }
+    if (a->n_prefix > 0) {
+        TP_TRY(tp_cuda_check_dtype(ctx, name, a->prefix_k.dtype));
+        TP_TRY(tp_cuda_check_dtype(ctx, name, a->prefix_v.dtype));
+    }
+    if (a->head_dim > HEAD_DIM_MAX)
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: head_dim is %lld, the CUDA kernel takes at most %d", name, (long long)a->head_dim,
+                       HEAD_DIM_MAX);
+    const int64_t group = a->heads / a->kv_heads;
+    for (int64_t s = 0; s < a->n_segments; s++) {
+        const tp_segment *x = &a->segments[s];
+        if (x->q_start + x->q_len >= POSITION_MAX || x->k_start + x->k_len >= POSITION_MAX || x->q_len * group * group >= POSITION_MAX)
+            return tp_fail(ctx, TP_UNSUPPORTED, "%s: a segment of %lld queries and %lld keys, more than the CUDA kernel takes", name,
+                           (long long)x->q_len, (long long)x->k_len);
+    }
+    *p = params{};
+    p->q = rows_of(a->q, a->head_dim);
+    p->k = rows_of(a->k, a->head_dim);
+    p->v = rows_of(a->v, a->head_dim);
+    p->out = rows_of(a->out, a->head_dim);
+    if (a->n_prefix > 0) {
+        p->prefix_k = rows_of(a->prefix_k, a->head_dim);
+        p->prefix_v = rows_of(a->prefix_v, a->head_dim);
+    }
+    p->lse = a->lse;
+    p->alibi = a->alibi_slopes;
+    p->heads = (int)a->heads;
+    p->kv_heads = (int)a->kv_heads;
+    p->head_dim = (int)a->head_dim;
+    p->group = (int)group;
+    p->group_magic = (unsigned)((((uint64_t)1 << 32) + (uint64_t)group - 1) / (uint64_t)group);
+    p->n_prefix = (int)a->n_prefix;
+    p->window = (int)tp_cuda_min(a->window, POSITION_MAX);
+    p->causal = a->causal;
+    p->scale = a->scale;
+    p->soft_cap = a->soft_cap;
+    p->shaped = a->soft_cap > 0 || a->alibi_slopes != nullptr || !(a->scale > 0); /* the greatest of raw scores must be the greatest */
+    p->unit = p->shaped ? 1.0f : a->scale;
+    p->splits = 1;
+    return TP_OK;
+}
+
+int64_t tp_attention::fill_segments(params *p, const tp_attention_args *a, int64_t s0, int64_t n, int tile, bool keys)
+{
+    p->n_segments = (int)tp_cuda_min(n, SEGMENTS);
+    p->n_tiles = 0;
+    for (int s = 0; s < p->n_segments; s++) {
+        const tp_segment *x = &a->segments[s0 + s];
+        p->segments[s] = {(int)x->q_start, (int)x->q_len, (int)x->k_start, (int)x->k_len, p->n_tiles};
+        p->n_tiles += (int)tp_cuda_ceil(keys ? x->k_len : x->q_len * p->group, tile);
+    }
+    return p->n_segments;
+}
+
+extern "C" tp_status tp_cuda_attention(tp_ctx *ctx, const void *args)
+{
+    const tp_attention_args *a = static_cast<const tp_attention_args *>(args);
+    params p;
+    TP_TRY(begin(ctx, "attention", a, &p));
+    if (a->n_q <= 0 || a->heads <= 0 || a->head_dim <= 0) return TP_OK;
+    if (has_gaps(a, a->n_q, false)) {
+        const int64_t n = a->n_q * a->heads;
+        TP_TRY(clear(ctx, "attention", a->out, a->n_q, a->heads * a->head_dim));
+        if (a->lse != nullptr) TP_CUDA_LAUNCH(ctx, "attention", fill_kernel, tp_cuda_blocks(ctx, n, 256), 256, 0, n, -INFINITY, a->lse);
+    }
+    const int tile = tile_rows(&p, a);
+    for (int64_t s0 = 0; s0 < a->n_segments; s0 += p.n_segments) {
+        fill_segments(&p, a, s0, a->n_segments - s0, tile, false);
+        p.splits = choose_splits(&p, a, tile);
+        place_parts(ctx, &p);
+        TP_TRY(launch_any(ctx, &p, tile));
+        if (p.splits > 1)
+            TP_CUDA_LAUNCH(ctx, "attention", merge_parts_kernel, dim3((unsigned)tp_cuda_min(a->n_q * a->heads, 1024), (unsigned)p.n_segments),
+                           MERGE_WARPS * 32, 0, p);
+    }
+    return TP_OK;
+}

@@ -8,15 +8,22 @@
 #include "base/json.h"
 #include "base/safetensors.h"
 
-/* As in tests/models/test_forward.c: the reference's own f32 error is below 5e-6, a different order of summation costs as much. */
+/* As in tests/models/test_forward.c: the reference's own f32 error is below 5e-6, a different order of summation costs as much.
+ */
 #define TOLERANCE 1e-4
 
 #define ARENA ((size_t)256 << 20)
 
 /* What the folders of the index hold for the families and the method that there are. */
 static const char *const required[] = {
-    "adapters/llama-lora",   "adapters/llama-lora-all-linear", "adapters/llama-lora-regex-target", "adapters/llama-rslora",
-    "adapters/mistral-lora", "adapters/qwen2-lora",            "adapters/qwen3-lora",              "adapters/gpt2-lora",
+    "adapters/llama-lora",
+    "adapters/llama-lora-all-linear",
+    "adapters/llama-lora-regex-target",
+    "adapters/llama-rslora",
+    "adapters/mistral-lora",
+    "adapters/qwen2-lora",
+    "adapters/qwen3-lora",
+    "adapters/gpt2-lora",
 };
 #define N_REQUIRED (sizeof required / sizeof *required)
 

@@ -1,5 +1,6 @@
-/* For tests of CUDA kernels: runs a call on the CPU and on the GPU with the same arguments and compares what they write. Buffers
- * are copied to each device with bytes behind them that nobody may touch, and the GPU runs twice, which has to give the same bits.
+/* For tests of CUDA kernels: runs a call on the CPU and on the GPU with the same arguments and compares what they write.
+ * Buffers are copied to each device with bytes behind them that nobody may touch, and the GPU runs twice, which has to give the
+ * same bits.
  *
  *     both b = {0};
  *     tp_add_args args = {.n = 5, .dim = 33};
@@ -47,12 +48,12 @@ static inline int close_both(void **state)
 }
 
 /* First line of every test. */
-#define NEEDS_GPU()                                                                                                    \
-    do {                                                                                                               \
-        if (opened.cuda == NULL) {                                                                                     \
-            print_message("not run, no GPU: %s\n", opened.why_not);                                                    \
-            skip();                                                                                                    \
-        }                                                                                                              \
+#define NEEDS_GPU()                                                                                                            \
+    do {                                                                                                                       \
+        if (opened.cuda == NULL) {                                                                                             \
+            print_message("not run, no GPU: %s\n", opened.why_not);                                                            \
+            skip();                                                                                                            \
+        }                                                                                                                      \
     } while (0)
 
 /* ---- random numbers, the same in every run ---- */
@@ -64,21 +65,33 @@ static inline uint32_t random_bits(void)
     random_state = random_state * 6364136223846793005u + 1442695040888963407u;
     return (uint32_t)(random_state >> 32);
 }
-static inline int64_t below(int64_t n) { return (int64_t)(random_bits() % (uint64_t)n); }
-static inline float random_value(void) { return (float)(int32_t)random_bits() / 2147483648.0f; } /* [-1, 1] */
-static inline tp_dtype random_dtype(void) { return below(2) == 0 ? TP_F32 : TP_BF16; }
+static inline int64_t below(int64_t n)
+{
+    return (int64_t)(random_bits() % (uint64_t)n);
+}
+static inline float random_value(void)
+{
+    return (float)(int32_t)random_bits() / 2147483648.0f;
+} /* [-1, 1] */
+static inline tp_dtype random_dtype(void)
+{
+    return below(2) == 0 ? TP_F32 : TP_BF16;
+}
 
 /* ---- buffers ---- */
 
-/* How far results may lie apart: relative * |expected| + absolute; for bf16 results one unit of the last place more, since values
- * that differ by any little may round to neighbours. */
+/* How far results may lie apart: relative * |expected| + absolute; for bf16 results one unit of the last place more, since
+ * values that differ by any little may round to neighbours. */
 typedef struct tolerance {
     double relative, absolute;
     bool exact;
 } tolerance;
 
 static const tolerance EXACT = {0, 0, true};
-static inline tolerance within(double relative, double absolute) { return (tolerance){relative, absolute, false}; }
+static inline tolerance within(double relative, double absolute)
+{
+    return (tolerance){relative, absolute, false};
+}
 
 typedef struct both {
     struct buffer {
@@ -124,8 +137,10 @@ static inline void fill(void *data, size_t n, tp_dtype dtype, double size)
 {
     for (size_t i = 0; i < n; i++) {
         float x = (float)size * random_value();
-        if (dtype == TP_BF16) ((uint16_t *)data)[i] = tp_f32_to_bf16(x);
-        else ((float *)data)[i] = x;
+        if (dtype == TP_BF16)
+            ((uint16_t *)data)[i] = tp_f32_to_bf16(x);
+        else
+            ((float *)data)[i] = x;
     }
 }
 
@@ -187,7 +202,8 @@ static inline void same_buffer(both *b, void *field, const void *other)
 /* ---- running ---- */
 
 /* Runs on one device and returns the buffers as they are afterwards. */
-static inline void run_on(both *b, tp_device *device, int kernel, const void *args, const char *text, unsigned char *results[MAX_BUFFERS])
+static inline void run_on(both *b, tp_device *device, int kernel, const void *args, const char *text,
+                          unsigned char *results[MAX_BUFFERS])
 {
     const tp_backend *backend = device->backend;
     unsigned char *memory[MAX_BUFFERS], guard[GUARD_BYTES], after[GUARD_BYTES];
@@ -211,9 +227,11 @@ static inline void run_on(both *b, tp_device *device, int kernel, const void *ar
         struct buffer *buffer = &b->buffers[i];
         results[i] = malloc(buffer->bytes + 16);
         assert_non_null(results[i]);
-        if (backend->copy_out(&ctx, results[i], memory[i] + buffer->shift, buffer->bytes) != TP_OK) fail_msg("%s: %s", text, ctx.message);
+        if (backend->copy_out(&ctx, results[i], memory[i] + buffer->shift, buffer->bytes) != TP_OK)
+            fail_msg("%s: %s", text, ctx.message);
         assert_ok(&ctx, backend->copy_out(&ctx, after, memory[i] + buffer->shift + buffer->bytes, GUARD_BYTES));
-        if (memcmp(guard, after, sizeof guard) != 0) fail_msg("%s: %s: wrote behind the end of buffer %d", backend->name, text, i);
+        if (memcmp(guard, after, sizeof guard) != 0)
+            fail_msg("%s: %s: wrote behind the end of buffer %d", backend->name, text, i);
         if (!buffer->output && !buffer->scratch && memcmp(results[i], buffer->host, buffer->bytes) != 0)
             fail_msg("%s: %s: wrote to the input in buffer %d", backend->name, text, i);
         backend->free(device, memory[i], buffer->bytes + buffer->shift + GUARD_BYTES);
@@ -235,21 +253,23 @@ static inline bool near(double got, double want, tolerance t, tp_dtype dtype)
     return fabs(got - want) <= limit;
 }
 
-static inline void compare(const struct buffer *buffer, int index, const unsigned char *want, const unsigned char *got, const char *text)
+static inline void compare(const struct buffer *buffer, int index, const unsigned char *want, const unsigned char *got,
+                           const char *text)
 {
     if (buffer->dtype == TP_U8) {
         const tp_step_state *a = (const void *)want, *b = (const void *)got;
         if (a->finite != b->finite || !near((double)b->clip, (double)a->clip, buffer->tolerance, TP_F32) ||
             !near(b->norm, a->norm, buffer->tolerance, TP_F32))
-            fail_msg("%s: got norm %.17g, clip %.9g, finite %d; expected %.17g, %.9g, %d", text, b->norm, (double)b->clip, b->finite, a->norm,
-                     (double)a->clip, a->finite);
+            fail_msg("%s: got norm %.17g, clip %.9g, finite %d; expected %.17g, %.9g, %d", text, b->norm, (double)b->clip,
+                     b->finite, a->norm, (double)a->clip, a->finite);
         return;
     }
     size_t n = buffer->bytes / (buffer->dtype == TP_BF16 ? 2 : 4);
     for (size_t i = 0; i < n; i++) {
         double g = value_at(got, buffer->dtype, i), w = value_at(want, buffer->dtype, i);
         if (!near(g, w, buffer->tolerance, buffer->dtype))
-            fail_msg("%s: buffer %d, element %zu of %zu: the GPU has %.9g, the CPU %.9g, apart %.3g", text, index, i, n, g, w, fabs(g - w));
+            fail_msg("%s: buffer %d, element %zu of %zu: the GPU has %.9g, the CPU %.9g, apart %.3g", text, index, i, n, g, w,
+                     fabs(g - w));
     }
 }
 
@@ -262,7 +282,8 @@ static inline void run_both(both *b, int kernel, const void *args, const char *t
     for (int i = 0; i < b->n_buffers; i++) {
         if (b->buffers[i].output) {
             compare(&b->buffers[i], i, cpu[i], gpu[i], text);
-            if (memcmp(gpu[i], again[i], b->buffers[i].bytes) != 0) fail_msg("%s: buffer %d: two runs gave different bits", text, i);
+            if (memcmp(gpu[i], again[i], b->buffers[i].bytes) != 0)
+                fail_msg("%s: buffer %d: two runs gave different bits", text, i);
         }
         free(cpu[i]), free(gpu[i]), free(again[i]);
         free(b->buffers[i].host);

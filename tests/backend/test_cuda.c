@@ -1,14 +1,20 @@
-/* Every CUDA kernel but products and tables (test_cuda_matmul.c) against the CPU's, over odd sizes, both dtypes, and rows that start
- * at odd addresses. The GPU adds in another order than the CPU and has its own exp, tanh, sin and cos; tolerances are some units of
- * 2^-24 of the magnitudes that are added. */
+/* Every CUDA kernel but products and tables (test_cuda_matmul.c) against the CPU's, over odd sizes, both dtypes, and rows that
+ * start at odd addresses. The GPU adds in another order than the CPU and has its own exp, tanh, sin and cos; tolerances are
+ * some units of 2^-24 of the magnitudes that are added. */
 #include "tests/backend/on_both.h"
 
 #define COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
 
 static const int64_t row_counts[] = {0, 1, 2, 3, 7, 33, 64, 130, 1027};
 static const int64_t dims[] = {1, 2, 7, 8, 31, 32, 33, 64, 100, 257, 576, 1536, 4096, 4100};
-static int64_t random_rows(void) { return row_counts[below(COUNT(row_counts))]; }
-static int64_t random_dim(void) { return dims[below(COUNT(dims))]; }
+static int64_t random_rows(void)
+{
+    return row_counts[below(COUNT(row_counts))];
+}
+static int64_t random_dim(void)
+{
+    return dims[below(COUNT(dims))];
+}
 
 static const char *text_of(char text[160], const char *name, int64_t n, int64_t dim, tp_dtype dtype)
 {
@@ -62,7 +68,8 @@ static void test_dropout(void **state)
     char text[160];
     for (int i = 0; i < 60; i++) {
         both b = {0};
-        tp_dropout_args a = {.n = random_rows(), .dim = random_dim(), .p = i % 5 == 0 ? 0.0f : 0.1f * (float)(i % 7), .accumulate = i % 2 == 0};
+        tp_dropout_args a = {
+            .n = random_rows(), .dim = random_dim(), .p = i % 5 == 0 ? 0.0f : 0.1f * (float)(i % 7), .accumulate = i % 2 == 0};
         a.key = (tp_rng_key){0x123456789abcdefu * (uint64_t)(i + 1), TP_STREAM_DROPOUT + (uint32_t)i, (uint64_t)i << 31};
         a.first_row = i % 3 == 0 ? ((int64_t)1 << 33) + 5 : i;
         rows_in(&b, &a.x, a.n, a.dim, random_dtype(), 1);
@@ -114,7 +121,10 @@ static void test_column_sum(void **state)
 /* ---- norms ---- */
 
 /* In bf16 the normalized value is rounded before the weight: a difference of f32's last bit may move it by a unit of 2^-8. */
-static tolerance norm_tolerance(tp_dtype dtype) { return dtype == TP_BF16 ? within(0x1p-7, 1e-3) : within(1e-5, 2e-6); }
+static tolerance norm_tolerance(tp_dtype dtype)
+{
+    return dtype == TP_BF16 ? within(0x1p-7, 1e-3) : within(1e-5, 2e-6);
+}
 
 static void test_rmsnorm(void **state)
 {
@@ -134,7 +144,10 @@ static void test_rmsnorm(void **state)
 }
 
 /* Sums of n terms of about 1. */
-static tolerance gradient_tolerance(int64_t n) { return within(1e-5, 1e-6 * (4 + 4 * sqrt((double)n))); }
+static tolerance gradient_tolerance(int64_t n)
+{
+    return within(1e-5, 1e-6 * (4 + 4 * sqrt((double)n)));
+}
 
 static void test_rmsnorm_backward(void **state)
 {
@@ -217,7 +230,8 @@ static void test_rope(void **state)
         run_both(&b, TP_KERNEL_rope_table, &t, text_of(text, "rope_table", n, half, TP_F32));
 
         tp_dtype dtype = random_dtype();
-        tp_rope_args a = {.n = n, .heads = 1 + below(5), .half = half, .head_dim = 2 * half + (i % 4 == 0 ? 6 : 0), .inverse = i % 2 == 0};
+        tp_rope_args a = {
+            .n = n, .heads = 1 + below(5), .half = half, .head_dim = 2 * half + (i % 4 == 0 ? 6 : 0), .inverse = i % 2 == 0};
         /* f32: the GPU may keep a product unrounded in a multiply-add. bf16: every rounding is the contract */
         rows_out(&b, &a.x, n, a.heads * a.head_dim, dtype, dtype == TP_BF16 ? EXACT : within(0, 4e-7));
         floats_in(&b, &a.cos, n * half, 1);
@@ -229,7 +243,10 @@ static void test_rope(void **state)
 /* ---- activations ---- */
 
 /* A result may be near 0 where its input is not: a unit of bf16 of the input's size is within what the tests allow. */
-static tolerance activation_tolerance(tp_dtype dtype) { return within(1e-5, dtype == TP_BF16 ? 1e-3 : 4e-6); }
+static tolerance activation_tolerance(tp_dtype dtype)
+{
+    return within(1e-5, dtype == TP_BF16 ? 1e-3 : 4e-6);
+}
 
 static void test_swiglu(void **state)
 {
@@ -311,16 +328,18 @@ typedef struct attention_shape {
 
 static void describe_attention(char text[300], const char *name, const attention_shape *s)
 {
-    snprintf(text, 300, "%s heads=%lld/%lld dim=%lld prefix=%lld window=%lld segments=%lld first=%lldx%lld causal=%d alibi=%d cap=%g %s", name,
-             (long long)s->heads, (long long)s->kv_heads, (long long)s->head_dim, (long long)s->n_prefix, (long long)s->window,
-             (long long)s->n_segments, (long long)s->segments[0].q_len, (long long)s->segments[0].k_len, s->causal, s->alibi,
-             (double)s->soft_cap, tp_dtype_name(s->dtype));
+    snprintf(text, 300,
+             "%s heads=%lld/%lld dim=%lld prefix=%lld window=%lld segments=%lld first=%lldx%lld causal=%d alibi=%d cap=%g %s",
+             name, (long long)s->heads, (long long)s->kv_heads, (long long)s->head_dim, (long long)s->n_prefix,
+             (long long)s->window, (long long)s->n_segments, (long long)s->segments[0].q_len, (long long)s->segments[0].k_len,
+             s->causal, s->alibi, (double)s->soft_cap, tp_dtype_name(s->dtype));
 }
 
 static attention_shape random_attention(void)
 {
     static const int64_t head_dims[] = {16, 24, 64, 80, 96, 128, 256}, lengths[] = {1, 2, 7, 16, 33, 64, 65, 128, 150, 300};
-    attention_shape s = {.kv_heads = 1 + below(3), .head_dim = head_dims[below(7)], .n_segments = 1 + below(3), .dtype = random_dtype()};
+    attention_shape s = {
+        .kv_heads = 1 + below(3), .head_dim = head_dims[below(7)], .n_segments = 1 + below(3), .dtype = random_dtype()};
     s.heads = s.kv_heads * (1 + below(3));
     s.causal = below(4) != 0;
     s.window = below(4) == 0 ? 1 + below(70) : 0;
@@ -342,9 +361,17 @@ static attention_shape random_attention(void)
 
 static void attention_inputs(both *b, tp_attention_args *a, const attention_shape *s)
 {
-    *a = (tp_attention_args){.n_q = s->n_q, .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->head_dim, .segments = s->segments,
-                             .n_segments = s->n_segments, .causal = s->causal, .window = s->window, .soft_cap = s->soft_cap,
-                             .n_prefix = s->n_prefix, .scale = 1.0f / sqrtf((float)s->head_dim)};
+    *a = (tp_attention_args){.n_q = s->n_q,
+                             .heads = s->heads,
+                             .kv_heads = s->kv_heads,
+                             .head_dim = s->head_dim,
+                             .segments = s->segments,
+                             .n_segments = s->n_segments,
+                             .causal = s->causal,
+                             .window = s->window,
+                             .soft_cap = s->soft_cap,
+                             .n_prefix = s->n_prefix,
+                             .scale = 1.0f / sqrtf((float)s->head_dim)};
     rows_in(b, &a->q, s->n_q, s->heads * s->head_dim, s->dtype, 2);
     rows_in(b, &a->k, s->n_k, s->kv_heads * s->head_dim, s->dtype, 2);
     rows_in(b, &a->v, s->n_k, s->kv_heads * s->head_dim, s->dtype, 1);
@@ -356,7 +383,10 @@ static void attention_inputs(both *b, tp_attention_args *a, const attention_shap
 }
 
 /* f32: sums of some hundred products. bf16: probabilities may be rounded to bf16 before they meet v, on either side. */
-static tolerance attention_tolerance(tp_dtype dtype, double size) { return within(0, size * (dtype == TP_BF16 ? 0x1p-7 : 1e-5)); }
+static tolerance attention_tolerance(tp_dtype dtype, double size)
+{
+    return within(0, size * (dtype == TP_BF16 ? 0x1p-7 : 1e-5));
+}
 
 static void test_attention(void **state)
 {
@@ -439,7 +469,10 @@ static void test_cross_entropy(void **state)
     char text[160];
     for (int i = 0; i < 48; i++) {
         both b = {0};
-        tp_cross_entropy_args a = {.n = i % 8 > 5 ? 5 : random_rows() % 200, .vocab = vocabularies[i % 8], .grad_scale = 0.25f, .want_grad = i % 3 != 0};
+        tp_cross_entropy_args a = {.n = i % 8 > 5 ? 5 : random_rows() % 200,
+                                   .vocab = vocabularies[i % 8],
+                                   .grad_scale = 0.25f,
+                                   .want_grad = i % 3 != 0};
         a.ld = a.vocab + (i % 2 == 0 ? 0 : 3);
         floats_in(&b, &a.logits, a.n * a.ld, i % 5 == 0 ? 60 : 5);
         if (a.want_grad) make_output(&b, within(1e-5, 1e-8));
@@ -488,7 +521,11 @@ static void test_adamw(void **state)
     char text[160];
     for (int i = 0; i < 40; i++) {
         both b = {0};
-        tp_adamw_args a = {.n = counts[i % COUNT(counts)], .beta1 = 0.9f, .beta2 = 0.999f, .epsilon = 1e-8f, .weight_decay = i % 2 == 0 ? 0 : 0.01f};
+        tp_adamw_args a = {.n = counts[i % COUNT(counts)],
+                           .beta1 = 0.9f,
+                           .beta2 = 0.999f,
+                           .epsilon = 1e-8f,
+                           .weight_decay = i % 2 == 0 ? 0 : 0.01f};
         floats_out(&b, &a.w, a.n, within(1e-6, 1e-8));
         floats_out(&b, &a.m, a.n, within(1e-6, 1e-7));
         floats_out(&b, &a.v, a.n, within(1e-6, 0));
@@ -506,7 +543,8 @@ static void test_sgd(void **state)
     char text[160];
     for (int i = 0; i < 40; i++) {
         both b = {0};
-        tp_sgd_args a = {.n = counts[i % COUNT(counts)], .momentum = i % 3 == 0 ? 0 : 0.9f, .weight_decay = i % 2 == 0 ? 0 : 0.01f};
+        tp_sgd_args a = {
+            .n = counts[i % COUNT(counts)], .momentum = i % 3 == 0 ? 0 : 0.9f, .weight_decay = i % 2 == 0 ? 0 : 0.01f};
         floats_out(&b, &a.w, a.n, within(1e-6, 1e-8));
         if (a.momentum > 0) floats_out(&b, &a.m, a.n, within(1e-6, 2e-7));
         floats_in(&b, &a.g, a.n, 1);

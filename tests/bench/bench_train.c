@@ -47,10 +47,11 @@ static void print_line(struct line *line, int rounds)
 {
     bench_spread rate = bench_spread_of(line->rate, rounds), share = bench_spread_of(line->share, rounds);
     bench_spread cpu = bench_spread_of(line->cpu_share, rounds);
-    printf("train %-26s %6.0f tokens/s   %.3f of the floor (%.3f .. %.3f)   %.3f by CPU time (%.3f .. %.3f)\n", line->model.label,
-           rate.median, share.median, share.low, share.high, cpu.median, cpu.low, cpu.high);
-    printf("memory %-25s %6.0f MiB resident at most, mapped file included; the plan said %.0f MiB: %+.1f %%\n", line->model.label,
-           line->peak_bytes / 1048576, line->planned_bytes / 1048576, 100 * (line->peak_bytes / line->planned_bytes - 1));
+    printf("train %-26s %6.0f tokens/s   %.3f of the floor (%.3f .. %.3f)   %.3f by CPU time (%.3f .. %.3f)\n",
+           line->model.label, rate.median, share.median, share.low, share.high, cpu.median, cpu.low, cpu.high);
+    printf("memory %-25s %6.0f MiB resident at most, mapped file included; the plan said %.0f MiB: %+.1f %%\n",
+           line->model.label, line->peak_bytes / 1048576, line->planned_bytes / 1048576,
+           100 * (line->peak_bytes / line->planned_bytes - 1));
 }
 
 static int number_after(int argc, char **argv, int *i, int most)
@@ -73,11 +74,16 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         int found = -1;
         for (int m = 0; m < MODELS; m++) found = strcmp(argv[i], names[m]) == 0 ? m : found;
-        if (strcmp(argv[i], "--threads") == 0) threads = number_after(argc, argv, &i, 1024);
-        else if (strcmp(argv[i], "--rounds") == 0) rounds = number_after(argc, argv, &i, ROUNDS_MAX);
-        else if (strcmp(argv[i], "--steps") == 0) steps = number_after(argc, argv, &i, BENCH_STEPS_MAX - WARM_UP);
-        else if (found >= 0) any = lines[found].wanted = true;
-        else return fprintf(stderr, "%s: unknown; see the head of tests/bench/bench_train.c\n", argv[i]), 2;
+        if (strcmp(argv[i], "--threads") == 0)
+            threads = number_after(argc, argv, &i, 1024);
+        else if (strcmp(argv[i], "--rounds") == 0)
+            rounds = number_after(argc, argv, &i, ROUNDS_MAX);
+        else if (strcmp(argv[i], "--steps") == 0)
+            steps = number_after(argc, argv, &i, BENCH_STEPS_MAX - WARM_UP);
+        else if (found >= 0)
+            any = lines[found].wanted = true;
+        else
+            return fprintf(stderr, "%s: unknown; see the head of tests/bench/bench_train.c\n", argv[i]), 2;
     }
     bench_open(&ctx, threads);
     bench_print_machine(&ctx);

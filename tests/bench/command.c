@@ -74,7 +74,8 @@ double bench_process_seconds(tp_ctx *ctx)
 
 static void make_model(tp_ctx *ctx, const char *path, const char *dtype)
 {
-    char binary[1024], folder[1024], word[] = "init", from[] = FOLDER "/config.json", out[] = "--out", flag[] = "--dtype", type[8];
+    char binary[1024], folder[1024], word[] = "init", from[] = FOLDER "/config.json", out[] = "--out", flag[] = "--dtype",
+                                     type[8];
     char *argv[] = {binary, word, from, out, folder, flag, type, NULL};
     if (tp_path_exists(path)) return;
     bench_need(ctx, tp_file_write(ctx, from, config, sizeof config - 1));
@@ -90,8 +91,10 @@ bench_model bench_model_of(tp_ctx *ctx, const char *name)
     bench_need(ctx, tp_folder_make(ctx, FOLDER));
     if (strcmp(name, "gguf") == 0) {
         const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-        if (cache != NULL && cache[0] != '\0') snprintf(m.path, sizeof m.path, "%s/tapeft/SmolLM2-135M-Instruct.Q4_1.gguf", cache);
-        else snprintf(m.path, sizeof m.path, "%s/.cache/tapeft/SmolLM2-135M-Instruct.Q4_1.gguf", home != NULL ? home : "");
+        if (cache != NULL && cache[0] != '\0')
+            snprintf(m.path, sizeof m.path, "%s/tapeft/SmolLM2-135M-Instruct.Q4_1.gguf", cache);
+        else
+            snprintf(m.path, sizeof m.path, "%s/.cache/tapeft/SmolLM2-135M-Instruct.Q4_1.gguf", home != NULL ? home : "");
         m.there = tp_path_exists(m.path);
         m.label = "fp32, Q4_1 file in place";
         return m;
@@ -110,8 +113,9 @@ static void make_tokens(tp_ctx *ctx, const char *path)
     if (ids == NULL) bench_need(ctx, TP_NOMEM);
     tp_rng_key key = {1, TP_STREAM_SAMPLE, 0};
     for (size_t i = 0; i < n; i++) ids[i] = (int32_t)(tp_rng_uniform(key, i) * (float)(VOCAB - 1));
-    tp_named_array arrays[] = {{.name = "input_ids", .dtype = TP_I32, .rank = 3, .shape = {ROWS, 1, BENCH_SEQUENCE}, .data = ids},
-                               {.name = "labels", .dtype = TP_I32, .rank = 3, .shape = {ROWS, 1, BENCH_SEQUENCE}, .data = ids}};
+    tp_named_array arrays[] = {
+        {.name = "input_ids", .dtype = TP_I32, .rank = 3, .shape = {ROWS, 1, BENCH_SEQUENCE}, .data = ids},
+        {.name = "labels", .dtype = TP_I32, .rank = 3, .shape = {ROWS, 1, BENCH_SEQUENCE}, .data = ids}};
     bench_need(ctx, tp_safetensors_save(ctx, path, arrays, 2, NULL));
     tp_free(ids);
 }

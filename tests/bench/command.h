@@ -17,7 +17,7 @@
 
 /* What is trained. */
 typedef struct bench_model {
-    const char *label;  /* of the line */
+    const char *label; /* of the line */
     char path[1024];
     tp_dtype precision; /* TP_F32 or TP_BF16 */
     bool there;
@@ -30,10 +30,10 @@ bench_model bench_model_of(tp_ctx *ctx, const char *name);
 
 /* One run of `tapeft train`. */
 typedef struct bench_run {
-    double start_seconds;               /* process start to the beginning of step 1 */
+    double start_seconds; /* process start to the beginning of step 1 */
     int n_steps;
     double seconds[BENCH_STEPS_MAX], cpu_seconds[BENCH_STEPS_MAX];
-    double peak_bytes, planned_bytes;   /* resident at most, mapped file included; what plan.json said */
+    double peak_bytes, planned_bytes; /* resident at most, mapped file included; what plan.json said */
 } bench_run;
 void bench_train(tp_ctx *ctx, const bench_model *model, int steps, bench_run *run);
 

@@ -24,7 +24,8 @@ bool log_has(const char *log, const char *text);
 void check_log_has(const char *log, const char *text);
 
 void sleep_seconds(double seconds);
-/* Waits until the file has at least `lines` lines (0: until it exists); fails the test after a minute or when the process ends. */
+/* Waits until the file has at least `lines` lines (0: until it exists); fails the test after a minute or when the process ends.
+ */
 void wait_for_lines(pid_t process, const char *path, int lines);
 
 /* Both files exist with equal bytes, or the test fails. */

@@ -386,7 +386,8 @@ static void test_sweep(void **state)
         for (size_t i = 0; i < 3; i++) {
             snprintf(name, sizeof name, "%s.tmp-%lld-0123abcd", prefixes[i], (long long)(dead ? dead_process() : getppid()));
             assert_ok(&f.ctx, tp_folder_make(&f.ctx, scratch_path(&f.s, name)));
-            assert_ok(&f.ctx, tp_file_write(&f.ctx, strcat(f.s.path, "/state.json"), "{}", 2));
+            snprintf(name + strlen(name), sizeof name - strlen(name), "/state.json");
+            assert_ok(&f.ctx, tp_file_write(&f.ctx, scratch_path(&f.s, name), "{}", 2));
         }
     assert_ok(&f.ctx, tp_folder_make(&f.ctx, scratch_path(&f.s, "mine.tmp-1-0123abcd")));
     assert_ok(&f.ctx, tp_checkpoint_sweep(&f.ctx, f.s.folder));

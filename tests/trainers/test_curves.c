@@ -1,4 +1,5 @@
-/* Whole training runs against PEFT and torch: the gradients of step 1, fifty losses, the adapter at the end, in f32 on the cpu. */
+/* Whole training runs against PEFT and torch: the gradients of step 1, fifty losses, the adapter at the end, in f32 on the cpu.
+ */
 #include "tests/support.h"
 
 #include <math.h>
@@ -68,7 +69,8 @@ static void read_reference(const tp_json *recipe, const char *golden, scratch *s
 }
 
 /* Largest difference between the rows of metrics.jsonl and a list of curve.json, relative if `relative`. */
-static double curve_difference(tp_ctx *ctx, const char *folder, const char *key, const tp_json *wanted, int64_t steps, bool relative)
+static double curve_difference(tp_ctx *ctx, const char *folder, const char *key, const tp_json *wanted, int64_t steps,
+                               bool relative)
 {
     double got[MOST_STEPS], worst = 0;
     assert_int_equal(tp_json_count(wanted), steps);
@@ -119,8 +121,8 @@ static void check_curve(tp_ctx *ctx, const char *name)
     double rate = curve_difference(ctx, output, "learning_rate", tp_json_get(rows, "lr"), run.steps, true);
     snprintf(path, sizeof path, "%s/final.safetensors", golden);
     double final = relative_difference(ctx, scratch_path(&s, "out/adapter/adapter_model.safetensors"), path);
-    print_message("%-28s gradients %.1e, losses %.1e over %lld steps, gradient norms %.1e, adapter %.1e\n", name, gradient, loss,
-                  (long long)run.steps, norm, final);
+    print_message("%-28s gradients %.1e, losses %.1e over %lld steps, gradient norms %.1e, adapter %.1e\n", name, gradient,
+                  loss, (long long)run.steps, norm, final);
     check_below(name, "the gradient of step 1", gradient, GRADIENT_TOLERANCE);
     check_below(name, "a loss", loss, LOSS_TOLERANCE);
     check_below(name, "a gradient norm", norm, FINAL_TOLERANCE);
@@ -133,13 +135,13 @@ static void check_curve(tp_ctx *ctx, const char *name)
     scratch_end(&s);
 }
 
-#define CURVE(test, name)                                                                                                    \
-    static void test(void **state)                                                                                           \
-    {                                                                                                                        \
-        tp_ctx ctx;                                                                                                          \
-        (void)state;                                                                                                         \
-        tp_ctx_init(&ctx);                                                                                                   \
-        check_curve(&ctx, name);                                                                                             \
+#define CURVE(test, name)                                                                                                      \
+    static void test(void **state)                                                                                             \
+    {                                                                                                                          \
+        tp_ctx ctx;                                                                                                            \
+        (void)state;                                                                                                           \
+        tp_ctx_init(&ctx);                                                                                                     \
+        check_curve(&ctx, name);                                                                                               \
     }
 CURVE(llama_lora, "llama-lora")
 CURVE(llama_rslora, "llama-rslora")

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "base/file.h"
+#include "tests/failing_memory.h"
 #include "tests/scratch.h"
 #include "trainers/metrics.h"
 
@@ -309,12 +310,23 @@ static void test_failures(void **state)
     end(&p);
 }
 
+static void test_failing_memory(void **state)
+{
+    struct plot p;
+    (void)state;
+    begin(&p);
+    for (int i = 1; i <= 20; i++) add(&p, i, i == 7 ? NAN : 2);
+    draw(&p);
+    assert_survives_failing_memory(&p.ctx, tp_plot_loss(&p.ctx, p.s.folder));
+    end(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_usual_run),     cmocka_unit_test(test_gaps), cmocka_unit_test(test_few_points),
-        cmocka_unit_test(test_foreign_lines), cmocka_unit_test(test_size), cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_usual_run),     cmocka_unit_test(test_gaps),           cmocka_unit_test(test_few_points),
+        cmocka_unit_test(test_foreign_lines), cmocka_unit_test(test_size),           cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_failures),      cmocka_unit_test(test_failing_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

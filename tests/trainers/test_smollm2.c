@@ -1,9 +1,9 @@
 /* The real model, SmolLM2-135M-Instruct as GGUF with Q4_1 weights, against transformers and PEFT on its dequantized weights:
  * log-probabilities of given text, greedy replies, a LoRA run.
  *
- *   TAPEFT_SMOLLM2         the .gguf file; else where scripts/fetch_model keeps it. Without either, everything here is left out.
- *   TAPEFT_SMOLLM2_STEPS   how many of the curve's 30 steps are trained, in fp32 and in bf16 (default 8: half a minute on two
- *                          cores; `all` for every step and the comparison of the final adapter) */
+ *   TAPEFT_SMOLLM2         the .gguf file; else where scripts/fetch_model keeps it. Without either, everything here is left
+ * out. TAPEFT_SMOLLM2_STEPS   how many of the curve's 30 steps are trained, in fp32 and in bf16 (default 8: half a minute on
+ * two cores; `all` for every step and the comparison of the final adapter) */
 #include "tests/support.h"
 
 #include <math.h>
@@ -34,9 +34,12 @@ static bool find_model(char *out, size_t size)
 {
     const char *given = getenv("TAPEFT_SMOLLM2"), *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     const char *name = "tapeft/SmolLM2-135M-Instruct.Q4_1.gguf";
-    if (given != NULL && given[0] != '\0') snprintf(out, size, "%s", given);
-    else if (cache != NULL && cache[0] != '\0') snprintf(out, size, "%s/%s", cache, name);
-    else snprintf(out, size, "%s/.cache/%s", home != NULL ? home : "", name);
+    if (given != NULL && given[0] != '\0')
+        snprintf(out, size, "%s", given);
+    else if (cache != NULL && cache[0] != '\0')
+        snprintf(out, size, "%s/%s", cache, name);
+    else
+        snprintf(out, size, "%s/.cache/%s", home != NULL ? home : "", name);
     return tp_path_exists(out);
 }
 
@@ -182,7 +185,8 @@ static void check_reply(struct prompts *p, const tp_json *row, size_t i)
 {
     tp_ctx *ctx = &p->ctx;
     int32_t prompt[512], wanted[64];
-    size_t n = read_ids(tp_json_get(row, "input_ids"), prompt, 512), n_wanted = read_ids(tp_json_get(row, "new_ids"), wanted, 64);
+    size_t n = read_ids(tp_json_get(row, "input_ids"), prompt, 512),
+           n_wanted = read_ids(tp_json_get(row, "new_ids"), wanted, 64);
     tp_tokens tokens = {0};
     tp_generator *generator;
     tp_generated reply;
@@ -198,7 +202,8 @@ static void check_reply(struct prompts *p, const tp_json *row, size_t i)
     assert_ok(ctx, tp_generate(ctx, generator, p->tokenizer, prompt, n, &options, &reply));
     if (reply.n != n_wanted) fail_msg("prompt %zu: %zu new tokens, expected %zu", i, reply.n, n_wanted);
     for (size_t t = 0; t < n_wanted; t++)
-        if (reply.ids[t] != wanted[t]) fail_msg("prompt %zu: new token %zu is %d, expected %d", i, t, (int)reply.ids[t], (int)wanted[t]);
+        if (reply.ids[t] != wanted[t])
+            fail_msg("prompt %zu: new token %zu is %d, expected %d", i, t, (int)reply.ids[t], (int)wanted[t]);
     tp_buf_init(&text, 0);
     assert_ok(ctx, tp_tokenizer_decode(ctx, p->tokenizer, reply.ids, reply.n, false, &text));
     tp_span expected = tp_json_string(tp_json_get(row, "new_text"));
@@ -312,17 +317,19 @@ static void check_curve(const char *precision, double tolerance)
     assert_ok(&ctx, train_recipe_steps(&ctx, &s, tp_buf_cstr(&text), &options, steps));
     tp_buf_free(&text);
     double loss = compare_losses(&ctx, golden, output, steps, &worst_step);
-    print_message("%s: losses %.2g over %lld of %lld steps (worst: step %lld)\n", precision, loss, (long long)steps, (long long)run.steps,
-                  (long long)worst_step);
+    print_message("%s: losses %.2g over %lld of %lld steps (worst: step %lld)\n", precision, loss, (long long)steps,
+                  (long long)run.steps, (long long)worst_step);
     if (steps == run.steps) {
         snprintf(path, sizeof path, "%s/lora-final/adapter_model.safetensors", golden);
         snprintf(output, sizeof output, "%s", scratch_path(&s, "out/adapter/adapter_model.safetensors"));
         print_message("%s: final adapter %.2g\n", precision, relative_difference(&ctx, output, path));
     } else {
-        print_message("*** the other %lld steps are left out; TAPEFT_SMOLLM2_STEPS=all trains them ***\n", (long long)(run.steps - steps));
+        print_message("*** the other %lld steps are left out; TAPEFT_SMOLLM2_STEPS=all trains them ***\n",
+                      (long long)(run.steps - steps));
     }
     scratch_end(&s);
-    if (!(loss <= tolerance)) fail_msg("%s: the loss of step %lld is off by %.3g, allowed are %g", precision, (long long)worst_step, loss, tolerance);
+    if (!(loss <= tolerance))
+        fail_msg("%s: the loss of step %lld is off by %.3g, allowed are %g", precision, (long long)worst_step, loss, tolerance);
 }
 
 static void curve_in_fp32(void **state)

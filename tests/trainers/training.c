@@ -10,9 +10,11 @@
 
 void write_recipe(tp_buf *out, const reference_run *run, const char *output)
 {
-    tp_buf_printf(out, "base_model: %s\nadapter: lora\nadapter_path: %s\nprecision: %s\n", run->base, run->adapter, run->precision);
+    tp_buf_printf(out, "base_model: %s\nadapter: lora\nadapter_path: %s\nprecision: %s\n", run->base, run->adapter,
+                  run->precision);
     tp_buf_printf(out, "datasets:\n  - {path: %s, type: tokens}\nshuffle: false\n", run->batches);
-    tp_buf_printf(out, "gradient_accumulation_steps: %lld\nmax_steps: %lld\n", (long long)run->accumulation, (long long)run->steps);
+    tp_buf_printf(out, "gradient_accumulation_steps: %lld\nmax_steps: %lld\n", (long long)run->accumulation,
+                  (long long)run->steps);
     tp_buf_printf(out, "learning_rate: %.9g\nlr_scheduler: %s\nwarmup_steps: %lld\n", run->learning_rate, run->schedule,
                   (long long)run->warmup_steps);
     tp_buf_printf(out, "optimizer: %s\nweight_decay: %.9g\nmax_grad_norm: %.9g\n", run->optimizer, run->weight_decay,
@@ -21,7 +23,8 @@ void write_recipe(tp_buf *out, const reference_run *run, const char *output)
     tp_buf_printf(out, "output_dir: %s\n", output);
 }
 
-static tp_status train(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options, int64_t steps)
+static tp_status train(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,
+                       int64_t steps)
 {
     tp_run *run;
     TP_TRY(tp_run_open(ctx, recipe, config, options, &run));

@@ -1,0 +1,251 @@
+/* Attention on the GPU against the CPU's, case by case for what its kernels tell apart: rows that allow 16-byte accesses (on
+ * Hopper those run on its own instructions), lengths at and around the tiles of 16, 32, 64 and 128, head sizes at and between
+ * those that kernels are made for, groups of heads, masks at tile borders, one token against long caches whose keys are cut
+ * into parts, and segments that share keys. */
+#include "tests/backend/on_both.h"
+
+#define COUNT(array) ((int64_t)(sizeof(array) / sizeof *(array)))
+
+typedef struct shape {
+    int64_t heads, kv_heads, head_dim, n_prefix, window;
+    tp_segment segments[4];
+    int64_t n_segments, n_q, n_k;
+    bool causal, alibi, odd; /* odd: nothing is aligned */
+    float soft_cap;
+    tp_dtype dtype;
+} shape;
+
+static void rows_of(both *b, tp_rows *rows, const shape *s, int64_t n, int64_t cols, double size)
+{
+    size_t bytes = s->dtype == TP_BF16 ? 2 : 4;
+    *rows = (tp_rows){NULL, s->dtype, cols + (s->odd ? 3 : 8)};
+    size_t count = (size_t)(n * rows->ld);
+    fill(new_buffer(b, &rows->data, count * bytes, s->dtype), count, s->dtype, size);
+}
+
+static void describe(char text[300], const char *name, const shape *s)
+{
+    snprintf(
+        text, 300,
+        "%s heads=%lld/%lld dim=%lld prefix=%lld window=%lld segments=%lld first=%lldx%lld causal=%d alibi=%d cap=%g odd=%d %s",
+        name, (long long)s->heads, (long long)s->kv_heads, (long long)s->head_dim, (long long)s->n_prefix, (long long)s->window,
+        (long long)s->n_segments, (long long)s->segments[0].q_len, (long long)s->segments[0].k_len, s->causal, s->alibi,
+        (double)s->soft_cap, s->odd, tp_dtype_name(s->dtype));
+}
+
+/* Results are sums of values of up to 1 with weights that add up to 1; in bf16 the weights are rounded to 2^-9 of themselves.
+ * Of gradients, `size` is the magnitude. */
+static tolerance limit_of(const shape *s, double size)
+{
+    return within(0, size * (s->dtype == TP_BF16 ? 0x1p-7 : 1e-5));
+}
+
+static void inputs(both *b, tp_attention_args *a, const shape *s)
+{
+    int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim;
+    *a = (tp_attention_args){.n_q = s->n_q,
+                             .heads = s->heads,
+                             .kv_heads = s->kv_heads,
+                             .head_dim = s->head_dim,
+                             .segments = s->segments,
+                             .n_segments = s->n_segments,
+                             .causal = s->causal,
+                             .window = s->window,
+                             .soft_cap = s->soft_cap,
+                             .n_prefix = s->n_prefix,
+                             .scale = 1.0f / sqrtf((float)s->head_dim)};
+    rows_of(b, &a->q, s, s->n_q, wide, 2);
+    rows_of(b, &a->k, s, s->n_k, narrow, 2);
+    rows_of(b, &a->v, s, s->n_k, narrow, 1);
+    if (s->n_prefix > 0) {
+        rows_of(b, &a->prefix_k, s, s->n_prefix, narrow, 2);
+        rows_of(b, &a->prefix_v, s, s->n_prefix, narrow, 1);
+    }
+    if (s->alibi) floats_in(b, &a->alibi_slopes, s->heads, 0.1);
+}
+
+static void try_forward(const shape *s)
+{
+    char text[300];
+    both b = {0};
+    tp_attention_args a;
+    inputs(&b, &a, s);
+    rows_of(&b, &a.out, s, s->n_q, s->heads * s->head_dim, 1);
+    make_output(&b, limit_of(s, 1));
+    floats_out(&b, &a.lse, s->n_q * s->heads, limit_of(s, 1));
+    describe(text, "attention", s);
+    run_both(&b, TP_KERNEL_attention, &a, text);
+}
+
+/* The backward pass gets out and lse that the CPU's forward pass made. */
+static void try_both(const shape *s)
+{
+    char text[300];
+    both b = {0};
+    int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim;
+    tp_attention_backward_args a = {.n_k = s->n_k};
+    try_forward(s);
+    inputs(&b, &a.forward, s);
+    rows_of(&b, &a.forward.out, s, s->n_q, wide, 1);
+    floats_in(&b, &a.forward.lse, s->n_q * s->heads, 1);
+    tp_ctx ctx;
+    tp_ctx_init(&ctx);
+    ctx.device = opened.cpu;
+    assert_ok(&ctx, tp_run_attention(&ctx, &a.forward));
+    rows_of(&b, &a.dout, s, s->n_q, wide, 1);
+    rows_of(&b, &a.dq, s, s->n_q, wide, 1);
+    make_output(&b, limit_of(s, 2));
+    rows_of(&b, &a.dk, s, s->n_k, narrow, 1);
+    make_output(&b, limit_of(s, 4));
+    rows_of(&b, &a.dv, s, s->n_k, narrow, 1);
+    make_output(&b, limit_of(s, 4));
+    floats_scratch(&b, &a.delta, s->n_q * s->heads);
+    describe(text, "attention_backward", s);
+    run_both(&b, TP_KERNEL_attention_backward, &a, text);
+}
+
+/* One segment over everything. */
+static shape whole(int64_t n_q, int64_t n_k, int64_t heads, int64_t kv_heads, int64_t head_dim)
+{
+    shape s = {.n_q = n_q,
+               .n_k = n_k,
+               .heads = heads,
+               .kv_heads = kv_heads,
+               .head_dim = head_dim,
+               .n_segments = 1,
+               .causal = true,
+               .dtype = TP_BF16};
+    s.segments[0] = (tp_segment){0, n_q, 0, n_k};
+    return s;
+}
+
+static void try_dtypes(shape s)
+{
+    try_both(&s);
+    s.dtype = TP_F32;
+    try_both(&s);
+}
+
+static void test_lengths(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int64_t lengths[] = {1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 191, 193, 256, 257, 400};
+    for (int64_t i = 0; i < COUNT(lengths); i++) {
+        try_dtypes(whole(lengths[i], lengths[i], 2, 2, 64));
+        try_dtypes(whole(lengths[i], lengths[i], 3, 1, 128));
+        shape s = whole(lengths[i], lengths[(i * 7 + 3) % COUNT(lengths)], 4, 2, 64);
+        s.causal = i % 2 == 0;
+        try_dtypes(s);
+        s.head_dim = 128;
+        try_dtypes(s);
+    }
+}
+
+static void test_head_dims(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int64_t dims[] = {1, 8, 16, 20, 32, 40, 64, 72, 80, 88, 96, 112, 128, 136, 160, 192, 200, 256};
+    for (int64_t i = 0; i < COUNT(dims); i++) {
+        shape s = whole(150, 150, 2, 1, dims[i]);
+        try_dtypes(s);
+        s.odd = true;
+        try_dtypes(s);
+    }
+}
+
+static void test_groups(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int64_t groups[][2] = {{8, 8}, {9, 3}, {8, 2}, {7, 1}, {16, 1}, {71, 1}};
+    for (int64_t i = 0; i < COUNT(groups); i++) {
+        try_dtypes(whole(77, 77, groups[i][0], groups[i][1], 64));
+        try_dtypes(whole(40, 90, groups[i][0], groups[i][1], 128));
+    }
+}
+
+static void test_masks(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int64_t windows[] = {1, 2, 63, 64, 65, 100, 127, 128, 129, 1000};
+    for (int64_t i = 0; i < COUNT(windows); i++) {
+        shape s = whole(300, 300, 2, 1, 64);
+        s.window = windows[i];
+        try_dtypes(s);
+        s.causal = false;
+        try_dtypes(s);
+        s = whole(130, 290, 2, 2, 128);
+        s.window = windows[i];
+        try_dtypes(s);
+    }
+    for (int i = 0; i < 8; i++) {
+        shape s = whole(140, 170, 4, 2, i & 1 ? 128 : 64);
+        s.soft_cap = i & 2 ? 3.0f : 0.0f;
+        s.alibi = (i & 2) == 0;
+        s.n_prefix = i & 4 ? 70 : 0;
+        try_dtypes(s);
+        s.window = 40;
+        s.alibi = false;
+        try_dtypes(s);
+    }
+}
+
+static void test_segments(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    for (int i = 0; i < 4; i++) {
+        shape s = whole(430, 470, 4, 2, i & 1 ? 128 : 64);
+        s.n_prefix = i & 2 ? 129 : 0;
+        s.n_segments = 4;
+        s.segments[0] = (tp_segment){3, 70, 0, 70};
+        s.segments[1] = (tp_segment){73, 1, 75, 1};
+        s.segments[2] = (tp_segment){80, 0, 80, 5};
+        s.segments[3] = (tp_segment){90, 300, 100, 320};
+        try_dtypes(s);
+        s.segments[1] = (tp_segment){73, 5, 10, 30}; /* shares keys with the first */
+        s.segments[2] = (tp_segment){80, 4, 80, 0};  /* queries without keys */
+        try_dtypes(s);
+        s.n_segments = 0;
+        try_dtypes(s);
+    }
+}
+
+/* One or a few tokens against caches of different lengths. */
+static void test_decode(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int64_t lengths[] = {1, 63, 64, 65, 300, 1000, 4999};
+    static const int64_t dims[] = {64, 80, 128, 256, 20};
+    for (int64_t i = 0; i < COUNT(lengths); i++) {
+        for (int64_t d = 0; d < COUNT(dims); d++) {
+            shape s = whole(3, lengths[i] + 150, 8, 2, dims[d]);
+            s.n_segments = 3;
+            s.segments[0] = (tp_segment){0, 1, 0, lengths[i]};
+            s.segments[1] = (tp_segment){1, 1, lengths[i], 100};
+            s.segments[2] = (tp_segment){2, 1, lengths[i] + 100, 7};
+            s.window = i % 2 == 0 ? 0 : 90;
+            try_forward(&s);
+            s.dtype = TP_F32;
+            try_forward(&s);
+            s = whole(2 + i % 5, lengths[i] + 5, 6, 1, dims[d]); /* a few tokens, keys as many as there were before */
+            s.n_prefix = i % 3 == 0 ? 9 : 0;
+            try_forward(&s);
+            s.dtype = TP_F32;
+            try_forward(&s);
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lengths), cmocka_unit_test(test_head_dims), cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_masks),   cmocka_unit_test(test_segments),  cmocka_unit_test(test_decode),
+    };
+    return cmocka_run_group_tests(tests, open_both, close_both);
+}
