@@ -32,9 +32,10 @@ FLAGS_backend/cpu := $(if $(findstring auto-var-init,$(HARDEN)),-ftrivial-auto-v
 # Folders of the library, from the bottom layer up. SRCS="base/status.c ..." on the command line builds a part of it.
 DIRS    := base recipes backend backend/cpu quant autograd autograd/ops data models peft adapters inference trainers server
 SRCS    ?= $(wildcard $(addsuffix /*.c,$(DIRS)))
-# With nvcc backend/cuda/ takes the place of backend/cuda_absent.c, which says when it is opened that there is no CUDA. CUDA=0 keeps it.
+# CUDA=1 (needs nvcc) puts backend/cuda/ in the place of backend/cuda_absent.c, which says when it is opened that there is no CUDA.
+# Off unless asked for: its kernels are not verified on a GPU as a whole yet.
 NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
-CUDA    ?= $(if $(NVCC),1,0)
+CUDA    ?= 0
 CU      := $(if $(filter 1,$(CUDA)),$(if $(filter backend/cuda_absent.c,$(SRCS)),$(wildcard backend/cuda/*.cu)))
 # The runtime is linked in; the driver and cuBLASLt are opened when a GPU is, so that the binary starts without them.
 CULIBS  := $(if $(CU),-L$(dir $(NVCC))../lib64 -lcudart_static -lrt)

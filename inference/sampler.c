@@ -60,11 +60,14 @@ static void penalise(tp_sampler *s, float *logits, const int32_t *seen, size_t n
 
 static tp_status argmax(tp_ctx *ctx, const float *logits, int64_t vocab, int32_t *best)
 {
-    *best = 0;
+    int64_t at = 0;
+    float most = logits[0];
     for (int64_t i = 0; i < vocab; i++) {
-        if (isnan(logits[i])) return tp_fail(ctx, TP_NUMERIC, "the logit of token %lld is not a number", (long long)i);
-        if (logits[i] > logits[*best]) *best = (int32_t)i;
+        float logit = logits[i];
+        if (isnan(logit)) return tp_fail(ctx, TP_NUMERIC, "the logit of token %lld is not a number", (long long)i);
+        if (logit > most) most = logit, at = i;
     }
+    *best = (int32_t)at;
     return TP_OK;
 }
 

@@ -11,7 +11,8 @@
 using namespace tp_attention;
 using namespace tp_hopper;
 
-namespace {
+namespace
+{
 
 constexpr int THREADS = 256;
 constexpr int KEYS = 128; /* of a step forward */
@@ -19,7 +20,8 @@ constexpr int STEP = 64;  /* rows or keys of a step backward */
 constexpr int STAGES = 3; /* backward: this step's tiles, the next ones, and the last ones, which sums may still read */
 
 template <int DIM> constexpr int forward_bytes = (HOPPER_ROWS + 4 * KEYS) * DIM * 2;
-template <int DIM> constexpr int backward_bytes = (2 * HOPPER_ROWS + 2 * STAGES * STEP) * DIM * 2 + STAGES * STEP * (int)sizeof(row_terms);
+template <int DIM>
+constexpr int backward_bytes = (2 * HOPPER_ROWS + 2 * STAGES * STEP) * DIM * 2 + STAGES *STEP *(int)sizeof(row_terms);
 
 #if TP_HOPPER
 
@@ -36,7 +38,8 @@ __device__ __forceinline__ void copy_float(uint32_t to, const float *from, bool 
 }
 
 /* Begins to copy a tile. A thread keeps to one chunk of rows that are a multiple of 8 apart, so its swizzle stays the same. */
-template <int ROWS, int DIM, typename Source> __device__ __forceinline__ void copy_tile(uint32_t to, const Source &source, int head_dim)
+template <int ROWS, int DIM, typename Source>
+__device__ __forceinline__ void copy_tile(uint32_t to, const Source &source, int head_dim)
 {
     constexpr int CHUNKS = DIM / 8, APART = THREADS / CHUNKS;
     const int chunk = threadIdx.x % CHUNKS, first = threadIdx.x / CHUNKS;
@@ -65,8 +68,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_forward_
 
     const auto copy_keys = [&](uint32_t to, int step, const rows &own, const rows &prefix) {
         const key_tile tile = find_key_tile(p, t, walk, step);
-        copy_tile<KEYS, DIM>(to + (step - part.first) % 2 * TILE, find_key_rows(p, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n),
-                             p.head_dim);
+        copy_tile<KEYS, DIM>(to + (step - part.first) % 2 * TILE,
+                             find_key_rows(p, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n), p.head_dim);
     };
 
     float out[DIM / 8][4] = {}, s[KEYS / 8][4], greatest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, shrink[2];
@@ -278,8 +281,10 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_query_gr
     const auto copy_keys = [&](int step) {
         const key_tile tile = find_key_tile(p, t, walk, step);
         const uint32_t stage = step % STAGES * TILE;
-        copy_tile<STEP, DIM>(k + stage, find_key_rows(p, tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row, tile.n), p.head_dim);
-        copy_tile<STEP, DIM>(v + stage, find_key_rows(p, tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row, tile.n), p.head_dim);
+        copy_tile<STEP, DIM>(k + stage, find_key_rows(p, tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row, tile.n),
+                             p.head_dim);
+        copy_tile<STEP, DIM>(v + stage, find_key_rows(p, tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row, tile.n),
+                             p.head_dim);
         copy_commit();
     };
 

@@ -4,14 +4,15 @@
  * Products are rounded before they are added, as in the CPU kernels: the updates give the same bits. */
 #include "backend/cuda/cuda.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int NORM_BLOCK = 4096;
 constexpr int WIDE = 4;
 
 /* sums[b] = the sum of squares of `per` blocks of 4096 values, block by block. */
-__global__ void __launch_bounds__(256) square_sums_kernel(int64_t n, int64_t blocks, int64_t per, const float *g, bool aligned,
-                                                          double *sums)
+__global__ void __launch_bounds__(256)
+    square_sums_kernel(int64_t n, int64_t blocks, int64_t per, const float *g, bool aligned, double *sums)
 {
     __shared__ double shared[32];
     const int64_t first = (int64_t)blockIdx.x * per, end = first + per < blocks ? first + per : blocks;
@@ -129,7 +130,8 @@ extern "C" tp_status tp_cuda_grad_norm(tp_ctx *ctx, const void *args)
 extern "C" tp_status tp_cuda_adamw(tp_ctx *ctx, const void *args)
 {
     const tp_adamw_args *a = static_cast<const tp_adamw_args *>(args);
-    const bool aligned = tp_pointer_aligned(a->w) && tp_pointer_aligned(a->m) && tp_pointer_aligned(a->v) && tp_pointer_aligned(a->g);
+    const bool aligned =
+        tp_pointer_aligned(a->w) && tp_pointer_aligned(a->m) && tp_pointer_aligned(a->v) && tp_pointer_aligned(a->g);
     TP_CUDA_LAUNCH(ctx, "adamw", adamw_kernel, tp_cuda_blocks(ctx, a->n, 256 * WIDE), 256, 0, *a, aligned);
     return TP_OK;
 }
@@ -137,7 +139,8 @@ extern "C" tp_status tp_cuda_adamw(tp_ctx *ctx, const void *args)
 extern "C" tp_status tp_cuda_sgd(tp_ctx *ctx, const void *args)
 {
     const tp_sgd_args *a = static_cast<const tp_sgd_args *>(args);
-    const bool aligned = tp_pointer_aligned(a->w) && tp_pointer_aligned(a->g) && (a->momentum == 0.0f || tp_pointer_aligned(a->m));
+    const bool aligned =
+        tp_pointer_aligned(a->w) && tp_pointer_aligned(a->g) && (a->momentum == 0.0f || tp_pointer_aligned(a->m));
     TP_CUDA_LAUNCH(ctx, "sgd", sgd_kernel, tp_cuda_blocks(ctx, a->n, 256 * WIDE), 256, 0, *a, aligned);
     return TP_OK;
 }

@@ -13,9 +13,10 @@
 
 using namespace tp_attention;
 
-namespace {
+namespace
+{
 
-constexpr int KEY_ROWS = 64;    /* keys of a tile in the first kernel, rows of a tile in the second: 16 a warp */
+constexpr int KEY_ROWS = 64; /* keys of a tile in the first kernel, rows of a tile in the second: 16 a warp */
 constexpr int THREADS = 128;
 template <int DIM> constexpr int STEP = DIM <= 128 ? 64 : 32; /* rows, or keys, that a step of the walk takes */
 
@@ -69,7 +70,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kerne
         copy_commit();
         /* the terms of a row lie in the 16 bytes by which its tile's row is longer than its values */
         if (threadIdx.x < ROWS)
-            *reinterpret_cast<row_terms *>(q + threadIdx.x * LD + DIM) = find_terms(p, t.s, t.kv_head, row + threadIdx.x, t.end_row);
+            *reinterpret_cast<row_terms *>(q + threadIdx.x * LD + DIM) =
+                find_terms(p, t.s, t.kv_head, row + threadIdx.x, t.end_row);
         copy_wait<0>();
         __syncthreads();
 
@@ -95,7 +97,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kerne
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int key = t.key + warp_key + lane / 4 + h * 8;
-                    finish(p, s[0][n][h * 2 + i], ds[0][n][h * 2 + i], terms, slope, key - diagonal, key >= seen.first && key < seen.end);
+                    finish(p, s[0][n][h * 2 + i], ds[0][n][h * 2 + i], terms, slope, key - diagonal,
+                           key >= seen.first && key < seen.end);
                 }
             }
         }
@@ -145,8 +148,10 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) query_gradient_ker
     }
     for (int step = 0; step < walk.n; step++) {
         const key_tile tile = find_key_tile(p, t, walk, step);
-        load_tile<KEYS, DIM, THREADS>(k, find_key_rows(p, tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row, tile.n), p.head_dim);
-        load_tile<KEYS, DIM, THREADS>(v, find_key_rows(p, tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row, tile.n), p.head_dim);
+        load_tile<KEYS, DIM, THREADS>(k, find_key_rows(p, tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row, tile.n),
+                                      p.head_dim);
+        load_tile<KEYS, DIM, THREADS>(v, find_key_rows(p, tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row, tile.n),
+                                      p.head_dim);
         copy_commit();
         copy_wait<0>();
         __syncthreads();
@@ -180,7 +185,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) query_gradient_ker
 #pragma unroll
         for (int n = 0; n < DIM / 8; n++) {
             const int column = n * 8 + lane % 4 * 2;
-            store_pair(row, column, p.head_dim - column, p.dq.aligned, dq[0][n][h * 2] * p.scale, dq[0][n][h * 2 + 1] * p.scale);
+            store_pair(row, column, p.head_dim - column, p.dq.aligned, dq[0][n][h * 2] * p.scale,
+                       dq[0][n][h * 2 + 1] * p.scale);
         }
     }
 }
@@ -205,8 +211,10 @@ template <int DIM> __global__ void __launch_bounds__(F32_THREADS) key_gradient_f
     float dk[4][DIM / 32] = {}, dv[4][DIM / 32] = {};
     for (int row = t.first_row; row < t.end_row; row += F32_TILE) {
         __syncthreads();
-        load_tile_f32<F32_TILE, DIM, F32_THREADS>(room.passing[0], query_rows{p, p.q, t.s, t.kv_head, row, t.end_row}, p.head_dim);
-        load_tile_f32<F32_TILE, DIM, F32_THREADS>(room.passing[1], query_rows{p, p.dout, t.s, t.kv_head, row, t.end_row}, p.head_dim);
+        load_tile_f32<F32_TILE, DIM, F32_THREADS>(room.passing[0], query_rows{p, p.q, t.s, t.kv_head, row, t.end_row},
+                                                  p.head_dim);
+        load_tile_f32<F32_TILE, DIM, F32_THREADS>(room.passing[1], query_rows{p, p.dout, t.s, t.kv_head, row, t.end_row},
+                                                  p.head_dim);
         __syncthreads();
         float s[2][2], ds[2][2];
         multiply_nt_f32<DIM>(s, room.owned[0], room.passing[0], p.head_dim);
@@ -220,7 +228,8 @@ template <int DIM> __global__ void __launch_bounds__(F32_THREADS) key_gradient_f
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int key = t.key + y + i * 16;
-                finish(p, s[i][j], ds[i][j], terms, slope, key - (query + t.s.k_len - t.s.q_len), key >= seen.first && key < seen.end);
+                finish(p, s[i][j], ds[i][j], terms, slope, key - (query + t.s.k_len - t.s.q_len),
+                       key >= seen.first && key < seen.end);
                 room.p[r * WEIGHT_LD + y + i * 16] = s[i][j];
                 room.ds[r * WEIGHT_LD + y + i * 16] = ds[i][j];
             }
@@ -229,7 +238,8 @@ template <int DIM> __global__ void __launch_bounds__(F32_THREADS) key_gradient_f
         multiply_add_f32<DIM>(dv, room.p, room.passing[1]);
         multiply_add_f32<DIM>(dk, room.ds, room.passing[0]);
     }
-    const key_rows dk_rows = find_key_rows(p, p.dk, t.kv_head, key_row, t.n), dv_rows = find_key_rows(p, p.dv, t.kv_head, key_row, t.n);
+    const key_rows dk_rows = find_key_rows(p, p.dk, t.kv_head, key_row, t.n),
+                   dv_rows = find_key_rows(p, p.dv, t.kv_head, key_row, t.n);
     for (int i = 0; i < 4; i++) {
         const int j = threadIdx.x / 32 * 4 + i;
         if (j >= t.n) continue;
@@ -301,7 +311,7 @@ constexpr const char *NAME = "attention_backward";
 
 template <int DIM> tp_status launch_keys(tp_ctx *ctx, const params *p)
 {
-    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>) * tile_ld<DIM> * sizeof(bf16);
+    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>)*tile_ld<DIM> * sizeof(bf16);
     const dim3 grid((unsigned)(p->n_tiles * p->kv_heads), DIM / SUM_COLUMNS<DIM>);
     TP_CUDA_ALLOW_SHARED(ctx, NAME, key_gradient_kernel<DIM>, bytes);
     TP_CUDA_LAUNCH(ctx, NAME, key_gradient_kernel<DIM>, grid, THREADS, bytes, *p);
@@ -310,7 +320,7 @@ template <int DIM> tp_status launch_keys(tp_ctx *ctx, const params *p)
 
 template <int DIM> tp_status launch_queries(tp_ctx *ctx, const params *p)
 {
-    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>) * tile_ld<DIM> * sizeof(bf16);
+    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>)*tile_ld<DIM> * sizeof(bf16);
     TP_CUDA_ALLOW_SHARED(ctx, NAME, query_gradient_kernel<DIM>, bytes);
     TP_CUDA_LAUNCH(ctx, NAME, query_gradient_kernel<DIM>, (unsigned)(p->n_tiles * p->kv_heads), THREADS, bytes, *p);
     return TP_OK;
@@ -319,14 +329,16 @@ template <int DIM> tp_status launch_queries(tp_ctx *ctx, const params *p)
 template <int DIM> tp_status launch_keys_f32(tp_ctx *ctx, const params *p)
 {
     TP_CUDA_ALLOW_SHARED(ctx, NAME, key_gradient_f32_kernel<DIM>, sizeof(f32_shared<DIM>));
-    TP_CUDA_LAUNCH(ctx, NAME, key_gradient_f32_kernel<DIM>, (unsigned)(p->n_tiles * p->kv_heads), F32_THREADS, sizeof(f32_shared<DIM>), *p);
+    TP_CUDA_LAUNCH(ctx, NAME, key_gradient_f32_kernel<DIM>, (unsigned)(p->n_tiles * p->kv_heads), F32_THREADS,
+                   sizeof(f32_shared<DIM>), *p);
     return TP_OK;
 }
 
 template <int DIM> tp_status launch_queries_f32(tp_ctx *ctx, const params *p)
 {
     TP_CUDA_ALLOW_SHARED(ctx, NAME, query_gradient_f32_kernel<DIM>, sizeof(f32_shared<DIM>));
-    TP_CUDA_LAUNCH(ctx, NAME, query_gradient_f32_kernel<DIM>, (unsigned)(p->n_tiles * p->kv_heads), F32_THREADS, sizeof(f32_shared<DIM>), *p);
+    TP_CUDA_LAUNCH(ctx, NAME, query_gradient_f32_kernel<DIM>, (unsigned)(p->n_tiles * p->kv_heads), F32_THREADS,
+                   sizeof(f32_shared<DIM>), *p);
     return TP_OK;
 }
 
@@ -397,7 +409,8 @@ extern "C" tp_status tp_cuda_attention_backward(tp_ctx *ctx, const void *args)
     TP_TRY(begin(ctx, NAME, a, &p));
     for (tp_dtype other : others) {
         if (other != a->q.dtype)
-            return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", NAME, tp_dtype_name(a->q.dtype), tp_dtype_name(other));
+            return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", NAME, tp_dtype_name(a->q.dtype),
+                           tp_dtype_name(other));
     }
     p.dout = rows_of(b->dout, a->head_dim);
     p.dq = rows_of(b->dq, a->head_dim);

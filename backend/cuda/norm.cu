@@ -6,7 +6,8 @@
  * run first, because dx may lie where dy was. */
 #include "backend/cuda/rows.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int HELD = 4; /* chunks per thread */
 constexpr int HELD_THREADS = 256, LONG_THREADS = 1024;
@@ -32,7 +33,10 @@ __device__ __forceinline__ float row_sum(float x)
 template <bool LONG> struct row_chunks {
     int64_t columns;
     __device__ int64_t column(int k) const { return ((int64_t)k * blockDim.x + threadIdx.x) * TP_CHUNK; }
-    __device__ int count() const { return (int)((columns + (int64_t)blockDim.x * TP_CHUNK - 1) / ((int64_t)blockDim.x * TP_CHUNK)); }
+    __device__ int count() const
+    {
+        return (int)((columns + (int64_t)blockDim.x * TP_CHUNK - 1) / ((int64_t)blockDim.x * TP_CHUNK));
+    }
     /* body(k, column, values left) for the thread's chunks */
     template <typename Body> __device__ __forceinline__ void each(Body body) const
     {
@@ -49,14 +53,20 @@ template <bool LONG> struct row_chunks {
     }
 };
 
-__device__ __forceinline__ int64_t first_row() { return (int64_t)blockIdx.x * blockDim.y + threadIdx.y; }
-__device__ __forceinline__ int64_t next_row(int64_t row) { return row + (int64_t)gridDim.x * blockDim.y; }
+__device__ __forceinline__ int64_t first_row()
+{
+    return (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+}
+__device__ __forceinline__ int64_t next_row(int64_t row)
+{
+    return row + (int64_t)gridDim.x * blockDim.y;
+}
 
 /* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to bf16 before the weight. */
 template <typename T, bool LAYER, bool LONG>
-__global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS) norm_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> y,
-                                                    tp_typed_rows<const float> weight, tp_typed_rows<const float> bias,
-                                                    float *mean_out, float *rstd_out, float eps)
+__global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
+    norm_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> y, tp_typed_rows<const float> weight,
+                tp_typed_rows<const float> bias, float *mean_out, float *rstd_out, float eps)
 {
     constexpr int N = LONG ? 1 : HELD;
     const row_chunks<LONG> chunks = {columns};
@@ -103,9 +113,9 @@ __global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS) norm_kerne
 
 /* With g = w dy and xh = (x - mean) rstd:  dx (+)= rstd (g - mean(g) - xh mean(g xh)); RMSNorm lacks mean(g). */
 template <typename T, bool LAYER, bool LONG>
-__global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS) norm_backward_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> dy,
-                                                             tp_typed_rows<T> dx, tp_typed_rows<const float> weight,
-                                                             const float *mean_in, const float *rstd_in, bool accumulate)
+__global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
+    norm_backward_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> dy, tp_typed_rows<T> dx,
+                         tp_typed_rows<const float> weight, const float *mean_in, const float *rstd_in, bool accumulate)
 {
     constexpr int N = LONG ? 1 : HELD;
     const row_chunks<LONG> chunks = {columns};
@@ -167,20 +177,19 @@ tp_typed_rows<const float> vector_of(const float *x)
 }
 
 template <typename T, bool LAYER>
-tp_status norm(tp_ctx *ctx, const char *name, int64_t n, int64_t dim, tp_rows x, tp_rows y, const float *weight, const float *bias,
-               float *mean, float *rstd, float eps)
+tp_status norm(tp_ctx *ctx, const char *name, int64_t n, int64_t dim, tp_rows x, tp_rows y, const float *weight,
+               const float *bias, float *mean, float *rstd, float eps)
 {
     const dim3 block = norm_block(dim);
     if (n <= 0 || dim <= 0) return TP_OK;
     TP_CUDA_BOOL(dim > HELD_COLUMNS, LONG, {
-        TP_CUDA_LAUNCH(ctx, name, (norm_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, n, block.y), block, 0, n, dim, tp_typed<T>(x),
-                       tp_typed<T>(y), vector_of(weight), vector_of(bias), mean, rstd, eps);
+        TP_CUDA_LAUNCH(ctx, name, (norm_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, n, block.y), block, 0, n, dim,
+                       tp_typed<T>(x), tp_typed<T>(y), vector_of(weight), vector_of(bias), mean, rstd, eps);
     });
     return TP_OK;
 }
 
-template <typename T, bool LAYER>
-tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backward_args *a)
+template <typename T, bool LAYER> tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backward_args *a)
 {
     const dim3 block = norm_block(a->dim);
     const tp_typed_rows<T> x = tp_typed<T>(a->x), dy = tp_typed<T>(a->dy);
@@ -194,8 +203,8 @@ tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backwa
         TP_TRY(tp_sum_columns(ctx, name, a->n, a->dim, term, a->dbias, true));
     }
     TP_CUDA_BOOL(a->dim > HELD_COLUMNS, LONG, {
-        TP_CUDA_LAUNCH(ctx, name, (norm_backward_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, a->n, block.y), block, 0, a->n, a->dim,
-                       x, dy, tp_typed<T>(a->dx), vector_of(a->weight), a->mean, a->rstd, a->accumulate);
+        TP_CUDA_LAUNCH(ctx, name, (norm_backward_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, a->n, block.y), block, 0, a->n,
+                       a->dim, x, dy, tp_typed<T>(a->dx), vector_of(a->weight), a->mean, a->rstd, a->accumulate);
     });
     return TP_OK;
 }
@@ -227,7 +236,7 @@ extern "C" tp_status tp_cuda_rmsnorm_backward(tp_ctx *ctx, const void *args)
     const tp_rmsnorm_backward_args *a = static_cast<const tp_rmsnorm_backward_args *>(args);
     TP_TRY(tp_check_same_dtype(ctx, "rmsnorm_backward", a->x.dtype, a->dy.dtype));
     TP_TRY(tp_check_same_dtype(ctx, "rmsnorm_backward", a->x.dtype, a->dx.dtype));
-    const tp_layernorm_backward_args same = {a->n,    a->dim,     a->x,    a->dy,       a->dx,   a->weight,
+    const tp_layernorm_backward_args same = {a->n,    a->dim,  a->x,       a->dy,   a->dx,        a->weight,
                                              nullptr, a->rstd, a->dweight, nullptr, a->accumulate};
     TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm_backward<T, false>(ctx, "rmsnorm_backward", &same))); });
     return TP_OK;

@@ -11,7 +11,8 @@
 
 using namespace tp_attention;
 
-namespace {
+namespace
+{
 
 constexpr int KEYS = 64;
 /* For the number of parts: constants, so that bits do not depend on the GPU. Blocks of one warp share a multiprocessor. */
@@ -20,7 +21,8 @@ constexpr int PARTS_MAX = 64;
 constexpr int MERGE_WARPS = 8;
 
 /* M: 16-row blocks of a warp. */
-template <int DIM, int M, int WARPS> __global__ void __launch_bounds__(WARPS * 32) attention_kernel(const __grid_constant__ params p)
+template <int DIM, int M, int WARPS>
+__global__ void __launch_bounds__(WARPS * 32) attention_kernel(const __grid_constant__ params p)
 {
     constexpr int ROWS = WARPS * M * 16, THREADS = WARPS * 32;
     extern __shared__ __align__(16) unsigned char shared[];
@@ -32,7 +34,8 @@ template <int DIM, int M, int WARPS> __global__ void __launch_bounds__(WARPS * 3
 
     const auto load_keys = [&](bf16 *to, int step, const rows &own, const rows &prefix) {
         const key_tile tile = find_key_tile(p, t, walk, step);
-        load_tile<KEYS, DIM, THREADS>(to, find_key_rows(p, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n), p.head_dim);
+        load_tile<KEYS, DIM, THREADS>(to, find_key_rows(p, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n),
+                                      p.head_dim);
         copy_commit();
     };
     if (part.first < part.end) {
@@ -210,7 +213,8 @@ __global__ void __launch_bounds__(MERGE_WARPS * 32) merge_parts_kernel(const __g
 #pragma unroll
         for (int i = 0; i < HEAD_DIM_MAX / 32; i++) sums[warp][lane + i * 32] = x[i];
         __syncthreads();
-        unsigned char *out = p.out.data + index / p.heads * p.out.row_bytes + index % p.heads * p.head_dim * (p.out.f32 ? 4 : 2);
+        unsigned char *out =
+            p.out.data + index / p.heads * p.out.row_bytes + index % p.heads * p.head_dim * (p.out.f32 ? 4 : 2);
         for (int c = threadIdx.x; c < p.head_dim; c += MERGE_WARPS * 32) {
             float total = 0.0f;
 #pragma unroll
@@ -240,7 +244,8 @@ int choose_splits(const params *p, const tp_attention_args *a, int tile)
         if (n > longest) longest = n;
         rows_end = p->segments[s].q_start + p->segments[s].q_len;
     }
-    const int64_t blocks = (int64_t)p->n_tiles * p->kv_heads, steps = tp_cuda_ceil(longest, keys) + tp_cuda_ceil(p->n_prefix, keys);
+    const int64_t blocks = (int64_t)p->n_tiles * p->kv_heads,
+                  steps = tp_cuda_ceil(longest, keys) + tp_cuda_ceil(p->n_prefix, keys);
     const int64_t row_bytes = (int64_t)p->heads * (p->head_dim + 1) * (int64_t)sizeof(float);
     const int64_t room = (int64_t)TP_CUDA_WORKSPACE_BYTES / (row_bytes * (rows_end > 0 ? rows_end : 1));
     int64_t splits = tp_cuda_min(tp_cuda_min(wanted / (blocks > 0 ? blocks : 1), steps), PARTS_MAX);
@@ -259,8 +264,8 @@ template <int DIM, int M, int WARPS> tp_status launch(tp_ctx *ctx, const params 
 {
     constexpr size_t bytes = (size_t)(WARPS * M * 16 + 2 * KEYS) * tile_ld<DIM> * sizeof(bf16);
     TP_CUDA_ALLOW_SHARED(ctx, "attention", (attention_kernel<DIM, M, WARPS>), bytes);
-    TP_CUDA_LAUNCH(ctx, "attention", (attention_kernel<DIM, M, WARPS>), (unsigned)(p->n_tiles * p->kv_heads * p->splits), WARPS * 32,
-                   bytes, *p);
+    TP_CUDA_LAUNCH(ctx, "attention", (attention_kernel<DIM, M, WARPS>), (unsigned)(p->n_tiles * p->kv_heads * p->splits),
+                   WARPS * 32, bytes, *p);
     return TP_OK;
 }
 
@@ -292,7 +297,7 @@ tp_status launch_any(tp_ctx *ctx, const params *p, int tile)
     } else if (tile == HOPPER_ROWS && hopper_takes(ctx, p)) {
         return hopper_forward(ctx, p);
     } else {
-        TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch<DIM, DIM <= 128 ? 2 : 1, 4>(ctx, p)); });
+        TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch < DIM, DIM <= 128 ? 2 : 1, 4 > (ctx, p)); });
     }
     return TP_OK;
 }
@@ -309,8 +314,9 @@ tp_status tp_attention::clear(tp_ctx *ctx, const char *name, tp_rows x, int64_t 
 {
     const size_t size = x.dtype == TP_BF16 ? 2 : 4;
     if (n <= 0 || columns <= 0) return TP_OK;
-    return tp_cuda_check(ctx, name, cudaMemset2DAsync(x.data, (size_t)x.ld * size, 0, (size_t)columns * size, (size_t)n,
-                                                      tp_cuda_of(ctx)->stream));
+    return tp_cuda_check(
+        ctx, name,
+        cudaMemset2DAsync(x.data, (size_t)x.ld * size, 0, (size_t)columns * size, (size_t)n, tp_cuda_of(ctx)->stream));
 }
 
 bool tp_attention::has_gaps(const tp_attention_args *a, int64_t n_rows, bool keys)
@@ -330,21 +336,23 @@ tp_status tp_attention::begin(tp_ctx *ctx, const char *name, const tp_attention_
     TP_TRY(tp_cuda_check_dtype(ctx, name, a->q.dtype));
     for (tp_dtype other : others) {
         if (other != a->q.dtype)
-            return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", name, tp_dtype_name(a->q.dtype), tp_dtype_name(other));
+            return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", name, tp_dtype_name(a->q.dtype),
+                           tp_dtype_name(other));
     }
     if (a->n_prefix > 0) {
         TP_TRY(tp_cuda_check_dtype(ctx, name, a->prefix_k.dtype));
         TP_TRY(tp_cuda_check_dtype(ctx, name, a->prefix_v.dtype));
     }
     if (a->head_dim > HEAD_DIM_MAX)
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: head_dim is %lld, the CUDA kernel takes at most %d", name, (long long)a->head_dim,
-                       HEAD_DIM_MAX);
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: head_dim is %lld, the CUDA kernel takes at most %d", name,
+                       (long long)a->head_dim, HEAD_DIM_MAX);
     const int64_t group = a->heads / a->kv_heads;
     for (int64_t s = 0; s < a->n_segments; s++) {
         const tp_segment *x = &a->segments[s];
-        if (x->q_start + x->q_len >= POSITION_MAX || x->k_start + x->k_len >= POSITION_MAX || x->q_len * group * group >= POSITION_MAX)
-            return tp_fail(ctx, TP_UNSUPPORTED, "%s: a segment of %lld queries and %lld keys, more than the CUDA kernel takes", name,
-                           (long long)x->q_len, (long long)x->k_len);
+        if (x->q_start + x->q_len >= POSITION_MAX || x->k_start + x->k_len >= POSITION_MAX ||
+            x->q_len * group * group >= POSITION_MAX)
+            return tp_fail(ctx, TP_UNSUPPORTED, "%s: a segment of %lld queries and %lld keys, more than the CUDA kernel takes",
+                           name, (long long)x->q_len, (long long)x->k_len);
     }
     *p = params{};
     p->q = rows_of(a->q, a->head_dim);
@@ -367,7 +375,8 @@ tp_status tp_attention::begin(tp_ctx *ctx, const char *name, const tp_attention_
     p->causal = a->causal;
     p->scale = a->scale;
     p->soft_cap = a->soft_cap;
-    p->shaped = a->soft_cap > 0 || a->alibi_slopes != nullptr || !(a->scale > 0); /* the greatest of raw scores must be the greatest */
+    p->shaped =
+        a->soft_cap > 0 || a->alibi_slopes != nullptr || !(a->scale > 0); /* the greatest of raw scores must be the greatest */
     p->unit = p->shaped ? 1.0f : a->scale;
     p->splits = 1;
     return TP_OK;
@@ -394,7 +403,8 @@ extern "C" tp_status tp_cuda_attention(tp_ctx *ctx, const void *args)
     if (has_gaps(a, a->n_q, false)) {
         const int64_t n = a->n_q * a->heads;
         TP_TRY(clear(ctx, "attention", a->out, a->n_q, a->heads * a->head_dim));
-        if (a->lse != nullptr) TP_CUDA_LAUNCH(ctx, "attention", fill_kernel, tp_cuda_blocks(ctx, n, 256), 256, 0, n, -INFINITY, a->lse);
+        if (a->lse != nullptr)
+            TP_CUDA_LAUNCH(ctx, "attention", fill_kernel, tp_cuda_blocks(ctx, n, 256), 256, 0, n, -INFINITY, a->lse);
     }
     const int tile = tile_rows(&p, a);
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p.n_segments) {
@@ -403,8 +413,9 @@ extern "C" tp_status tp_cuda_attention(tp_ctx *ctx, const void *args)
         place_parts(ctx, &p);
         TP_TRY(launch_any(ctx, &p, tile));
         if (p.splits > 1)
-            TP_CUDA_LAUNCH(ctx, "attention", merge_parts_kernel, dim3((unsigned)tp_cuda_min(a->n_q * a->heads, 1024), (unsigned)p.n_segments),
-                           MERGE_WARPS * 32, 0, p);
+            TP_CUDA_LAUNCH(ctx, "attention", merge_parts_kernel,
+                           dim3((unsigned)tp_cuda_min(a->n_q * a->heads, 1024), (unsigned)p.n_segments), MERGE_WARPS * 32, 0,
+                           p);
     }
     return TP_OK;
 }

@@ -2,7 +2,8 @@
  * takes 8 pairs of the same channels of two heads, so cosine and sine are read once for both. */
 #include "backend/cuda/rows.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int HEADS_AT_ONCE = 2;
 
@@ -18,8 +19,14 @@ __global__ void rope_table_kernel(int64_t items, int64_t half, const int32_t *po
 }
 
 template <typename T> __device__ __forceinline__ float rounded(float x);
-template <> __device__ __forceinline__ float rounded<float>(float x) { return x; }
-template <> __device__ __forceinline__ float rounded<__nv_bfloat16>(float x) { return tp_round_bf16(x); }
+template <> __device__ __forceinline__ float rounded<float>(float x)
+{
+    return x;
+}
+template <> __device__ __forceinline__ float rounded<__nv_bfloat16>(float x)
+{
+    return tp_round_bf16(x);
+}
 
 /* The pair (x, y) becomes (x cos - y sin, y cos + x sin). In bf16 the reference rounds cos, sin, each product, and the sum;
  * f32 rounds each product and the sum by itself. The chunk's row stands for (token, heads), its columns for pairs. */
@@ -84,8 +91,9 @@ extern "C" tp_status tp_cuda_rope(tp_ctx *ctx, const void *args)
     const tp_rope_args *a = static_cast<const tp_rope_args *>(args);
     TP_TRY(tp_cuda_check_dtype(ctx, "rope", a->x.dtype));
     TP_CUDA_DTYPE(a->x.dtype, T, {
-        rope_chunk<T> body = {tp_typed<T>(a->x), a->cos, a->sin, a->heads, a->head_dim, a->half, tp_cuda_ceil(a->heads, HEADS_AT_ONCE),
-                              a->inverse, false, false};
+        rope_chunk<T> body = {
+            tp_typed<T>(a->x), a->cos, a->sin, a->heads, a->head_dim, a->half, tp_cuda_ceil(a->heads, HEADS_AT_ONCE),
+            a->inverse,        false,  false};
         body.x.aligned = body.x.aligned && a->head_dim % TP_CHUNK == 0 && a->half % TP_CHUNK == 0;
         body.table_aligned = a->half % 4 == 0 && tp_pointer_aligned(a->cos) && tp_pointer_aligned(a->sin);
         body.small = a->n * body.groups <= INT32_MAX;

@@ -25,20 +25,20 @@ typedef struct plan {
 } plan;
 
 /* The functions that we call, under their names without the prefix. */
-#define FUNCTIONS(X)                                                                                                       \
-    X(Create)                                                                                                              \
-    X(Destroy)                                                                                                             \
-    X(GetVersion)                                                                                                          \
-    X(GetStatusName)                                                                                                       \
-    X(Matmul)                                                                                                              \
-    X(MatmulAlgoGetHeuristic)                                                                                              \
-    X(MatmulDescCreate)                                                                                                    \
-    X(MatmulDescDestroy)                                                                                                   \
-    X(MatmulDescSetAttribute)                                                                                              \
-    X(MatrixLayoutCreate)                                                                                                  \
-    X(MatrixLayoutDestroy)                                                                                                 \
-    X(MatmulPreferenceCreate)                                                                                              \
-    X(MatmulPreferenceDestroy)                                                                                             \
+#define FUNCTIONS(X)                                                                                                           \
+    X(Create)                                                                                                                  \
+    X(Destroy)                                                                                                                 \
+    X(GetVersion)                                                                                                              \
+    X(GetStatusName)                                                                                                           \
+    X(Matmul)                                                                                                                  \
+    X(MatmulAlgoGetHeuristic)                                                                                                  \
+    X(MatmulDescCreate)                                                                                                        \
+    X(MatmulDescDestroy)                                                                                                       \
+    X(MatmulDescSetAttribute)                                                                                                  \
+    X(MatrixLayoutCreate)                                                                                                      \
+    X(MatrixLayoutDestroy)                                                                                                     \
+    X(MatmulPreferenceCreate)                                                                                                  \
+    X(MatmulPreferenceDestroy)                                                                                                 \
     X(MatmulPreferenceSetAttribute)
 
 struct tp_cublas {
@@ -56,8 +56,8 @@ struct tp_cublas {
 
 static bool find_functions(tp_cublas *blas)
 {
-#define X(name)                                                                             \
-    blas->name = reinterpret_cast<decltype(blas->name)>(dlsym(blas->library, "cublasLt" #name)); \
+#define X(name)                                                                                                                \
+    blas->name = reinterpret_cast<decltype(blas->name)>(dlsym(blas->library, "cublasLt" #name));                               \
     if (blas->name == NULL) return false;
     FUNCTIONS(X)
 #undef X
@@ -78,9 +78,12 @@ tp_status tp_cuda_blas_open(tp_ctx *ctx, tp_cuda *cuda)
     cuda->blas = blas; /* closed with the device, whatever happens here */
     for (int i = 0; i < 2 && blas->library == NULL; i++) blas->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (blas->library == NULL)
-        return tp_fail(ctx, TP_DEVICE, "cuda:%d: %s is not installed; it comes with the CUDA toolkit and with pip's nvidia-cublas "
-                                       "(LD_LIBRARY_PATH says where)", cuda->index, names[0]);
-    if (!find_functions(blas)) return tp_fail(ctx, TP_DEVICE, "cuda:%d: libcublasLt lacks a function: %s", cuda->index, dlerror());
+        return tp_fail(ctx, TP_DEVICE,
+                       "cuda:%d: %s is not installed; it comes with the CUDA toolkit and with pip's nvidia-cublas "
+                       "(LD_LIBRARY_PATH says where)",
+                       cuda->index, names[0]);
+    if (!find_functions(blas))
+        return tp_fail(ctx, TP_DEVICE, "cuda:%d: libcublasLt lacks a function: %s", cuda->index, dlerror());
     blas->plans = (plan *)tp_alloc(ctx, PLANS, sizeof *blas->plans);
     if (blas->plans == NULL) return TP_NOMEM;
     TP_TRY(tp_cuda_check(ctx, "workspace of cuBLASLt", cudaMalloc(&blas->workspace, TP_CUDA_BLAS_BYTES)));
@@ -153,15 +156,16 @@ static cudaDataType_t type_of(tp_dtype dtype)
 }
 
 /* A row-major matrix with rows of `cols`: for cuBLASLt, columns of that many rows. */
-static cublasStatus_t layout(const tp_cublas *blas, cublasLtMatrixLayout_t *out, tp_dtype dtype, int64_t rows, int64_t cols, int64_t ld)
+static cublasStatus_t layout(const tp_cublas *blas, cublasLtMatrixLayout_t *out, tp_dtype dtype, int64_t rows, int64_t cols,
+                             int64_t ld)
 {
     return blas->MatrixLayoutCreate(out, type_of(dtype), (uint64_t)cols, (uint64_t)rows, ld);
 }
 
-#define TRY_BLAS(call)                                               \
-    do {                                                             \
-        cublasStatus_t try_ = (call);                                \
-        if (try_ != CUBLAS_STATUS_SUCCESS) return try_;              \
+#define TRY_BLAS(call)                                                                                                         \
+    do {                                                                                                                       \
+        cublasStatus_t try_ = (call);                                                                                          \
+        if (try_ != CUBLAS_STATUS_SUCCESS) return try_;                                                                        \
     } while (0)
 
 static cublasStatus_t describe(const tp_cublas *blas, const tp_product *p, description *d)
@@ -169,13 +173,15 @@ static cublasStatus_t describe(const tp_cublas *blas, const tp_product *p, descr
     cublasOperation_t yes = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     TRY_BLAS(blas->MatmulDescCreate(&d->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    if (p->right_transposed) TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_TRANSA, &yes, sizeof yes));
+    if (p->right_transposed)
+        TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_TRANSA, &yes, sizeof yes));
     if (p->left_transposed) TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_TRANSB, &yes, sizeof yes));
     if (p->bias != NULL) {
         TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
         TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias));
     }
-    TRY_BLAS(layout(blas, &d->right, p->type, p->right_transposed ? p->m : p->k, p->right_transposed ? p->k : p->m, p->right_ld));
+    TRY_BLAS(
+        layout(blas, &d->right, p->type, p->right_transposed ? p->m : p->k, p->right_transposed ? p->k : p->m, p->right_ld));
     TRY_BLAS(layout(blas, &d->left, p->type, p->left_transposed ? p->k : p->n, p->left_transposed ? p->n : p->k, p->left_ld));
     TRY_BLAS(layout(blas, &d->add, p->c.dtype, p->n, p->m, p->add_ld));
     return layout(blas, &d->c, p->c.dtype, p->n, p->m, p->c.ld);
@@ -205,9 +211,11 @@ static cublasStatus_t set_preference(const tp_cublas *blas, const plan_key *key,
                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->c_align}};
     TRY_BLAS(blas->MatmulPreferenceCreate(preference));
     TRY_BLAS(blas->MatmulPreferenceSetAttribute(*preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
-    TRY_BLAS(blas->MatmulPreferenceSetAttribute(*preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes));
+    TRY_BLAS(
+        blas->MatmulPreferenceSetAttribute(*preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes));
     for (int i = 0; i < 4; i++)
-        TRY_BLAS(blas->MatmulPreferenceSetAttribute(*preference, alignments[i].attribute, &alignments[i].bytes, sizeof(uint32_t)));
+        TRY_BLAS(
+            blas->MatmulPreferenceSetAttribute(*preference, alignments[i].attribute, &alignments[i].bytes, sizeof(uint32_t)));
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -218,7 +226,8 @@ static cublasStatus_t choose(tp_cublas *blas, const plan_key *key, description *
     cublasLtMatmulHeuristicResult_t result;
     int n_results = 0;
     TRY_BLAS(set_preference(blas, key, &d->preference));
-    TRY_BLAS(blas->MatmulAlgoGetHeuristic(blas->handle, d->operation, d->right, d->left, d->add, d->c, d->preference, 1, &result, &n_results));
+    TRY_BLAS(blas->MatmulAlgoGetHeuristic(blas->handle, d->operation, d->right, d->left, d->add, d->c, d->preference, 1,
+                                          &result, &n_results));
     if (n_results < 1) return CUBLAS_STATUS_NOT_SUPPORTED;
     TRY_BLAS(result.state);
     if (blas->n_plans >= PLANS / 4 * 3) {
@@ -239,8 +248,8 @@ static cublasStatus_t multiply(const tp_cuda *cuda, const tp_product *p, descrip
     plan *chosen;
     TRY_BLAS(describe(blas, p, d));
     TRY_BLAS(choose(blas, &key, d, &chosen));
-    return blas->Matmul(blas->handle, d->operation, &p->alpha, p->right, d->right, p->left, d->left, &p->beta, p->add, d->add, p->c.data,
-                        d->c, &chosen->algorithm, blas->workspace, TP_CUDA_BLAS_BYTES, cuda->stream);
+    return blas->Matmul(blas->handle, d->operation, &p->alpha, p->right, d->right, p->left, d->left, &p->beta, p->add, d->add,
+                        p->c.data, d->c, &chosen->algorithm, blas->workspace, TP_CUDA_BLAS_BYTES, cuda->stream);
 }
 
 /* One row, or none, has no distance to the next: any that cuBLASLt accepts will do. */
@@ -264,7 +273,7 @@ tp_status tp_cuda_product(tp_ctx *ctx, const char *name, const tp_product *produ
     release(cuda->blas, &d);
     if (status == CUBLAS_STATUS_SUCCESS) return TP_OK;
     if (status == CUBLAS_STATUS_NOT_SUPPORTED)
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: cuBLASLt has no algorithm for [%lld, %lld] x [%lld, %lld] in %s", name, (long long)p.n,
-                       (long long)p.k, (long long)p.k, (long long)p.m, tp_dtype_name(p.type));
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: cuBLASLt has no algorithm for [%lld, %lld] x [%lld, %lld] in %s", name,
+                       (long long)p.n, (long long)p.k, (long long)p.k, (long long)p.m, tp_dtype_name(p.type));
     return fail_blas(ctx, cuda->blas, name, status);
 }

@@ -3,7 +3,8 @@
  * it, reading a row that mostly still lies in L2. */
 #include "backend/cuda/cuda.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int THREADS = 512;
 constexpr int WIDE = 8; /* values of a thread at a time */
@@ -14,7 +15,10 @@ struct exp_sum {
 };
 
 /* -FLT_MAX stands for a greatest value of -infinity in differences, so that nothing becomes NaN that is not. */
-__device__ __forceinline__ float shift_of(float greatest) { return fmaxf(greatest, -3.4e38f); }
+__device__ __forceinline__ float shift_of(float greatest)
+{
+    return fmaxf(greatest, -3.4e38f);
+}
 
 __device__ __forceinline__ exp_sum merge(exp_sum a, exp_sum b)
 {
@@ -41,8 +45,9 @@ __device__ __forceinline__ exp_sum block_merge(exp_sum x, exp_sum *shared)
     return x;
 }
 
-__global__ void __launch_bounds__(THREADS) cross_entropy_kernel(int64_t rows, int64_t vocab, float *logits, int64_t ld, bool aligned,
-                                                                const int32_t *labels, float *loss, float grad_scale, bool want_grad)
+__global__ void __launch_bounds__(THREADS)
+    cross_entropy_kernel(int64_t rows, int64_t vocab, float *logits, int64_t ld, bool aligned, const int32_t *labels,
+                         float *loss, float grad_scale, bool want_grad)
 {
     __shared__ exp_sum shared[32];
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -84,7 +89,7 @@ extern "C" tp_status tp_cuda_cross_entropy(tp_ctx *ctx, const void *args)
     const tp_cross_entropy_args *a = static_cast<const tp_cross_entropy_args *>(args);
     const bool aligned = tp_pointer_aligned(a->logits) && a->ld % 4 == 0;
     if (a->n <= 0 || a->vocab <= 0) return TP_OK;
-    TP_CUDA_LAUNCH(ctx, "cross_entropy", cross_entropy_kernel, tp_cuda_blocks(ctx, a->n, 1), THREADS, 0, a->n, a->vocab, a->logits,
-                   a->ld, aligned, a->labels, a->loss, a->grad_scale, a->want_grad);
+    TP_CUDA_LAUNCH(ctx, "cross_entropy", cross_entropy_kernel, tp_cuda_blocks(ctx, a->n, 1), THREADS, 0, a->n, a->vocab,
+                   a->logits, a->ld, aligned, a->labels, a->loss, a->grad_scale, a->want_grad);
     return TP_OK;
 }

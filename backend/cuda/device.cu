@@ -81,8 +81,8 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
     cudaFuncAttributes attributes;
     if (cudaFuncGetAttributes(&attributes, (const void *)probe) != cudaSuccess) {
         (void)cudaGetLastError();
-        return tp_fail(ctx, TP_DEVICE, "cuda:%d: %s has compute capability %d.%d, for which this build has no code", cuda->index,
-                       p.name, p.major, p.minor);
+        return tp_fail(ctx, TP_DEVICE, "cuda:%d: %s has compute capability %d.%d, for which this build has no code",
+                       cuda->index, p.name, p.major, p.minor);
     }
     return TP_OK;
 }
@@ -94,7 +94,8 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
     TP_TRY(tp_cuda_check(ctx, "open", cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)));
     TP_TRY(tp_cuda_check(ctx, "workspace", cudaMalloc((void **)&cuda->workspace, TP_CUDA_WORKSPACE_BYTES)));
     TP_TRY(tp_cuda_check(ctx, "upload buffer", cudaMalloc((void **)&cuda->upload, TP_CUDA_UPLOAD_BYTES)));
-    TP_TRY(tp_cuda_check(ctx, "pinned host memory", cudaHostAlloc((void **)&cuda->staging, STAGING_BYTES, cudaHostAllocDefault)));
+    TP_TRY(
+        tp_cuda_check(ctx, "pinned host memory", cudaHostAlloc((void **)&cuda->staging, STAGING_BYTES, cudaHostAllocDefault)));
     for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++)
         TP_TRY(tp_cuda_check(ctx, "open", cudaEventCreateWithFlags(&cuda->staged[i], cudaEventDisableTiming)));
     cuda->uploaded = (unsigned char *)tp_alloc_raw(ctx, TP_CUDA_UPLOAD_BYTES, 1);
@@ -139,8 +140,8 @@ static void cuda_describe(tp_device *device, tp_buf *json)
     tp_buf_printf(json, "\"model\": \"%s\", \"index\": %d, \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d", p.name,
                   cuda->index, p.major, p.minor, p.multiProcessorCount);
     tp_buf_printf(json, ", \"memory_bytes\": %zu, \"free_bytes\": %zu", total_bytes, free_bytes);
-    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\"", driver / 1000, driver % 1000 / 10,
-                  runtime / 1000, runtime % 1000 / 10, blas);
+    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\"", driver / 1000,
+                  driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas);
 }
 
 /* ---- memory ---- */
@@ -240,7 +241,8 @@ tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t
     tp_cuda *cuda = tp_cuda_of(ctx);
     *device = cuda->upload;
     if (bytes > TP_CUDA_UPLOAD_BYTES)
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: a table of %zu bytes; cuda takes at most %zu", name, bytes, TP_CUDA_UPLOAD_BYTES);
+        return tp_fail(ctx, TP_UNSUPPORTED, "%s: a table of %zu bytes; cuda takes at most %zu", name, bytes,
+                       TP_CUDA_UPLOAD_BYTES);
     if (bytes == 0 || (bytes == cuda->uploaded_bytes && memcmp(cuda->uploaded, host, bytes) == 0)) return TP_OK;
     cuda->uploaded_bytes = 0; /* holds if the copy fails */
     TP_TRY(cuda_copy_in(ctx, cuda->upload, host, bytes));
@@ -251,11 +253,11 @@ tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t
 
 /* ---- the table ---- */
 
-#define TP_KERNEL(name, args)                                            \
-    static tp_status run_##name(tp_ctx *ctx, const void *arguments)      \
-    {                                                                    \
-        TP_TRY(enter(ctx));                                              \
-        return tp_cuda_##name(ctx, arguments);                           \
+#define TP_KERNEL(name, args)                                                                                                  \
+    static tp_status run_##name(tp_ctx *ctx, const void *arguments)                                                            \
+    {                                                                                                                          \
+        TP_TRY(enter(ctx));                                                                                                    \
+        return tp_cuda_##name(ctx, arguments);                                                                                 \
     }
 #include "backend/kernels.def"
 #undef TP_KERNEL

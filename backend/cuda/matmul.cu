@@ -1,10 +1,10 @@
 /* Matrix products: what cuBLASLt can read stays where it is, the rest is converted into the workspace, slice by slice.
  *
  * Both sides of a product have one type. It is bf16 if the precision says so, or if both sides hold bf16 values anyway (their
- * products are exact in f32); else f32. A side of another type, a quantized weight, a weight in GGUF's rotary row order: each is
- * unpacked in slices, the left side by rows and the right side by columns of the result, so that every slice gives finished
- * elements and no sum is rounded in between. A few cases that cuBLASLt lacks (a bf16 result of f32 products, a beta and a residual
- * at once) go through f32 sums in the workspace. */
+ * products are exact in f32); else f32. A side of another type, a quantized weight, a weight in GGUF's rotary row order: each
+ * is unpacked in slices, the left side by rows and the right side by columns of the result, so that every slice gives finished
+ * elements and no sum is rounded in between. A few cases that cuBLASLt lacks (a bf16 result of f32 products, a beta and a
+ * residual at once) go through f32 sums in the workspace. */
 #include "backend/cuda/blas.cuh"
 #include "backend/cuda/decode.cuh"
 
@@ -30,9 +30,11 @@ static void *offset(const void *data, int64_t elements, tp_dtype dtype)
 
 /* ---- conversions ---- */
 
-/* to[i] = from[i]; a block takes 8 * THREADS columns of a row. With `rest`, what bf16 rounding lost goes there as a second piece. */
+/* to[i] = from[i]; a block takes 8 * THREADS columns of a row. With `rest`, what bf16 rounding lost goes there as a second
+ * piece. */
 template <typename From, typename To>
-__global__ void convert_rows(const From *from, int64_t from_ld, int64_t n, int64_t cols, bool aligned, To *to, To *rest, int64_t to_ld)
+__global__ void convert_rows(const From *from, int64_t from_ld, int64_t n, int64_t cols, bool aligned, To *to, To *rest,
+                             int64_t to_ld)
 {
     const int64_t c = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * 8;
     if (c >= cols) return;
@@ -50,7 +52,8 @@ __global__ void convert_rows(const From *from, int64_t from_ld, int64_t n, int64
 
 /* Thin rows: threads of a block take several of them. */
 template <typename From, typename To>
-__global__ void convert_thin_rows(const From *from, int64_t from_ld, int64_t n, int64_t cols, bool aligned, To *to, To *rest, int64_t to_ld)
+__global__ void convert_thin_rows(const From *from, int64_t from_ld, int64_t n, int64_t cols, bool aligned, To *to, To *rest,
+                                  int64_t to_ld)
 {
     const int64_t groups = to_ld / 8, total = n * groups;
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < total; i += (int64_t)gridDim.x * THREADS) {
@@ -72,7 +75,8 @@ static dim3 grid_of(int64_t n, int64_t cols)
 }
 
 /* Rows of activations to a piece of another type. */
-static tp_status convert(tp_ctx *ctx, const char *name, tp_rows from, int64_t n, int64_t cols, tp_dtype type, void *to, void *rest)
+static tp_status convert(tp_ctx *ctx, const char *name, tp_rows from, int64_t n, int64_t cols, tp_dtype type, void *to,
+                         void *rest)
 {
     const bool aligned = tp_rows_aligned(from);
     const int64_t ld = piece_ld(cols);
@@ -82,8 +86,8 @@ static tp_status convert(tp_ctx *ctx, const char *name, tp_rows from, int64_t n,
                 TP_CUDA_LAUNCH(ctx, name, (convert_thin_rows<From, To>), tp_cuda_blocks(ctx, n * (ld / 8), THREADS), THREADS, 0,
                                (const From *)from.data, from.ld, n, cols, aligned, (To *)to, (To *)rest, ld);
             else
-                TP_CUDA_LAUNCH(ctx, name, (convert_rows<From, To>), grid_of(n, cols), THREADS, 0, (const From *)from.data, from.ld, n,
-                               cols, aligned, (To *)to, (To *)rest, ld);
+                TP_CUDA_LAUNCH(ctx, name, (convert_rows<From, To>), grid_of(n, cols), THREADS, 0, (const From *)from.data,
+                               from.ld, n, cols, aligned, (To *)to, (To *)rest, ld);
         });
     });
     return TP_OK;
@@ -91,8 +95,8 @@ static tp_status convert(tp_ctx *ctx, const char *name, tp_rows from, int64_t n,
 
 /* Stored rows row0 .. row0+n, counted in logical order, and their values c0 .. c0+cols. c0 is a multiple of 32. */
 template <tp_format_id F, typename To>
-__global__ void unpack_rows(const unsigned char *data, int64_t row_bytes, int64_t rope_pairs, bool aligned, bool round_bf16, int64_t row0,
-                            int64_t n, int64_t c0, int64_t cols, To *to, int64_t to_ld)
+__global__ void unpack_rows(const unsigned char *data, int64_t row_bytes, int64_t rope_pairs, bool aligned, bool round_bf16,
+                            int64_t row0, int64_t n, int64_t c0, int64_t cols, To *to, int64_t to_ld)
 {
     const int64_t c = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * TP_DECODE;
     if (c >= cols) return;
@@ -107,14 +111,14 @@ __global__ void unpack_rows(const unsigned char *data, int64_t row_bytes, int64_
     }
 }
 
-static tp_status unpack(tp_ctx *ctx, const char *name, const tp_matrix *w, int64_t row0, int64_t n, int64_t c0, int64_t cols, tp_dtype type,
-                        void *to)
+static tp_status unpack(tp_ctx *ctx, const char *name, const tp_matrix *w, int64_t row0, int64_t n, int64_t c0, int64_t cols,
+                        tp_dtype type, void *to)
 {
     TP_CUDA_FORMAT(w->format, F, {
         TP_CUDA_DTYPE(type, To, {
             TP_CUDA_LAUNCH(ctx, name, (unpack_rows<F, To>), grid_of(n, cols), THREADS, 0, (const unsigned char *)w->data,
-                           tp_matrix_row_bytes(w), (int64_t)w->rope_pairs, tp_matrix_aligned(w), w->round_bf16, row0, n, c0, cols, (To *)to,
-                           piece_ld(cols));
+                           tp_matrix_row_bytes(w), (int64_t)w->rope_pairs, tp_matrix_aligned(w), w->round_bf16, row0, n, c0,
+                           cols, (To *)to, piece_ld(cols));
         });
     });
     return TP_OK;
@@ -147,11 +151,11 @@ __global__ void finish_rows(const float *sums, int64_t sums_ld, float alpha, T *
 /* A product on its way: what is converted, and in which slices. */
 typedef struct job {
     const tp_matmul_args *args;
-    tp_dtype type;     /* of both sides */
-    bool along_k;      /* stored rows of b run along k; else along m */
+    tp_dtype type; /* of both sides */
+    bool along_k;  /* stored rows of b run along k; else along m */
     bool convert_left, convert_right, through_sums;
-    float beta;        /* of `add` */
-    const void *add;   /* what cuBLASLt adds: c itself, or the residual */
+    float beta;      /* of `add` */
+    const void *add; /* what cuBLASLt adds: c itself, or the residual */
     int64_t add_ld;
     int64_t slice_rows, slice_cols;
     unsigned char *left, *right, *sums, *bias; /* in the workspace; sums and bias may be unused */
@@ -167,7 +171,8 @@ static bool holds_bf16(const tp_matrix *b)
 static bool readable(const tp_matrix *b, tp_dtype type)
 {
     return b->format == (type == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32) && b->rope_pairs <= 0 &&
-           !(b->round_bf16 && b->format == TP_FORMAT_F32) && reinterpret_cast<uintptr_t>(b->data) % (uintptr_t)size_of(type) == 0;
+           !(b->round_bf16 && b->format == TP_FORMAT_F32) &&
+           reinterpret_cast<uintptr_t>(b->data) % (uintptr_t)size_of(type) == 0;
 }
 
 static job plan_job(const tp_matmul_args *args)
@@ -227,7 +232,8 @@ static tp_status cut_job(tp_ctx *ctx, job *j)
 }
 
 template <typename T>
-static tp_status finish(tp_ctx *ctx, const tp_matmul_args *args, const float *sums, int64_t row, int64_t n, int64_t col, int64_t m)
+static tp_status finish(tp_ctx *ctx, const tp_matmul_args *args, const float *sums, int64_t row, int64_t n, int64_t col,
+                        int64_t m)
 {
     T *c = (T *)args->c.data + row * args->c.ld + col;
     const T *residual = args->residual != NULL ? (const T *)args->residual + row * args->residual_ld + col : NULL;
@@ -287,8 +293,10 @@ static tp_status run_job(tp_ctx *ctx, const job *j)
         }
         for (int64_t col = 0; col < args->m; col += j->slice_cols) {
             p.m = tp_cuda_min(j->slice_cols, args->m - col);
-            if (row == 0 || j->slice_cols < args->m || !j->convert_right) TP_TRY(prepare_right(ctx, j, col, p.m, &p));
-            else p.right = j->right, p.right_ld = piece_ld(j->along_k ? args->k : p.m), p.right_transposed = j->along_k;
+            if (row == 0 || j->slice_cols < args->m || !j->convert_right)
+                TP_TRY(prepare_right(ctx, j, col, p.m, &p));
+            else
+                p.right = j->right, p.right_ld = piece_ld(j->along_k ? args->k : p.m), p.right_transposed = j->along_k;
             TP_TRY(multiply_slice(ctx, j, p, row, col));
         }
     }
@@ -304,8 +312,8 @@ extern "C" tp_status tp_cuda_matmul(tp_ctx *ctx, const void *arguments)
     if (args->n <= 0 || args->m <= 0) return TP_OK;
     const int64_t k = args->nt ? args->b.cols : args->b.rows, m = args->nt ? args->b.rows : args->b.cols;
     if (k != args->k || m != args->m)
-        return tp_fail(ctx, TP_INTERNAL, "matmul: the right side is %lld x %lld, the product needs %lld x %lld", (long long)k, (long long)m,
-                       (long long)args->k, (long long)args->m);
+        return tp_fail(ctx, TP_INTERNAL, "matmul: the right side is %lld x %lld, the product needs %lld x %lld", (long long)k,
+                       (long long)m, (long long)args->k, (long long)args->m);
     if (args->k <= 0) {
         TP_CUDA_DTYPE(args->c.dtype, T, { return finish<T>(ctx, args, NULL, 0, args->n, 0, args->m); });
     }
@@ -329,14 +337,15 @@ static tp_status multiply_tn(tp_ctx *ctx, const tp_matmul_tn_args *args, int64_t
     return tp_cuda_product(ctx, "matmul_tn", &p);
 }
 
-/* One side is f32, the other bf16. The f32 side, in practice the thin one, becomes the sum of two bf16 pieces, which keeps 16 of its
- * 24 bits; products with each are added in f32. */
+/* One side is f32, the other bf16. The f32 side, in practice the thin one, becomes the sum of two bf16 pieces, which keeps 16
+ * of its 24 bits; products with each are added in f32. */
 static tp_status multiply_mixed(tp_ctx *ctx, const tp_matmul_tn_args *args)
 {
     const bool split_a = args->a.dtype == TP_F32;
     const int64_t cols = split_a ? args->m : args->k, ld = piece_ld(cols);
     const int64_t slice = (int64_t)TP_CUDA_WORKSPACE_BYTES / (4 * ld) / 8 * 8;
-    if (slice <= 0) return tp_fail(ctx, TP_UNSUPPORTED, "matmul_tn: %lld columns are too many for the cuda backend", (long long)cols);
+    if (slice <= 0)
+        return tp_fail(ctx, TP_UNSUPPORTED, "matmul_tn: %lld columns are too many for the cuda backend", (long long)cols);
     float beta = args->beta;
     for (int64_t row = 0; row < args->n; row += slice, beta = 1) {
         const int64_t n = tp_cuda_min(slice, args->n - row);
@@ -358,8 +367,8 @@ extern "C" tp_status tp_cuda_matmul_tn(tp_ctx *ctx, const void *arguments)
     if (args->m <= 0 || args->k <= 0) return TP_OK;
     if (args->n <= 0) {
         const dim3 grid((unsigned)tp_cuda_min(args->m, 65536), (unsigned)tp_cuda_ceil(args->k, THREADS));
-        TP_CUDA_LAUNCH(ctx, "matmul_tn", finish_rows<float>, grid, THREADS, 0, (const float *)NULL, args->k, args->alpha, args->c, args->k,
-                       args->beta, (const float *)NULL, (const float *)NULL, args->k, args->m, args->k);
+        TP_CUDA_LAUNCH(ctx, "matmul_tn", finish_rows<float>, grid, THREADS, 0, (const float *)NULL, args->k, args->alpha,
+                       args->c, args->k, args->beta, (const float *)NULL, (const float *)NULL, args->k, args->m, args->k);
         return TP_OK;
     }
     if (args->a.dtype != args->b.dtype) return multiply_mixed(ctx, args);

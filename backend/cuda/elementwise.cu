@@ -2,7 +2,8 @@
  * them: each array is read or written once. */
 #include "backend/cuda/rows.cuh"
 
-namespace {
+namespace
+{
 
 template <typename X, typename Y, typename Z> struct add_chunk {
     tp_typed_rows<X> x;
@@ -110,8 +111,9 @@ tp_status clear_rows(tp_ctx *ctx, const char *name, tp_rows x, int64_t rows, int
 {
     const size_t size = x.dtype == TP_BF16 ? 2 : 4;
     if (rows <= 0 || columns <= 0) return TP_OK;
-    return tp_cuda_check(ctx, name, cudaMemset2DAsync(x.data, (size_t)x.ld * size, 0, (size_t)columns * size, (size_t)rows,
-                                                      tp_cuda_of(ctx)->stream));
+    return tp_cuda_check(
+        ctx, name,
+        cudaMemset2DAsync(x.data, (size_t)x.ld * size, 0, (size_t)columns * size, (size_t)rows, tp_cuda_of(ctx)->stream));
 }
 
 } // namespace
@@ -156,7 +158,7 @@ extern "C" tp_status tp_cuda_dropout(tp_ctx *ctx, const void *args)
     const float keep_scale = (float)(1.0 / (1.0 - (double)a->p));
     TP_CUDA_DTYPE(a->x.dtype, X, {
         TP_CUDA_DTYPE(a->y.dtype, Y, {
-            const dropout_chunk<X, Y> body = {tp_typed<X>(a->x), tp_typed<Y>(a->y), a->key, (uint64_t)a->first_row,
+            const dropout_chunk<X, Y> body = {tp_typed<X>(a->x), tp_typed<Y>(a->y), a->key,     (uint64_t)a->first_row,
                                               (uint64_t)a->dim,  threshold,         keep_scale, a->accumulate};
             return tp_for_chunks(ctx, "dropout", a->n, a->dim, body);
         });

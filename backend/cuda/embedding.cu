@@ -6,7 +6,8 @@
 /* out[row] (+)= table[ids[row]]; a thread takes 8 values. */
 template <tp_format_id F, typename T>
 __global__ void gather_table(const unsigned char *data, int64_t row_bytes, int64_t rope_pairs, bool aligned, bool round_bf16,
-                             const int32_t *ids, int64_t n, int64_t dim, T *out, int64_t out_ld, bool out_aligned, bool accumulate)
+                             const int32_t *ids, int64_t n, int64_t dim, T *out, int64_t out_ld, bool out_aligned,
+                             bool accumulate)
 {
     const int64_t groups = (dim + TP_DECODE - 1) / TP_DECODE, total = n * groups;
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < total; i += (int64_t)gridDim.x * THREADS) {
@@ -26,8 +27,8 @@ __global__ void gather_table(const unsigned char *data, int64_t row_bytes, int64
 
 /* A table stored as [D, V]: the values of a token lie a row apart. */
 template <tp_format_id F, typename T>
-__global__ void gather_columns(const unsigned char *data, int64_t row_bytes, bool round_bf16, const int32_t *ids, int64_t n, int64_t dim,
-                               T *out, int64_t out_ld, bool accumulate)
+__global__ void gather_columns(const unsigned char *data, int64_t row_bytes, bool round_bf16, const int32_t *ids, int64_t n,
+                               int64_t dim, T *out, int64_t out_ld, bool accumulate)
 {
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n * dim; i += (int64_t)gridDim.x * THREADS) {
         const int64_t row = i / dim, c = i % dim;
@@ -39,18 +40,20 @@ __global__ void gather_columns(const unsigned char *data, int64_t row_bytes, boo
     }
 }
 
-template <typename T> static tp_status embed_columns(tp_ctx *ctx, const tp_embedding_args *args, const unsigned char *data, int64_t row_bytes)
+template <typename T>
+static tp_status embed_columns(tp_ctx *ctx, const tp_embedding_args *args, const unsigned char *data, int64_t row_bytes)
 {
     const int64_t dim = args->table.cols;
     const unsigned blocks = tp_cuda_blocks(ctx, args->n * dim, THREADS);
     TP_CUDA_DENSE_FORMAT(args->table.format, F, {
-        TP_CUDA_LAUNCH(ctx, "embedding", (gather_columns<F, T>), blocks, THREADS, 0, data, row_bytes, args->table.round_bf16, args->ids,
-                       args->n, dim, (T *)args->out.data, args->out.ld, args->accumulate);
+        TP_CUDA_LAUNCH(ctx, "embedding", (gather_columns<F, T>), blocks, THREADS, 0, data, row_bytes, args->table.round_bf16,
+                       args->ids, args->n, dim, (T *)args->out.data, args->out.ld, args->accumulate);
     });
     return TP_OK;
 }
 
-template <typename T> static tp_status embed_rows(tp_ctx *ctx, const tp_embedding_args *args, const unsigned char *data, int64_t row_bytes)
+template <typename T>
+static tp_status embed_rows(tp_ctx *ctx, const tp_embedding_args *args, const unsigned char *data, int64_t row_bytes)
 {
     const tp_matrix *t = &args->table;
     const unsigned blocks = tp_cuda_blocks(ctx, args->n * tp_cuda_ceil(t->cols, TP_DECODE), THREADS);
@@ -76,9 +79,9 @@ extern "C" tp_status tp_cuda_embedding(tp_ctx *ctx, const void *arguments)
     });
 }
 
-/* The same id may come up in many rows, and they must be added in row order. Rows are taken a tile at a time: a block owns 32 columns,
- * keeps the ids of the tile in shared memory, and its warps divide the ids among themselves (id mod warps), so that no two warps
- * touch the same row of the table; each warp goes through the tile in order. */
+/* The same id may come up in many rows, and they must be added in row order. Rows are taken a tile at a time: a block owns 32
+ * columns, keeps the ids of the tile in shared memory, and its warps divide the ids among themselves (id mod warps), so that no
+ * two warps touch the same row of the table; each warp goes through the tile in order. */
 #define WARPS     8
 #define TILE_ROWS 1024
 

@@ -4,17 +4,28 @@
  * rounded away anyway: there the hardware's approximations are used (some 2^-21), in f32 the exact functions. */
 #include "backend/cuda/rows.cuh"
 
-namespace {
+namespace
+{
 
 template <typename T> __device__ __forceinline__ float sigmoid(float x);
-template <> __device__ __forceinline__ float sigmoid<float>(float x) { return 1.0f / (1.0f + expf(-x)); }
-template <> __device__ __forceinline__ float sigmoid<__nv_bfloat16>(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+template <> __device__ __forceinline__ float sigmoid<float>(float x)
+{
+    return 1.0f / (1.0f + expf(-x));
+}
+template <> __device__ __forceinline__ float sigmoid<__nv_bfloat16>(float x)
+{
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+}
 
 template <typename T> __device__ __forceinline__ float tanh_of(float x);
-template <> __device__ __forceinline__ float tanh_of<float>(float x) { return tanhf(x); }
+template <> __device__ __forceinline__ float tanh_of<float>(float x)
+{
+    return tanhf(x);
+}
 template <> __device__ __forceinline__ float tanh_of<__nv_bfloat16>(float x)
 {
-    return 1.0f - __fdividef(2.0f, 1.0f + __expf(fminf(2.0f * x, 80.0f))); /* beyond 2^126 the quick division gives 0 too early */
+    return 1.0f -
+           __fdividef(2.0f, 1.0f + __expf(fminf(2.0f * x, 80.0f))); /* beyond 2^126 the quick division gives 0 too early */
 }
 
 template <typename T> struct swiglu_chunk {
@@ -120,8 +131,8 @@ extern "C" tp_status tp_cuda_swiglu_backward(tp_ctx *ctx, const void *args)
     TP_TRY(tp_check_same_dtype(ctx, "swiglu_backward", a->gate.dtype, a->dgate.dtype));
     TP_TRY(tp_check_same_dtype(ctx, "swiglu_backward", a->gate.dtype, a->dup.dtype));
     TP_CUDA_DTYPE(a->gate.dtype, T, {
-        const swiglu_backward_chunk<T> body = {tp_typed<T>(a->gate), tp_typed<T>(a->up), tp_typed<T>(a->dy), tp_typed<T>(a->dgate),
-                                               tp_typed<T>(a->dup)};
+        const swiglu_backward_chunk<T> body = {tp_typed<T>(a->gate), tp_typed<T>(a->up), tp_typed<T>(a->dy),
+                                               tp_typed<T>(a->dgate), tp_typed<T>(a->dup)};
         return tp_for_chunks(ctx, "swiglu_backward", a->n, a->dim, body);
     });
 }
