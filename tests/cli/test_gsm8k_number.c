@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "cli/gsm8k_number.c" /* commands are not part of the library */
+#include "cli/gsm8k_number.h"
 
 static void test_numbers(void **state)
 {
