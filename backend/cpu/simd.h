@@ -12,8 +12,9 @@
     X(column_sum)                                                                                                              \
     X(embedding)                                                                                                               \
     X(embedding_backward)                                                                                                      \
-    X(gather_rows) X(scatter_rows) X(rmsnorm) X(rmsnorm_backward) X(layernorm) X(layernorm_backward) X(rope_table) X(rope)     \
-        X(attention) X(attention_backward) X(swiglu) X(swiglu_backward) X(gelu) X(gelu_backward) X(add) X(scale) X(dropout)    \
+    X(gather_rows)                                                                                                             \
+    X(scatter_rows) X(rmsnorm) X(rmsnorm_backward) X(layernorm) X(layernorm_backward) X(rope_table) X(rope) X(attention)       \
+        X(attention_backward) X(swiglu) X(swiglu_backward) X(gelu) X(gelu_backward) X(add) X(scale) X(dropout)                 \
             X(cross_entropy) X(grad_norm) X(adamw) X(sgd)
 
 typedef struct tp_simd {
