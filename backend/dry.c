@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "backend/backend.h"
+#include "backend/lowrank.h"
 #include "base/mem.h"
 
 typedef struct dry_device {
@@ -116,14 +117,23 @@ static double matrix_bytes(const tp_matrix *w)
     return (double)rows * (double)tp_format_row_bytes(w->format, columns);
 }
 
-static tp_status dry_matmul(tp_ctx *ctx, const void *args)
+static tp_status count_product(tp_ctx *ctx, const tp_matmul_args *a)
 {
-    const tp_matmul_args *a = args;
     double bytes = bytes_of(a->a, a->n, a->k) + matrix_bytes(&a->b) + bytes_of(a->c, a->n, a->m);
     if (a->beta != 0.0f) bytes += bytes_of(a->c, a->n, a->m);
     if (a->residual != NULL) bytes += bytes_of(a->c, a->n, a->m);
     if (a->bias != NULL) bytes += floats(a->m);
     return count(ctx, a->precision, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
+}
+
+static tp_status dry_matmul(tp_ctx *ctx, const void *args)
+{
+    const tp_matmul_args *a = args;
+    if (a->lowrank == NULL) return count_product(ctx, a);
+    tp_matmul_args parts[TP_LOWRANK_PARTS];
+    int n = tp_lowrank_split(a, parts);
+    for (int i = 0; i < n; i++) TP_TRY(count_product(ctx, &parts[i]));
+    return TP_OK;
 }
 
 /* Its c is f32 and its sums are exact: f32 unless both sides are bf16 to begin with. */

@@ -24,7 +24,17 @@ typedef struct tp_rows {
     int64_t ld;
 } tp_rows;
 
-/* c = alpha * a op(b) + beta * c + bias.
+/* A low-rank part of a product (Hu et al. 2021): its own columns of a, in `low`, and more rows for b, in `up`.
+ *   low [n, rank] f32 = scaling * a op(down), written here; or, if down.data is NULL, given by the caller
+ *   nt: down is [rank, k], up is [m, rank];  otherwise down is [k, rank], up is [rank, m] */
+typedef struct tp_lowrank_args {
+    int64_t rank;
+    float scaling;
+    tp_rows low;
+    tp_matrix down, up;
+} tp_lowrank_args;
+
+/* c = alpha * (a op(b) + low op(up)) + beta * c + bias.
  *   a [n, k];  nt: b is [m, k], c = a b^T;  otherwise b is [k, m], c = a b;  c [n, m]
  * a and c may differ in dtype. beta is 0 (c is not read, even if NaN) or any value. `residual` (or NULL; dtype of c)
  * is added: c = ... + residual, and may be c itself.
@@ -39,7 +49,8 @@ typedef struct tp_matmul_args {
     const float *bias;    /* [m] or NULL; added once, not scaled */
     const void *residual; /* [n, m] with leading dimension residual_ld, or NULL */
     int64_t residual_ld;
-    tp_dtype precision; /* TP_F32 or TP_BF16 */
+    tp_dtype precision;             /* TP_F32 or TP_BF16 */
+    const tp_lowrank_args *lowrank; /* or NULL */
 } tp_matmul_args;
 
 /* c [m, k] f32 = alpha * a^T b + beta * c;  a [n, m], b [n, k], any mix of f32 and bf16. Gradients of weights. */

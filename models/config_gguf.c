@@ -50,7 +50,7 @@ static tp_status read_family(struct reader *r)
     tp_span type = tp_span_of("model"), arch;
     TP_TRY(tp_gguf_need_string(r->ctx, r->file, "general.type", false, &type));
     if (!tp_span_is(type, "model"))
-        return tp_fail(r->ctx, TP_INVALID, "%s: general.type is \"%.*s\", expected a model", tp_gguf_path(r->file),
+        return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: general.type is \"%.*s\", expected a model", tp_gguf_path(r->file),
                        (int)type.len, type.data);
     TP_TRY(tp_gguf_need_string(r->ctx, r->file, "general.architecture", true, &arch));
     for (int f = 0; f < TP_FAMILY_COUNT; f++) {

@@ -1,11 +1,15 @@
 /* y = x W^T + bias + residual + sum_t s_t B_t A_t drop_t(x)
  *
- *   u_t  = drop_t(x) A_t^T              saved, [rows of the term, R]
- *   dx   = dy W + sum_t drop_t(s_t dy B_t A_t)
- *   dB_t = s_t dy^T u_t
- *   dA_t = (s_t dy B_t)^T drop_t(x)
+ *   u_t  = s_t drop_t(x) A_t^T          saved, [rows of the term, R]
+ *   du_t = s_t dy B_t
+ *   dx   = dy W + sum_t drop_t(du_t A_t)
+ *   dB_t = dy^T u_t
+ *   dA_t = du_t^T drop_t(x)
  * W is frozen, so it needs neither gradient nor saved input; x is kept for dA alone (it is somebody's output anyway). The
- * dropped x is made again from the counter-based generator rather than saved. */
+ * dropped x is made again from the counter-based generator rather than saved.
+ *
+ * The first term, if it covers all rows, rides on the product with W in both directions (tp_lowrank_args); others, and what
+ * dropout takes apart, are products of their own. */
 #include "autograd/op.h"
 #include "autograd/ops.h"
 
@@ -57,67 +61,126 @@ static bool term_input(tp_tape *tape, const tp_lowrank *term, uint64_t step, con
     return tp_op_ok(tape, op_name, tp_run_dropout(tp_tape_ctx(tape), &args));
 }
 
-/* u = drop(x) A^T into *u, then y += s u B^T. */
-static bool term_forward(tp_tape *tape, const tp_lowrank *term, const tp_tensor *x, tp_tensor *y, tp_storage **u)
+/* In the tape's precision. */
+static tp_status product(tp_tape *tape, tp_matmul_args args)
 {
-    int64_t n = term_rows(term, x->rows), rank = term->a->rows;
-    tp_ctx *ctx = tp_tape_ctx(tape);
-    tp_dtype precision = tp_tape_precision(tape);
+    args.precision = tp_tape_precision(tape);
+    return tp_run_matmul(tp_tape_ctx(tape), &args);
+}
+
+static tp_matrix matrix_of(const tp_tensor *t)
+{
+    return tp_matrix_dense(t->dtype, t->data, t->rows, t->cols);
+}
+
+/* ---- forward ---- */
+
+/* u = s drop(x) A^T of the term's rows. */
+static bool term_down(tp_tape *tape, const tp_lowrank *term, const tp_tensor *x, tp_rows u)
+{
+    int64_t n = term_rows(term, x->rows);
     tp_storage *made;
     tp_rows input;
-    *u = tp_op_alloc(tape, op_name, (size_t)n * (size_t)rank * sizeof(float));
-    if (*u == NULL || !term_input(tape, term, tp_tape_step(tape), x, &input, &made)) return false;
-    tp_rows low = {tp_storage_data(*u), TP_F32, rank};
-    tp_matmul_args down = {.n = n,
-                           .m = rank,
-                           .k = x->cols,
-                           .a = input,
-                           .b = tp_matrix_dense(term->a->dtype, term->a->data, rank, x->cols),
-                           .nt = true,
-                           .c = low,
-                           .alpha = 1,
-                           .precision = precision};
-    tp_matmul_args up = {.n = n,
-                         .m = y->cols,
-                         .k = rank,
-                         .a = low,
-                         .b = tp_matrix_dense(term->b->dtype, term->b->data, y->cols, rank),
-                         .nt = true,
-                         .c = rows_from(tp_tensor_rows(y), term->begin),
-                         .alpha = term->scaling,
-                         .beta = 1,
-                         .precision = precision};
-    bool ok = tp_op_ok(tape, op_name, tp_run_matmul(ctx, &down)) && tp_op_ok(tape, op_name, tp_run_matmul(ctx, &up));
+    if (!term_input(tape, term, tp_tape_step(tape), x, &input, &made)) return false;
+    tp_matmul_args down = {.n = n, .m = u.ld, .k = x->cols, .a = input, .b = matrix_of(term->a), .nt = true, .c = u};
+    down.alpha = term->scaling;
+    bool ok = tp_op_ok(tape, op_name, product(tape, down));
     tp_op_release(tape, made);
     return ok;
 }
 
-/* dA, dB, and the term's share of dx (added). */
-static tp_status term_backward(tp_tape *tape, const struct linear_record *r, int t, tp_rows dy, tp_rows dx)
+/* y += u B^T, in the term's rows. */
+static bool term_up(tp_tape *tape, const tp_lowrank *term, const tp_tensor *y, tp_rows u)
+{
+    tp_rows rows = rows_from(tp_tensor_rows(y), term->begin);
+    tp_matmul_args up = {.n = term_rows(term, y->rows), .m = y->cols, .k = u.ld, .a = u, .b = matrix_of(term->b), .nt = true};
+    up.c = rows;
+    up.alpha = up.beta = 1;
+    return tp_op_ok(tape, op_name, product(tape, up));
+}
+
+static bool covers(const tp_lowrank *term, int64_t rows)
+{
+    return term->begin == 0 && term_rows(term, rows) == rows;
+}
+
+/* y, and every term's u. */
+static bool forward(tp_tape *tape, const tp_tensor *x, const tp_linear_spec *spec, tp_tensor *y, tp_storage **u)
+{
+    tp_lowrank_args rider;
+    tp_matmul_args args = {.n = x->rows,
+                           .m = y->cols,
+                           .k = x->cols,
+                           .a = tp_tensor_rows(x),
+                           .b = *spec->weight,
+                           .nt = true,
+                           .c = tp_tensor_rows(y),
+                           .alpha = 1,
+                           .bias = spec->bias != NULL ? spec->bias->data : NULL,
+                           .residual = spec->residual != NULL ? spec->residual->data : NULL,
+                           .residual_ld = spec->residual != NULL ? spec->residual->ld : 0};
+    for (int t = 0; t < spec->n_terms; t++) {
+        const tp_lowrank *term = &spec->terms[t];
+        int64_t rank = term->a->rows;
+        u[t] = tp_op_alloc(tape, op_name, (size_t)term_rows(term, x->rows) * (size_t)rank * sizeof(float));
+        if (u[t] == NULL) return false;
+        tp_rows low = {tp_storage_data(u[t]), TP_F32, rank};
+        bool rides = t == 0 && covers(term, x->rows);
+        if ((!rides || term->dropout > 0) && !term_down(tape, term, x, low)) return false;
+        if (!rides) continue;
+        rider = (tp_lowrank_args){.rank = rank, .scaling = term->scaling, .low = low, .up = matrix_of(term->b)};
+        if (!(term->dropout > 0)) rider.down = matrix_of(term->a);
+        args.lowrank = &rider;
+    }
+    if (!tp_op_ok(tape, op_name, product(tape, args))) return false;
+    for (int t = args.lowrank != NULL ? 1 : 0; t < spec->n_terms; t++) {
+        tp_rows low = {tp_storage_data(u[t]), TP_F32, spec->terms[t].a->rows};
+        if (!term_up(tape, &spec->terms[t], y, low)) return false;
+    }
+    return true;
+}
+
+/* ---- backward ---- */
+
+/* du = s dy B of the term's rows; dy begins with them. */
+static tp_status term_du(tp_tape *tape, const tp_lowrank *term, int64_t n, tp_rows dy, tp_rows du)
+{
+    tp_matmul_args args = {.n = n, .m = du.ld, .k = term->b->rows, .a = dy, .b = matrix_of(term->b), .c = du};
+    args.alpha = term->scaling;
+    return product(tape, args);
+}
+
+/* dx += drop(du A), in the term's rows. `scratch` holds them, if there is dropout. */
+static tp_status term_dx(tp_tape *tape, const struct linear_record *r, const tp_lowrank *term, tp_rows du, tp_rows dx,
+                         tp_storage *scratch)
+{
+    int64_t n = term_rows(term, r->x->rows), in = r->x->cols;
+    bool dropped = term->dropout > 0;
+    dx = rows_from(dx, term->begin);
+    tp_rows target = dropped ? (tp_rows){tp_storage_data(scratch), dx.dtype, in} : dx;
+    tp_matmul_args args = {.n = n, .m = in, .k = du.ld, .a = du, .b = matrix_of(term->a), .c = target, .alpha = 1};
+    args.beta = dropped ? 0 : 1;
+    TP_TRY(product(tape, args));
+    if (!dropped) return TP_OK;
+    tp_dropout_args dropout = dropout_of(tape, term, r->step, n, in, target, dx);
+    dropout.accumulate = true;
+    return tp_run_dropout(tp_tape_ctx(tape), &dropout);
+}
+
+/* dA, dB, and the term's share of dx, except what rode on the product with W: du, and then dx. */
+static tp_status term_backward(tp_tape *tape, const struct linear_record *r, int t, tp_rows dy, tp_rows du, tp_rows dx,
+                               bool rode)
 {
     const tp_lowrank *term = &r->terms[t];
-    int64_t n = term_rows(term, r->x->rows), rank = term->a->rows, out = term->b->rows, in = r->x->cols;
+    int64_t n = term_rows(term, r->x->rows), rank = du.ld, out = term->b->rows, in = r->x->cols;
     tp_ctx *ctx = tp_tape_ctx(tape);
-    tp_dtype precision = tp_tape_precision(tape);
     dy = rows_from(dy, term->begin);
-    tp_storage *du_storage = tp_op_alloc(tape, op_name, (size_t)n * (size_t)rank * sizeof(float));
-    if (du_storage == NULL) return tp_tape_status(tape);
-    tp_rows du = {tp_storage_data(du_storage), TP_F32, rank};
     if (tp_wants_grad(term->b)) {
         tp_rows u = {tp_storage_data(r->u[t]), TP_F32, rank};
-        tp_matmul_tn_args args = {
-            .n = n, .m = out, .k = rank, .a = dy, .b = u, .c = term->b->grad, .alpha = term->scaling, .beta = 1};
+        tp_matmul_tn_args args = {.n = n, .m = out, .k = rank, .a = dy, .b = u, .c = term->b->grad, .alpha = 1, .beta = 1};
         TP_TRY(tp_run_matmul_tn(ctx, &args));
     }
-    tp_matmul_args up = {.n = n,
-                         .m = rank,
-                         .k = out,
-                         .a = dy,
-                         .b = tp_matrix_dense(term->b->dtype, term->b->data, out, rank),
-                         .c = du,
-                         .alpha = term->scaling,
-                         .precision = precision};
-    TP_TRY(tp_run_matmul(ctx, &up));
+    if (!rode) TP_TRY(term_du(tape, term, n, dy, du));
     tp_storage *made = NULL;
     if (tp_wants_grad(term->a)) {
         tp_rows input;
@@ -125,30 +188,14 @@ static tp_status term_backward(tp_tape *tape, const struct linear_record *r, int
         tp_matmul_tn_args args = {.n = n, .m = rank, .k = in, .a = du, .b = input, .c = term->a->grad, .alpha = 1, .beta = 1};
         TP_TRY(tp_run_matmul_tn(ctx, &args));
     }
-    if (dx.data != NULL) {
-        bool dropped = term->dropout > 0;
-        if (dropped && made == NULL) made = tp_op_alloc(tape, op_name, (size_t)n * (size_t)in * tp_dtype_bytes(dx.dtype));
-        if (dropped && made == NULL) return tp_tape_status(tape);
-        dx = rows_from(dx, term->begin);
-        tp_rows target = dropped ? (tp_rows){tp_storage_data(made), dx.dtype, in} : dx;
-        tp_matmul_args down = {.n = n,
-                               .m = in,
-                               .k = rank,
-                               .a = du,
-                               .b = tp_matrix_dense(term->a->dtype, term->a->data, rank, in),
-                               .c = target,
-                               .alpha = 1,
-                               .beta = dropped ? 0 : 1,
-                               .precision = precision};
-        TP_TRY(tp_run_matmul(ctx, &down));
-        if (dropped) {
-            tp_dropout_args args = dropout_of(tape, term, r->step, n, in, target, dx);
-            args.accumulate = true;
-            TP_TRY(tp_run_dropout(ctx, &args));
+    if (!rode && dx.data != NULL) {
+        if (term->dropout > 0 && made == NULL) {
+            made = tp_op_alloc(tape, op_name, (size_t)n * (size_t)in * tp_dtype_bytes(dx.dtype));
+            if (made == NULL) return tp_tape_status(tape);
         }
+        TP_TRY(term_dx(tape, r, term, du, dx, made));
     }
     tp_op_release(tape, made);
-    tp_op_release(tape, du_storage);
     return TP_OK;
 }
 
@@ -156,30 +203,41 @@ static tp_status linear_backward(tp_tape *tape, tp_record *base)
 {
     struct linear_record *r = (struct linear_record *)base;
     tp_tensor *y = base->out[0];
-    tp_ctx *ctx = tp_tape_ctx(tape);
     tp_rows dy = tp_tensor_grad_rows(y), dx = {0};
+    tp_storage *du[MAX_TERMS] = {0};
+    tp_lowrank_args rider;
+    bool rides = false;
+    for (int t = 0; t < r->n_terms; t++) {
+        du[t] =
+            tp_op_alloc(tape, op_name, (size_t)term_rows(&r->terms[t], y->rows) * (size_t)r->terms[t].a->rows * sizeof(float));
+        if (du[t] == NULL) return tp_tape_status(tape);
+    }
     if (tp_wants_grad(r->x)) {
         bool accumulate;
         dx = tp_grad_for(tape, r->x, &accumulate);
         if (dx.data == NULL) return tp_tape_status(tape);
-        tp_matmul_args args = {.n = y->rows,
-                               .m = r->x->cols,
-                               .k = y->cols,
-                               .a = dy,
-                               .b = *r->weight,
-                               .c = dx,
-                               .alpha = 1,
-                               .beta = accumulate ? 1 : 0,
-                               .precision = tp_tape_precision(tape)};
-        TP_TRY(tp_run_matmul(ctx, &args));
+        tp_matmul_args args = {.n = y->rows, .m = r->x->cols, .k = y->cols, .a = dy, .b = *r->weight, .c = dx, .alpha = 1};
+        args.beta = accumulate ? 1 : 0;
+        rides = r->n_terms > 0 && covers(&r->terms[0], y->rows) && !(r->terms[0].dropout > 0);
+        if (rides) {
+            const tp_lowrank *term = &r->terms[0];
+            rider = (tp_lowrank_args){.rank = term->a->rows, .scaling = term->scaling};
+            rider.low = (tp_rows){tp_storage_data(du[0]), TP_F32, term->a->rows};
+            rider.down = matrix_of(term->b);
+            rider.up = matrix_of(term->a);
+            args.lowrank = &rider;
+        }
+        TP_TRY(product(tape, args));
     }
     for (int t = 0; t < r->n_terms; t++) {
-        TP_TRY(term_backward(tape, r, t, dy, dx));
+        tp_rows low = {tp_storage_data(du[t]), TP_F32, r->terms[t].a->rows};
+        TP_TRY(term_backward(tape, r, t, dy, low, dx, rides && t == 0));
+        tp_op_release(tape, du[t]);
         tp_op_release(tape, r->u[t]);
     }
     if (tp_wants_grad(r->bias)) {
         tp_column_sum_args args = {.n = y->rows, .m = y->cols, .a = dy, .out = r->bias->grad, .beta = 1};
-        TP_TRY(tp_run_column_sum(ctx, &args));
+        TP_TRY(tp_run_column_sum(tp_tape_ctx(tape), &args));
     }
     return tp_wants_grad(r->residual) ? tp_grad_move(tape, y, r->residual) : TP_OK;
 }
@@ -229,24 +287,9 @@ tp_tensor *tp_linear(tp_tape *tape, tp_tensor *x, const tp_linear_spec *spec)
     bool wants = wants_grad(x, spec), record = wants && tp_tape_recording(tape);
     tp_tensor *y = tp_op_output(tape, op_name, tp_tape_precision(tape), x->rows, spec->weight->rows, wants);
     if (y == NULL) return NULL;
-    tp_matmul_args args = {.n = x->rows,
-                           .m = y->cols,
-                           .k = x->cols,
-                           .a = tp_tensor_rows(x),
-                           .b = *spec->weight,
-                           .nt = true,
-                           .c = tp_tensor_rows(y),
-                           .alpha = 1,
-                           .bias = spec->bias != NULL ? spec->bias->data : NULL,
-                           .residual = spec->residual != NULL ? spec->residual->data : NULL,
-                           .residual_ld = spec->residual != NULL ? spec->residual->ld : 0,
-                           .precision = tp_tape_precision(tape)};
-    if (!tp_op_ok(tape, op_name, tp_run_matmul(tp_tape_ctx(tape), &args))) return NULL;
     tp_storage *u[MAX_TERMS] = {0};
-    for (int t = 0; t < spec->n_terms; t++) {
-        if (!term_forward(tape, &spec->terms[t], x, y, &u[t])) return NULL;
-        if (!record) tp_op_release(tape, u[t]);
-    }
+    if (!forward(tape, x, spec, y, u)) return NULL;
+    for (int t = 0; t < spec->n_terms && !record; t++) tp_op_release(tape, u[t]);
     if (!record) return y;
     size_t terms_bytes = (size_t)spec->n_terms * sizeof(tp_lowrank);
     struct linear_record *r =

@@ -1,17 +1,26 @@
 /* Matrix products: argument checks, the choice of engine, and the blocked driver. matmul.h has the picture. */
 #include "backend/cpu/matmul.h"
 
-/* Shares of the workspace: packed left side, and sums that wait for the next chunk of k. */
+#include "backend/lowrank.h"
+
+/* Shares of the workspace: packed left side; sums that wait for the next chunk of k, or the low-rank part's unpacked `down`. */
 #define LEFT_BYTES ((int64_t)10 << 20)
 #define SUMS_BYTES ((int64_t)4 << 20)
-/* Most rows packed at once: 37 panels of 14. Their block of kc words, 0.5 MiB, stays in L2 while panels pass. */
+/* Most rows packed at once: 37 panels of 14. */
 #define ROWS_MAX 518
-/* Most columns of an item: the sums of 518 rows take 0.25 MiB of scratch. */
-#define ITEM_COLS 128
+/* Most columns of a group: a block of its right side takes 240 KiB; two of them, sums of 518 rows and the stream of the left
+ * side share L2. */
+#define GROUP_COLS  96
+#define RIGHT_WORDS (GROUP_COLS * (TP_MM_KC_WORDS + TP_MM_TAIL_WORDS))
+/* Groups that an item has where there are many. */
+#define ITEM_GROUPS 8
 /* Left panels that one item packs. */
 #define PACK_PANELS 4
+/* A product of no more columns, or no more k, is thin. */
+#define THIN_COLS 64
 
 _Static_assert(LEFT_BYTES + SUMS_BYTES <= (int64_t)TP_CPU_WORKSPACE_BYTES, "the shares must fit");
+_Static_assert(2 * RIGHT_WORDS * 4 + GROUP_COLS * (ROWS_MAX + 16) * 4 <= TP_CPU_SCRATCH_BYTES, "two groups and sums must fit");
 
 /* One pass: some rows, some columns, one chunk of k. */
 typedef struct pass {
@@ -22,17 +31,34 @@ typedef struct pass {
     int64_t panel_rows; /* rows per left panel; the last may have fewer */
     int64_t n_panels;
     int64_t k0, k_end, kc; /* the chunk, and the block size in values */
+    int64_t tail;          /* words of the low-rank part, behind the last block; 0: none */
     int64_t col0, col_end; /* columns; col0 is a multiple of nr */
-    int64_t item_cols;     /* columns of one item, a multiple of nr */
-    int64_t splits;        /* parts into which the rows of an item's panels are cut */
-    float *left;           /* packed: [block][panel][words of block][panel_rows] */
-    float *sums;           /* [column panel][row panel][tile], or NULL where k is one chunk */
+    int64_t group_cols;    /* columns of one group, a multiple of nr */
+    int64_t n_groups;
+    int64_t item_groups; /* neighbouring groups that an item has */
+    int64_t splits;      /* parts into which the rows of a group are cut */
+    bool direct;         /* tiles go to the result; no sums, no finish */
+    bool in_place;       /* tiles read whole panels of the right side where they lie */
+    float *left;         /* packed: [block][panel][words of block][panel_rows] */
+    float *down;         /* of the low-rank part, unpacked: [block][words of block][columns][nr] */
+    float *sums;         /* [column panel][row panel][tile], or NULL where k is one chunk */
 } pass;
 
-static int64_t block_words(const pass *s, int64_t k) /* words of the block at k, rounded up to whole runs */
+static int64_t block_k(const pass *s, int64_t k) /* values of k in the block at k */
 {
-    int64_t kc = tp_mm_min(s->kc, s->k_end - k);
-    return tp_mm_ceil(tp_mm_ceil(kc, s->e->per_word), TP_MM_RUN) * TP_MM_RUN;
+    return tp_mm_min(s->kc, s->k_end - k);
+}
+
+static int64_t tail_words(const pass *s, int64_t k)
+{
+    return k + s->kc >= s->p->k ? s->tail : 0;
+}
+
+/* Words that the block at k takes in a left panel: whole runs. */
+static int64_t block_words(const pass *s, int64_t k)
+{
+    return (tp_mm_ceil(tp_mm_ceil(block_k(s, k), s->e->per_word), TP_MM_RUN) + tp_mm_ceil(tail_words(s, k), TP_MM_RUN)) *
+           TP_MM_RUN;
 }
 
 static int64_t rows_of(const pass *s, int64_t panel)
@@ -46,104 +72,276 @@ static float *left_panel(const pass *s, int64_t k, int64_t panel)
     return s->left + s->rows * ((k - s->k0) / s->e->per_word) + panel * s->panel_rows * block_words(s, k);
 }
 
-static void pack_item(void *arg, int64_t item, int thread)
+/* ---- the low-rank part ---- */
+
+/* Of a panel of rows: low = scaling * left down, from the packed left side, and behind the left panel of the last block. */
+static void pack_low(const pass *s, int64_t panel, float *tile)
+{
+    const tp_mm_engine *e = s->e;
+    const tp_mm_lowrank *l = s->p->lowrank;
+    int64_t row = s->row0 + panel * s->panel_rows, rows = rows_of(s, panel), last = 0;
+    tp_mm_out out = {.c = l->low, .alpha = l->scaling};
+    for (int64_t col = 0; col < l->rank && l->down.data != NULL; col += e->nr) {
+        int cols = (int)tp_mm_min(e->nr, l->rank - col);
+        tp_mm_tile t = {.rows = (int)rows, .cols = cols, .right_ld = e->nr, .to = tile, .ld = e->nr, .from_ld = e->nr};
+        const float *down = s->down + col * tp_mm_ceil(s->p->k, e->per_word);
+        for (int64_t k = 0; k < s->p->k; k += s->kc) {
+            t.words = tp_mm_ceil(block_k(s, k), e->per_word);
+            t.left = left_panel(s, k, panel);
+            t.right = down;
+            e->tile(&t);
+            down += t.words * e->nr;
+            t.from = tile;
+        }
+        e->finish(&out, row, rows, col, cols, tile, e->nr);
+    }
+    while (last + s->kc < s->p->k) last += s->kc;
+    int64_t words = tp_mm_ceil(s->p->k - last, e->per_word); /* a multiple of TP_MM_RUN, or the part would not fold */
+    e->pack(&l->low, row, (int)rows, 0, l->rank, left_panel(s, last, panel) + words * rows);
+}
+
+static void unpack_down_item(void *arg, int64_t item, int thread)
 {
     (void)thread;
+    const pass *s = arg;
+    const tp_mm_lowrank *l = s->p->lowrank;
+    int64_t blocks = tp_mm_ceil(s->p->k, s->kc), col = item / blocks * s->e->nr, k = item % blocks * s->kc;
+    float *to = s->down + col * tp_mm_ceil(s->p->k, s->e->per_word) + k / s->e->per_word * s->e->nr;
+    s->e->unpack(&l->down, k, block_k(s, k), col, (int)tp_mm_min(s->e->nr, l->rank - col), to);
+}
+
+bool tp_mm_folds(const tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p)
+{
+    int64_t per_word = e->per_word, words = tp_mm_ceil(p->k, per_word), rank = p->lowrank->rank;
+    bool whole_runs = p->k % (TP_MM_RUN * per_word) == 0, wide = p->n >= TP_MM_FEW && p->m > THIN_COLS && p->k > THIN_COLS;
+    return wide && whole_runs && !p->left_transposed && (e != &tp_mm_generic || cpu->openblas == NULL) &&
+           tp_mm_ceil(rank, per_word) <= TP_MM_TAIL_WORDS && ROWS_MAX * (words + TP_MM_TAIL_WORDS) * 4 <= LEFT_BYTES &&
+           tp_mm_ceil(rank, e->nr) * e->nr * words * 4 <= SUMS_BYTES;
+}
+
+/* ---- packing ---- */
+
+static void pack_item(void *arg, int64_t item, int thread)
+{
     const pass *s = arg;
     int64_t end = tp_mm_min((item + 1) * PACK_PANELS, s->n_panels);
     for (int64_t k = s->k0; k < s->k_end; k += s->kc) {
         for (int64_t panel = item * PACK_PANELS; panel < end; panel++) {
-            int64_t row = s->row0 + panel * s->panel_rows, kc = tp_mm_min(s->kc, s->k_end - k);
+            int64_t row = s->row0 + panel * s->panel_rows;
             if (s->p->left_transposed)
-                s->e->pack_transposed(&s->p->left, row, (int)rows_of(s, panel), k, kc, left_panel(s, k, panel));
+                s->e->pack_transposed(&s->p->left, row, (int)rows_of(s, panel), k, block_k(s, k), left_panel(s, k, panel));
             else
-                s->e->pack(&s->p->left, row, (int)rows_of(s, panel), k, kc, left_panel(s, k, panel));
+                s->e->pack(&s->p->left, row, (int)rows_of(s, panel), k, block_k(s, k), left_panel(s, k, panel));
         }
     }
+    for (int64_t panel = item * PACK_PANELS; s->tail > 0 && panel < end; panel++)
+        pack_low(s, panel, tp_cpu_scratch(s->cpu, thread));
 }
 
-/* Asks for part `i` of `n` of the bytes that a panel will be unpacked from, while other sums are computed: panels are cut
- * across rows, so that the hardware does not foresee them. */
-static void prefetch_right(const tp_mm_right *b, int64_t k, int64_t kc, int64_t col, int64_t cols, int64_t i, int64_t n)
-{
-    const tp_format *f = &tp_formats[b->format];
-    int64_t rows = b->along_k ? cols : kc, row0 = b->along_k ? col : k;
-    int64_t from = b->along_k ? k : col, count = b->along_k ? kc : cols;
-    int64_t begin = from / f->block * f->block_bytes, bytes = tp_mm_ceil(count, f->block) * f->block_bytes;
-    for (int64_t r = i * rows / n; r < (i + 1) * rows / n; r++) {
-        const unsigned char *p = tp_mm_stored_row(b, row0 + r) + begin;
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 2);
-        __builtin_prefetch(p + bytes - 1, 0, 2);
-    }
-}
-
-/* The same for the elements of c that a tile will write. */
+/* Asks for the elements of c that a tile will read or write, while its sums are computed. */
 static void prefetch_tile(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols)
 {
     if (out->transposed) return;
     int64_t size = out->c.dtype == TP_BF16 ? 2 : 4;
     for (int64_t r = row; r < row + rows; r++) {
         const unsigned char *p = (const unsigned char *)out->c.data + (r * out->c.ld + col) * size;
-        for (int64_t at = 0; at < cols * size; at += 64) __builtin_prefetch(p + at, 1, 3);
-        __builtin_prefetch(p + cols * size - 1, 1, 3);
+        for (int64_t at = 0; at < cols * size; at += 64) __builtin_prefetch(p + at, 1, 2);
+        __builtin_prefetch(p + cols * size - 1, 1, 2);
     }
 }
 
-/* One block of k of one column panel times row panels `first` .. `end`. */
-static void multiply_block(const pass *s, int64_t k, int64_t col, int64_t next_k, int64_t next_col, int64_t first, int64_t end,
-                           float *right, float *sums)
+/* ---- multiplying ---- */
+
+/* Whether tiles can be added to the result as they are, and from where the first one takes what was there. */
+static bool goes_direct(const tp_mm_out *out)
+{
+    bool one_source = out->beta == 0 || (out->beta == 1 && out->residual == NULL);
+    return out->c.dtype == TP_F32 && out->alpha == 1 && one_source && out->bias == NULL && !out->transposed;
+}
+
+static void aim_at_result(tp_mm_tile *t, const tp_mm_out *out, int64_t row, int64_t col, bool first)
+{
+    t->from = t->to = (float *)out->c.data + row * out->c.ld + col;
+    t->from_ld = t->ld = out->c.ld;
+    if (!first || out->beta != 0) return;
+    t->from = out->residual != NULL ? (const float *)out->residual + row * out->residual_ld + col : NULL;
+    t->from_ld = out->residual_ld;
+}
+
+/* One block of one group: what a right buffer holds, panel after panel. */
+typedef struct step {
+    int64_t k, col, col_end;
+    int64_t words, tail; /* of k, and of the low-rank part behind it */
+} step;
+
+static step step_at(const pass *s, int64_t group, int64_t k)
+{
+    step t = {.k = k, .col = s->col0 + group * s->group_cols, .tail = tail_words(s, k)};
+    t.col_end = tp_mm_min(s->col_end, t.col + s->group_cols);
+    t.words = tp_mm_ceil(block_k(s, k), s->e->per_word);
+    return t;
+}
+
+static float *right_panel(const pass *s, const step *t, float *right, int64_t panel)
+{
+    return right + panel * (t->words + t->tail) * s->e->nr;
+}
+
+/* A step is unpacked in units: UNIT values of k of one panel where k runs along stored rows, else of all panels, for these lie
+ * side by side in memory. Behind them comes a unit per panel of the low-rank part. */
+#define UNIT 64
+
+static int64_t unit_count(const pass *s, const step *t)
+{
+    int64_t panels = tp_mm_ceil(t->col_end - t->col, s->e->nr), units = tp_mm_ceil(block_k(s, t->k), UNIT);
+    return (s->p->right.along_k ? units * panels : units) + (t->tail > 0 ? panels : 0);
+}
+
+/* What a unit covers: values k .. k + kc of panels first .. end; false if it is of the low-rank part. */
+static bool unit_at(const pass *s, const step *t, int64_t unit, int64_t *k, int64_t *kc, int64_t *first, int64_t *end)
+{
+    int64_t panels = tp_mm_ceil(t->col_end - t->col, s->e->nr), units = tp_mm_ceil(block_k(s, t->k), UNIT);
+    bool along = s->p->right.along_k;
+    *k = unit % units * UNIT;
+    *kc = tp_mm_min(UNIT, block_k(s, t->k) - *k);
+    *first = along ? unit / units : 0;
+    *end = along ? *first + 1 : panels;
+    int64_t low = unit - (along ? units * panels : units);
+    if (low < 0) return true;
+    *first = low;
+    *end = low + 1;
+    return false;
+}
+
+/* Few row panels do not pay for unpacking what tiles can read: f32 rows of which panels are pieces. */
+static bool reads_in_place(const pass *s)
+{
+    const tp_mm_right *b = &s->p->right;
+    bool as_it_is = b->format == TP_FORMAT_F32 && !b->along_k && !b->round_bf16 && b->rope_pairs == 0 && s->e->per_word == 1;
+    return as_it_is && s->n_panels <= 2 && s->tail == 0 && b->row_bytes % 4 == 0 && (uintptr_t)b->data % 4 == 0;
+}
+
+static void unpack_unit(const pass *s, const step *t, int64_t unit, float *right)
 {
     const tp_mm_engine *e = s->e;
-    const tp_mm_product *p = s->p;
-    int64_t kc = tp_mm_min(s->kc, s->k_end - k), words = tp_mm_ceil(kc, e->per_word), tile = (int64_t)e->mr * e->nr;
-    int64_t step = s->kc >= p->k ? 0 : tile; /* of one block, each tile is finished before the next begins */
-    int cols = (int)tp_mm_min(e->nr, s->col_end - col);
-    bool last = k + kc == p->k;
-    const float *left = left_panel(s, k, first);
-    int64_t left_step = s->panel_rows * block_words(s, k);
-    e->unpack(&p->right, k, kc, col, cols, right);
-    for (int64_t panel = first; panel < end; panel++, left += left_step) {
-        float *t = sums + (panel - first) * step;
-        int64_t row = s->row0 + panel * s->panel_rows, rows = rows_of(s, panel);
-        if (next_k < s->k_end)
-            prefetch_right(&p->right, next_k, tp_mm_min(s->kc, s->k_end - next_k), next_col,
-                           tp_mm_min(e->nr, s->col_end - next_col), panel - first, end - first);
-        if (last) prefetch_tile(&p->out, row, rows, col, cols);
-        e->tile((int)rows, cols, words, left, right, t, k > 0);
-        if (last) e->finish(&p->out, row, rows, col, cols, t, e->nr);
+    int64_t k, kc, first, end;
+    bool main = unit_at(s, t, unit, &k, &kc, &first, &end);
+    for (int64_t panel = first; panel < end; panel++) {
+        int64_t col = t->col + panel * e->nr;
+        int cols = (int)tp_mm_min(e->nr, t->col_end - col);
+        float *to = right_panel(s, t, right, panel);
+        if (s->in_place && cols == e->nr) continue;
+        if (main)
+            e->unpack(&s->p->right, t->k + k, kc, col, cols, to + k / e->per_word * e->nr);
+        else
+            e->unpack(&s->p->lowrank->up, 0, s->p->lowrank->rank, col, cols, to + t->words * e->nr);
     }
 }
 
-/* Some column panels times a range of row panels, over the chunk. k is the outer loop: while a block of k lasts, the left
- * side's part of it stays in L2 and serves all the panels. */
+/* Asks for the bytes of a unit: pieces of rows, which the hardware does not foresee. */
+static void prefetch_unit(const pass *s, const step *t, int64_t unit)
+{
+    const tp_mm_right *b = &s->p->right;
+    const tp_format *f = &tp_formats[b->format];
+    int64_t k, kc, first, end;
+    if (!unit_at(s, t, unit, &k, &kc, &first, &end)) return;
+    int64_t col = t->col + first * s->e->nr, cols = tp_mm_min(t->col + end * s->e->nr, t->col_end) - col;
+    int64_t rows = b->along_k ? cols : kc, row0 = b->along_k ? col : t->k + k;
+    int64_t from = b->along_k ? t->k + k : col, count = b->along_k ? kc : cols;
+    int64_t begin = from / f->block * f->block_bytes, bytes = tp_mm_ceil(count, f->block) * f->block_bytes;
+    for (int64_t r = 0; r < rows; r++) {
+        const unsigned char *p = tp_mm_stored_row(b, row0 + r) + begin;
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 2);
+        __builtin_prefetch(p + bytes - 1, 0, 2);
+    }
+}
+
+/* The block at k of one row panel times one column panel. `sums`: of this tile, or any place if it is finished now. */
+static void multiply_tile(const pass *s, int64_t k, int64_t words, int64_t panel, int64_t col, int cols, const float *right,
+                          float *sums)
+{
+    const tp_mm_out *out = &s->p->out;
+    int64_t row = s->row0 + panel * s->panel_rows, rows = rows_of(s, panel);
+    bool last = k + s->kc >= s->p->k;
+    tp_mm_tile t = {.rows = (int)rows, .cols = cols, .words = words, .left = left_panel(s, k, panel), .right = right};
+    t.right_ld = t.from_ld = t.ld = s->e->nr;
+    t.to = sums;
+    t.from = k > 0 ? sums : NULL;
+    if (s->in_place && cols == s->e->nr) {
+        t.right = s->p->right.data + k * s->p->right.row_bytes + col * 4;
+        t.right_ld = s->p->right.row_bytes / 4;
+    }
+    if (s->direct) aim_at_result(&t, out, row, col, k == 0);
+    if (s->direct || last) prefetch_tile(out, row, rows, col, cols);
+    s->e->tile(&t);
+    if (last && !s->direct) s->e->finish(out, row, rows, col, cols, sums, s->e->nr);
+}
+
+/* The row panels first .. end times one step's right buffer. Between row panels, a share of the next step is unpacked, whose
+ * bytes were asked for one row panel earlier: neither waits for memory. */
+static void multiply_step(const pass *s, const step *t, const float *right, const step *next, float *next_right, int64_t first,
+                          int64_t end, float *sums, int64_t col_step, int64_t row_step)
+{
+    int64_t n = end - first, units = next != NULL ? unit_count(s, next) : 0, nr = s->e->nr;
+    for (int64_t u = 0; u < units / n; u++) prefetch_unit(s, next, u);
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t u = (i + 1) * units / n; u < (i + 2) * units / n && u < units; u++) prefetch_unit(s, next, u);
+        for (int64_t col = t->col, j = 0; col < t->col_end; col += nr, j++)
+            multiply_tile(s, t->k, t->words + t->tail, first + i, col, (int)tp_mm_min(nr, t->col_end - col),
+                          right + j * (t->words + t->tail) * nr, sums + j * col_step + i * row_step);
+        for (int64_t u = i * units / n; u < (i + 1) * units / n; u++) unpack_unit(s, next, u, next_right);
+    }
+}
+
+/* Some groups of column panels times a range of row panels, over the chunk. While a step lasts, its part of the right side
+ * stays in L2 and all row panels pass. */
 static void multiply_item(void *arg, int64_t item, int thread)
 {
     const pass *s = arg;
     int64_t split = item % s->splits, nr = s->e->nr, tile = s->e->mr * nr;
     int64_t first = split * s->n_panels / s->splits, end = (split + 1) * s->n_panels / s->splits;
-    int64_t col0 = s->col0 + item / s->splits * s->item_cols, col_end = tp_mm_min(s->col_end, col0 + s->item_cols);
-    float *right = tp_cpu_scratch(s->cpu, thread), *sums = right + TP_MM_KC_WORDS * nr;
-    if (s->sums != NULL) sums = s->sums + ((col0 - s->col0) / nr * s->n_panels + first) * tile;
-    for (int64_t k = s->k0; k < s->k_end; k += s->kc) {
-        for (int64_t col = col0; col < col_end; col += nr) {
-            bool wraps = col + nr >= col_end;
-            int64_t next_k = wraps ? k + s->kc : k, next_col = wraps ? col0 : col + nr;
-            multiply_block(s, k, col, next_k, next_col, first, end, right, sums + (col - col0) / nr * s->n_panels * tile);
-        }
+    int64_t group = item / s->splits * s->item_groups, group_end = tp_mm_min(group + s->item_groups, s->n_groups);
+    float *right[2] = {tp_cpu_scratch(s->cpu, thread), NULL}, *own = NULL;
+    right[1] = right[0] + RIGHT_WORDS;
+    own = right[1] + RIGHT_WORDS;
+    bool keep = !s->direct && s->kc < s->p->k; /* each tile's own sums until the last block; else all use one place */
+    int64_t row_step = keep ? tile : 0, col_step = keep ? tile * (s->sums != NULL ? s->n_panels : end - first) : 0;
+    step now = step_at(s, group, s->k0);
+    for (int64_t u = 0, n = unit_count(s, &now); u < n; u++) {
+        if (u + 1 < n) prefetch_unit(s, &now, u + 1);
+        unpack_unit(s, &now, u, right[0]);
+    }
+    for (int current = 0; group < group_end; current = 1 - current) {
+        bool more = now.k + s->kc < s->k_end;
+        if (!more) group++;
+        step next = step_at(s, group, more ? now.k + s->kc : s->k0);
+        float *sums = s->sums != NULL ? s->sums + (now.col - s->col0) / nr * col_step + first * row_step : own;
+        multiply_step(s, &now, right[current], group < group_end ? &next : NULL, right[1 - current], first, end, sums, col_step,
+                      row_step);
+        now = next;
     }
 }
 
-/* Items are panels, or a few neighbours where there are many. Where there
- * are too few for all threads, rows are cut as well, at the price of unpacking a panel more than once. */
+/* Groups are as wide as fits twice into half of L2. Each thread gets the same number, in one item, or in some where there are
+ * many, for threads may be slowed down by others. Where there are too few panels, rows are cut as well, at the price of
+ * unpacking a panel more than once. */
 static void run_pass(pass *s)
 {
-    int64_t threads = s->cpu->device.threads, panels = tp_mm_ceil(s->col_end - s->col0, s->e->nr), wanted = 3 * threads;
+    int64_t threads = s->cpu->device.threads, panels = tp_mm_ceil(s->col_end - s->col0, s->e->nr), most = GROUP_COLS / s->e->nr;
+    if (s->tail > 0 && s->p->lowrank->down.data != NULL) {
+        int64_t columns = tp_mm_ceil(s->p->lowrank->rank, s->e->nr);
+        tp_cpu_for(s->cpu, columns * tp_mm_ceil(s->p->k, s->kc), unpack_down_item, s);
+    }
     tp_cpu_for(s->cpu, tp_mm_ceil(s->n_panels, PACK_PANELS), pack_item, s);
-    int64_t group = panels / wanted;
-    s->item_cols = (group < 1 ? 1 : tp_mm_min(group, ITEM_COLS / s->e->nr)) * s->e->nr;
+    int64_t groups = tp_mm_ceil(tp_mm_ceil(panels, most), threads) * threads, group = tp_mm_ceil(panels, groups);
+    s->n_groups = tp_mm_ceil(panels, group);
+    s->group_cols = group * s->e->nr;
+    int64_t share = tp_mm_ceil(s->n_groups, threads);
+    s->item_groups = share < 2 * ITEM_GROUPS ? share : ITEM_GROUPS;
     s->splits = 1;
-    if (threads > 1 && panels < wanted) s->splits = tp_mm_min(tp_mm_ceil(wanted, panels), tp_mm_ceil(s->n_panels, PACK_PANELS));
-    tp_cpu_for(s->cpu, tp_mm_ceil(s->col_end - s->col0, s->item_cols) * s->splits, multiply_item, s);
+    if (group == 1 && s->n_groups < 3 * threads && threads > 1)
+        s->splits = tp_mm_min(tp_mm_ceil(3 * threads, s->n_groups), tp_mm_ceil(s->n_panels, PACK_PANELS));
+    tp_cpu_for(s->cpu, tp_mm_ceil(s->n_groups, s->item_groups) * s->splits, multiply_item, s);
 }
 
 /* All columns and all of k for some rows. */
@@ -159,7 +357,7 @@ static void run_rows(pass *s)
         run_pass(s);
         return;
     }
-    int64_t group = SUMS_BYTES / 4 / (s->n_panels * tile) * e->nr;
+    int64_t group = s->direct ? m : SUMS_BYTES / 4 / (s->n_panels * tile) * e->nr;
     s->sums = (float *)(void *)(s->cpu->workspace + LEFT_BYTES);
     for (s->col0 = 0; s->col0 < m; s->col0 = s->col_end) {
         s->col_end = tp_mm_min(m, s->col0 + group);
@@ -174,7 +372,6 @@ static void run_rows(pass *s)
 
 /* With few columns, or few k, packing the left side costs as much as multiplying it. Then the right side, which is small,
  * is unpacked as a whole, and items are rows: each packs some of its rows into L1 and multiplies them at once. */
-#define THIN_COLS        64
 #define THIN_RIGHT_BYTES ((int64_t)512 << 10)
 
 typedef struct thin {
@@ -213,13 +410,18 @@ static void thin_panel(const thin *s, int64_t block, int64_t panel, float *left,
     int64_t tile = s->blocks == 1 ? 0 : (int64_t)e->mr * e->nr; /* of one block, each tile is finished before the next */
     int64_t row = panel * s->panel_rows, rows = tp_mm_min(s->panel_rows, p->n - row), words = thin_words(s, block);
     const float *right = thin_right(s, block, 0);
-    bool last = block + 1 == s->blocks;
+    bool last = block + 1 == s->blocks, direct = goes_direct(&p->out);
     e->pack(&p->left, row, (int)rows, block * s->kc, tp_mm_min(s->kc, p->k - block * s->kc), left);
     for (int64_t col = 0; col < p->m; col += e->nr, sums += tile, right += words * e->nr) {
         int64_t cols = tp_mm_min(e->nr, p->m - col), next = col + e->nr;
-        if (last && next < p->m) prefetch_tile(&p->out, row, rows, next, tp_mm_min(e->nr, p->m - next));
-        e->tile((int)rows, (int)cols, words, left, right, sums, block > 0);
-        if (last) e->finish(&p->out, row, rows, col, cols, sums, e->nr);
+        if ((last || direct) && next < p->m) prefetch_tile(&p->out, row, rows, next, tp_mm_min(e->nr, p->m - next));
+        tp_mm_tile t = {.rows = (int)rows, .cols = (int)cols, .words = words, .left = left, .right = right};
+        t.right_ld = t.from_ld = t.ld = e->nr;
+        t.to = sums;
+        t.from = block > 0 ? sums : NULL;
+        if (direct) aim_at_result(&t, &p->out, row, col, block == 0);
+        e->tile(&t);
+        if (last && !direct) e->finish(&p->out, row, rows, col, cols, sums, e->nr);
     }
 }
 
@@ -264,15 +466,19 @@ void tp_mm_blocked(tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p)
     }
     int64_t limit = (int64_t)TP_MM_KC_WORDS * e->per_word, blocks = tp_mm_ceil(p->k, limit);
     int64_t kc = tp_mm_ceil(tp_mm_ceil(p->k, blocks), 32) * 32; /* <= limit, for limit is a multiple of 32 */
-    if (run_thin(cpu, e, p, kc)) return;
+    if (p->lowrank == NULL && run_thin(cpu, e, p, kc)) return;
     int64_t passes = tp_mm_ceil(p->n, ROWS_MAX);
-    pass s = {.cpu = cpu, .e = e, .p = p, .kc = kc, .left = (float *)(void *)cpu->workspace};
+    pass s = {.cpu = cpu, .e = e, .p = p, .kc = kc, .direct = goes_direct(&p->out)};
+    s.left = (float *)(void *)cpu->workspace;
+    s.down = (float *)(void *)(cpu->workspace + LEFT_BYTES);
+    s.tail = p->lowrank != NULL ? tp_mm_ceil(p->lowrank->rank, e->per_word) : 0;
     for (int64_t i = 0; i < passes; i++) {
         s.row0 = i * p->n / passes;
         s.rows = (i + 1) * p->n / passes - s.row0;
         s.n_panels = tp_mm_ceil(s.rows, e->mr);
         s.panel_rows = tp_mm_ceil(s.rows, s.n_panels); /* 16 rows as 8 + 8: a tile of 2 would stall on latency */
         s.n_panels = tp_mm_ceil(s.rows, s.panel_rows);
+        s.in_place = reads_in_place(&s);
         run_rows(&s);
     }
 }
@@ -298,6 +504,7 @@ static void finish_without_sums(const tp_mm_product *p)
     }
 }
 
+/* Its shape is checked: rows x cols as the product needs them. */
 static tp_status right_of(tp_ctx *ctx, const tp_matrix *b, bool nt, tp_mm_right *right)
 {
     if (b->format < 0 || b->format >= TP_FORMAT_COUNT)
@@ -319,17 +526,46 @@ static tp_status right_of(tp_ctx *ctx, const tp_matrix *b, bool nt, tp_mm_right 
     return TP_OK;
 }
 
+static tp_status right_fits(tp_ctx *ctx, const char *what, const tp_mm_right *b, int64_t k, int64_t m)
+{
+    if (b->k == k && b->m == m) return TP_OK;
+    return tp_fail(ctx, TP_INTERNAL, "matmul: the %s is %lld x %lld, the product needs %lld x %lld", what, (long long)b->k,
+                   (long long)b->m, (long long)k, (long long)m);
+}
+
+static tp_status lowrank_of(tp_ctx *ctx, const tp_matmul_args *args, tp_mm_lowrank *lowrank)
+{
+    const tp_lowrank_args *l = args->lowrank;
+    *lowrank = (tp_mm_lowrank){.rank = l->rank, .scaling = l->scaling, .low = l->low};
+    TP_TRY(right_of(ctx, &l->up, args->nt, &lowrank->up));
+    TP_TRY(right_fits(ctx, "low-rank part's up side", &lowrank->up, l->rank, args->m));
+    if (l->down.data == NULL) return TP_OK;
+    TP_TRY(right_of(ctx, &l->down, args->nt, &lowrank->down));
+    return right_fits(ctx, "low-rank part's down side", &lowrank->down, args->k, l->rank);
+}
+
+static tp_status run_parts(tp_ctx *ctx, const tp_mm_engine *engine, const tp_matmul_args *args)
+{
+    tp_matmul_args parts[TP_LOWRANK_PARTS];
+    int n = tp_lowrank_split(args, parts);
+    for (int i = 0; i < n; i++) TP_TRY(tp_mm_run(ctx, engine, &parts[i]));
+    return TP_OK;
+}
+
 tp_status tp_mm_run(tp_ctx *ctx, const tp_mm_engine *engine, const tp_matmul_args *args)
 {
+    tp_cpu *cpu = tp_cpu_of(ctx);
+    tp_mm_lowrank lowrank;
     tp_mm_product p = {.n = args->n, .m = args->m, .k = args->k, .left = args->a};
     p.out = (tp_mm_out){args->c, args->alpha, args->beta, args->bias, args->residual, args->residual_ld, false};
     TP_TRY(right_of(ctx, &args->b, args->nt, &p.right));
     if (p.n <= 0 || p.m <= 0) return TP_OK;
-    if (p.right.k != p.k || p.right.m != p.m)
-        return tp_fail(ctx, TP_INTERNAL, "matmul: the right side is %lld x %lld, the product needs %lld x %lld",
-                       (long long)args->b.rows, (long long)args->b.cols, (long long)(args->nt ? p.m : p.k),
-                       (long long)(args->nt ? p.k : p.m));
-    tp_cpu *cpu = tp_cpu_of(ctx);
+    TP_TRY(right_fits(ctx, "right side", &p.right, p.k, p.m));
+    if (args->lowrank != NULL) {
+        TP_TRY(lowrank_of(ctx, args, &lowrank));
+        p.lowrank = &lowrank;
+        if (!tp_mm_folds(cpu, engine, &p)) return run_parts(ctx, engine, args);
+    }
     if (p.k <= 0)
         finish_without_sums(&p);
     else if (p.n < TP_MM_FEW)

@@ -3,14 +3,15 @@
  *
  * Every product is  out [n, m] = finish(left [n, k] times right [k, m]):
  *
- *      right, kc x 32 columns                the driver cuts k into blocks of kc and columns into panels of `nr`. A thread
- *      unpacked into L1 once  +----+         takes a panel, unpacks its kc x nr block of the right side into L1, from any
- *                             |    |         format, and runs all row panels of the left side over it. The left side was
- *      left, packed into      |    |         packed before, into the workspace, by all threads together.
- *      row panels of mr       +----+
- *      +--------------+       +----+         A tile of mr x nr sums lives in registers during one block of k; blocks are
- *      |  mr x kc     |  ->   |tile|         added in f32 in ascending order. So a sum's order depends on k alone: neither
- *      +--------------+       +----+         on n, nor on m, nor on threads.
+ *      right: a group of panels,             the driver cuts k into blocks of kc and columns into panels of `nr`. A thread
+ *      kc x nr each, in L2    +--+--+        takes a group of panels, unpacks its blocks of the right side into L2, from any
+ *                             |  |  |        format, and runs the row panels of the left side over them, one after the other.
+ *      left, packed into      |  |  |        The left side was packed before, into the workspace, by all threads together.
+ *      row panels of mr       +--+--+
+ *      +--------------+       +--+           A tile of mr x nr sums lives in registers during one block of k, in which both
+ *      |  mr x kc     |  ->   |tile          panels stream through L1; then it goes straight to the result where that is
+ *      +--------------+       +--+           f32. Blocks are added in ascending order: a sum's order depends on k alone,
+ *                                            neither on n, nor on m, nor on threads.
  *
  * A panel of the left side is not transposed: it holds, for every 16 words of k, mr rows of 16 words (64 bytes), so packing
  * is copying; the tile loop broadcasts single words. A word is an f32, or two bf16 for vdpbf16ps: the layouts are the same. */
@@ -23,8 +24,11 @@
 #define TP_MM_RUN 16
 /* Largest mr * nr of an engine. */
 #define TP_MM_TILE_MAX (14 * 32)
-/* Most words of k in a block: 192 x 32 words are 24 KiB, and 14 x 192 of the left 10.5. */
-#define TP_MM_KC_WORDS 192
+/* Most words of k in a block. The panel of the right side that a tile passes takes 72 KiB: it comes from L2, at 9 bytes a
+ * cycle, which the hardware keeps up with; shorter blocks would have sums go to memory and back more often. */
+#define TP_MM_KC_WORDS 576
+/* Most words that a low-rank part adds behind the last block. */
+#define TP_MM_TAIL_WORDS 64
 /* Products of fewer rows go by matmul_few.c, whose sums have another order. */
 #define TP_MM_FEW 8
 
@@ -49,6 +53,19 @@ typedef struct tp_mm_out {
     bool transposed; /* sum [i, j] goes to c[j, i]; f32, no bias or residual */
 } tp_mm_out;
 
+/* What a tile multiplies, and where its sums go. */
+typedef struct tp_mm_tile {
+    int rows, cols; /* <= mr, nr. Columns from `cols` on are not written */
+    int64_t words;  /* of k */
+    const void *left;
+    const void *right; /* rows of nr words, `right_ld` apart: an unpacked panel, or the matrix itself where it is f32 */
+    int64_t right_ld;
+    const float *from; /* to [rows][ld] = sums + from [rows][from_ld]; NULL: 0 */
+    int64_t from_ld;
+    float *to;
+    int64_t ld;
+} tp_mm_tile;
+
 typedef struct tp_mm_engine {
     const char *name;
     int mr, nr;
@@ -60,8 +77,8 @@ typedef struct tp_mm_engine {
     /* Values k0 .. k0+kc of columns col .. col+cols to a panel [words of kc][nr]; columns from `cols` on are zero. k0 is a
      * multiple of 32, col of nr. */
     void (*unpack)(const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, void *panel);
-    /* sums [rows][nr] (+)= left panel times right panel. `words` of k; only columns below `cols` need be right. */
-    void (*tile)(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add);
+    /* Left panel times right panel. */
+    void (*tile)(const tp_mm_tile *t);
     /* c[row.., col..] from sums [rows][ld]. */
     void (*finish)(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols, const float *sums, int64_t ld);
     /* For few rows: x [n][ld] f32 with zeros up to the next multiple of 32 values, then the sum of each 32 values, with
@@ -77,8 +94,17 @@ extern const tp_mm_engine tp_mm_generic;
 #if defined(__x86_64__)
 extern const tp_mm_engine tp_mm_avx2, tp_mm_avx512, tp_mm_bf16_dot;
 /* The tile of tp_mm_bf16_dot in plain C, so that its packing can be tested on any CPU. */
-void tp_mm_bf16_dot_tile_plain(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add);
+void tp_mm_bf16_dot_tile_plain(const tp_mm_tile *t);
 #endif
+
+/* The low-rank part of a product: `rank` more columns of the left side (`low`), and as many more rows of the right side
+ * (`up`). low = scaling * left times down, or given (down.data is NULL). */
+typedef struct tp_mm_lowrank {
+    int64_t rank;
+    float scaling;
+    tp_rows low; /* [n, rank] f32 */
+    tp_mm_right down, up;
+} tp_mm_lowrank;
 
 /* One product. `left` is [n, k], or [k, n] if left_transposed. */
 typedef struct tp_mm_product {
@@ -87,10 +113,13 @@ typedef struct tp_mm_product {
     bool left_transposed;
     tp_mm_right right;
     tp_mm_out out;
+    const tp_mm_lowrank *lowrank; /* NULL: none */
 } tp_mm_product;
 
-/* The blocked product, for n >= TP_MM_FEW. */
+/* The blocked product, for n >= TP_MM_FEW. A low-rank part must have passed tp_mm_folds. */
 void tp_mm_blocked(tp_cpu *cpu, const tp_mm_engine *engine, const tp_mm_product *p);
+/* Whether the blocked product can take its low-rank part along; else it is up to three products. */
+bool tp_mm_folds(const tp_cpu *cpu, const tp_mm_engine *engine, const tp_mm_product *p);
 /* The same by OpenBLAS, if cpu->openblas is there; the sums' order may then depend on n and m. */
 void tp_mm_openblas(tp_cpu *cpu, const tp_mm_product *p);
 /* The product for n < TP_MM_FEW, reading the right side once, in its order in memory; left not transposed. */

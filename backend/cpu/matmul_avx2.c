@@ -200,16 +200,22 @@ static TP_TARGET_AVX2 void unpack(const tp_mm_right *b, int64_t k0, int64_t kc, 
 
 /* ---- tile ---- */
 
+/* Rows of the right panel that are fetched ahead. */
+#define AHEAD 16
+
 #define ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
-INLINE_AVX2 void tile_of(int mr, int64_t words, const float *a, const float *b, float *sums, bool add)
+INLINE_AVX2 void tile_of(int mr, const tp_mm_tile *tile)
 {
 #define DECLARE(i) __m256 s##i = _mm256_setzero_ps(), t##i = _mm256_setzero_ps();
     ROWS(DECLARE)
 #undef DECLARE
-    for (int64_t left = words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
-        for (const float *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += NR) {
-            __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
+    const float *a = tile->left, *b = tile->right;
+    int64_t ld = tile->right_ld;
+    for (int64_t left = tile->words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
+        for (const float *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += ld) {
+            _mm_prefetch((const char *)(b + AHEAD * ld), _MM_HINT_T0);
+            __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
 #define MULTIPLY(i)                                                                                                            \
     if (i < mr) {                                                                                                              \
         __m256 x = _mm256_broadcast_ss(a + i * TP_MM_RUN);                                                                     \
@@ -220,26 +226,50 @@ INLINE_AVX2 void tile_of(int mr, int64_t words, const float *a, const float *b, 
 #undef MULTIPLY
         }
     }
+    const float *from = tile->from;
+    float *to = tile->to;
 #define STORE(i)                                                                                                               \
     if (i < mr) {                                                                                                              \
-        float *o = sums + i * NR;                                                                                              \
-        _mm256_store_ps(o, add ? _mm256_add_ps(_mm256_load_ps(o), s##i) : s##i);                                               \
-        _mm256_store_ps(o + 8, add ? _mm256_add_ps(_mm256_load_ps(o + 8), t##i) : t##i);                                       \
+        if (from != NULL) {                                                                                                    \
+            s##i = _mm256_add_ps(s##i, _mm256_loadu_ps(from));                                                                 \
+            t##i = _mm256_add_ps(t##i, _mm256_loadu_ps(from + 8));                                                             \
+            from += tile->from_ld;                                                                                             \
+        }                                                                                                                      \
+        _mm256_storeu_ps(to, s##i);                                                                                            \
+        _mm256_storeu_ps(to + 8, t##i);                                                                                        \
+        to += tile->ld;                                                                                                        \
     }
     ROWS(STORE)
 #undef STORE
 }
 
-static TP_TARGET_AVX2 void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+static TP_TARGET_AVX2 void whole_tile(const tp_mm_tile *t)
 {
-    (void)cols;
-    switch (rows) {
-    case 1: tile_of(1, words, left, right, sums, add); break;
-    case 2: tile_of(2, words, left, right, sums, add); break;
-    case 3: tile_of(3, words, left, right, sums, add); break;
-    case 4: tile_of(4, words, left, right, sums, add); break;
-    case 5: tile_of(5, words, left, right, sums, add); break;
-    default: tile_of(6, words, left, right, sums, add); break;
+    switch (t->rows) {
+    case 1: tile_of(1, t); break;
+    case 2: tile_of(2, t); break;
+    case 3: tile_of(3, t); break;
+    case 4: tile_of(4, t); break;
+    case 5: tile_of(5, t); break;
+    default: tile_of(6, t); break;
+    }
+}
+
+static void tile(const tp_mm_tile *t)
+{
+    if (t->cols == NR) {
+        whole_tile(t);
+        return;
+    }
+    float part[MR * NR];
+    tp_mm_tile whole = *t;
+    whole.from = NULL;
+    whole.to = part;
+    whole.ld = NR;
+    whole_tile(&whole);
+    for (int r = 0; r < t->rows; r++) {
+        for (int j = 0; j < t->cols; j++)
+            t->to[r * t->ld + j] = part[r * NR + j] + (t->from != NULL ? t->from[r * t->from_ld + j] : 0);
     }
 }
 

@@ -113,18 +113,18 @@ static TP_TARGET_AVX512 void unpack(const tp_mm_right *b, int64_t k0, int64_t kc
 
 /* Sums of `mr` rows and `nv` vectors of 16 columns. mr and nv are constants at every call, so the tests vanish and every
  * sum is a register. */
-TP_INLINE_AVX512 void tile_of(int mr, int nv, int64_t words, const float *a, const float *b, float *sums, bool add)
+TP_INLINE_AVX512 void tile_of(int mr, int nv, __mmask16 mask, const tp_mm_tile *tile)
 {
 #define DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
     ROWS(DECLARE)
 #undef DECLARE
-    for (int64_t left = words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
-        for (const float *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += NR) {
-            if (nv > 1) { /* the panel may have been pushed out of L1, which two hardware threads may share */
-                _mm_prefetch((const char *)(b + AHEAD * NR), _MM_HINT_T0);
-                _mm_prefetch((const char *)(b + AHEAD * NR + 16), _MM_HINT_T0);
-            }
-            __m512 b0 = _mm512_load_ps(b), b1 = nv > 1 ? _mm512_load_ps(b + 16) : b0;
+    const float *a = tile->left, *b = tile->right;
+    int64_t ld = tile->right_ld;
+    for (int64_t left = tile->words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
+        for (const float *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += ld) {
+            _mm_prefetch((const char *)(b + AHEAD * ld), _MM_HINT_T0);
+            if (nv > 1) _mm_prefetch((const char *)(b + AHEAD * ld + 16), _MM_HINT_T0);
+            __m512 b0 = _mm512_loadu_ps(b), b1 = nv > 1 ? _mm512_loadu_ps(b + 16) : b0;
 #define MULTIPLY(i)                                                                                                            \
     if (i < mr) {                                                                                                              \
         __m512 x = _mm512_set1_ps(a[i * TP_MM_RUN]);                                                                           \
@@ -135,35 +135,47 @@ TP_INLINE_AVX512 void tile_of(int mr, int nv, int64_t words, const float *a, con
 #undef MULTIPLY
         }
     }
+    const float *from = tile->from;
+    float *to = tile->to;
+    __mmask16 low = nv > 1 ? 0xffff : mask; /* of the first vector; `mask` is of the last */
+    if (from != NULL) {
+#define ADD(i)                                                                                                                 \
+    if (i < mr) {                                                                                                              \
+        s##i = _mm512_add_ps(s##i, _mm512_maskz_loadu_ps(low, from));                                                          \
+        if (nv > 1) t##i = _mm512_add_ps(t##i, _mm512_maskz_loadu_ps(mask, from + 16));                                        \
+        from += tile->from_ld;                                                                                                 \
+    }
+        ROWS(ADD)
+#undef ADD
+    }
 #define STORE(i)                                                                                                               \
     if (i < mr) {                                                                                                              \
-        float *o = sums + i * NR;                                                                                              \
-        _mm512_store_ps(o, add ? _mm512_add_ps(_mm512_load_ps(o), s##i) : s##i);                                               \
-        if (nv > 1) _mm512_store_ps(o + 16, add ? _mm512_add_ps(_mm512_load_ps(o + 16), t##i) : t##i);                         \
+        _mm512_mask_storeu_ps(to, low, s##i);                                                                                  \
+        if (nv > 1) _mm512_mask_storeu_ps(to + 16, mask, t##i);                                                                \
+        to += tile->ld;                                                                                                        \
     }
     ROWS(STORE)
 #undef STORE
 }
 
 #define TILE(n)                                                                                                                \
-    static TP_TARGET_AVX512 void tile_##n(int cols, int64_t words, const float *a, const float *b, float *sums, bool add)      \
+    static TP_TARGET_AVX512 void tile_##n(const tp_mm_tile *t)                                                                 \
     {                                                                                                                          \
-        if (cols > 16)                                                                                                         \
-            tile_of(n, 2, words, a, b, sums, add);                                                                             \
+        if (t->cols > 16)                                                                                                      \
+            tile_of(n, 2, (__mmask16)tp_lanes(t->cols - 16), t);                                                               \
         else                                                                                                                   \
-            tile_of(n, 1, words, a, b, sums, add);                                                                             \
+            tile_of(n, 1, (__mmask16)tp_lanes(t->cols), t);                                                                    \
     }
 /* The formatter never settles on a layout for a row of macros. */
 /* clang-format off */
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
     /* clang-format on */
 
-    static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+    static void tile(const tp_mm_tile *t)
 {
-    static void (*const tiles[])(int, int64_t, const float *, const float *, float *,
-                                 bool) = {NULL,   tile_1, tile_2,  tile_3,  tile_4,  tile_5,  tile_6, tile_7,
-                                          tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
-    tiles[rows](cols, words, left, right, sums, add);
+    static void (*const tiles[])(const tp_mm_tile *) = {NULL,   tile_1, tile_2,  tile_3,  tile_4,  tile_5,  tile_6, tile_7,
+                                                        tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
+    tiles[t->rows](t);
 }
 
 /* ---- result ---- */

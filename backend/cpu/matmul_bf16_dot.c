@@ -100,14 +100,21 @@ static TP_TARGET_AVX512 void unpack(const tp_mm_right *b, int64_t k0, int64_t kc
 #define ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13)
 /* clang-format on */
 
-static inline __attribute__((always_inline)) TP_TARGET_BF16_DOT void tile_of(int mr, int nv, int64_t words, const int *a,
-                                                                             const int *b, float *sums, bool add)
+/* Rows of the right panel that are fetched ahead. */
+#define AHEAD 16
+
+static inline __attribute__((always_inline)) TP_TARGET_BF16_DOT void tile_of(int mr, int nv, __mmask16 mask,
+                                                                             const tp_mm_tile *tile)
 {
 #define DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
     ROWS(DECLARE)
 #undef DECLARE
-    for (int64_t left = words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
-        for (const int *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += NR) {
+    const int *a = tile->left, *b = tile->right;
+    int64_t ld = tile->right_ld;
+    for (int64_t left = tile->words; left > 0; left -= TP_MM_RUN, a += (mr - 1) * TP_MM_RUN) {
+        for (const int *end = a + (left < TP_MM_RUN ? left : TP_MM_RUN); a < end; a++, b += ld) {
+            _mm_prefetch((const char *)(b + AHEAD * ld), _MM_HINT_T0);
+            if (nv > 1) _mm_prefetch((const char *)(b + AHEAD * ld + 16), _MM_HINT_T0);
             __m512bh b0 = (__m512bh)_mm512_load_si512(b), b1 = nv > 1 ? (__m512bh)_mm512_load_si512(b + 16) : b0;
 #define MULTIPLY(i)                                                                                                            \
     if (i < mr) {                                                                                                              \
@@ -119,49 +126,63 @@ static inline __attribute__((always_inline)) TP_TARGET_BF16_DOT void tile_of(int
 #undef MULTIPLY
         }
     }
+    const float *from = tile->from;
+    float *to = tile->to;
+    __mmask16 low = nv > 1 ? 0xffff : mask; /* of the first vector; `mask` is of the last */
+    if (from != NULL) {
+#define ADD(i)                                                                                                                 \
+    if (i < mr) {                                                                                                              \
+        s##i = _mm512_add_ps(s##i, _mm512_maskz_loadu_ps(low, from));                                                          \
+        if (nv > 1) t##i = _mm512_add_ps(t##i, _mm512_maskz_loadu_ps(mask, from + 16));                                        \
+        from += tile->from_ld;                                                                                                 \
+    }
+        ROWS(ADD)
+#undef ADD
+    }
 #define STORE(i)                                                                                                               \
     if (i < mr) {                                                                                                              \
-        float *o = sums + i * NR;                                                                                              \
-        _mm512_store_ps(o, add ? _mm512_add_ps(_mm512_load_ps(o), s##i) : s##i);                                               \
-        if (nv > 1) _mm512_store_ps(o + 16, add ? _mm512_add_ps(_mm512_load_ps(o + 16), t##i) : t##i);                         \
+        _mm512_mask_storeu_ps(to, low, s##i);                                                                                  \
+        if (nv > 1) _mm512_mask_storeu_ps(to + 16, mask, t##i);                                                                \
+        to += tile->ld;                                                                                                        \
     }
     ROWS(STORE)
 #undef STORE
 }
 
 #define TILE(n)                                                                                                                \
-    static TP_TARGET_BF16_DOT void tile_##n(int cols, int64_t words, const int *a, const int *b, float *sums, bool add)        \
+    static TP_TARGET_BF16_DOT void tile_##n(const tp_mm_tile *t)                                                               \
     {                                                                                                                          \
-        if (cols > 16)                                                                                                         \
-            tile_of(n, 2, words, a, b, sums, add);                                                                             \
+        if (t->cols > 16)                                                                                                      \
+            tile_of(n, 2, (__mmask16)tp_lanes(t->cols - 16), t);                                                               \
         else                                                                                                                   \
-            tile_of(n, 1, words, a, b, sums, add);                                                                             \
+            tile_of(n, 1, (__mmask16)tp_lanes(t->cols), t);                                                                    \
     }
 /* The formatter never settles on a layout for a row of macros. */
 /* clang-format off */
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
     /* clang-format on */
 
-    static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+    static void tile(const tp_mm_tile *t)
 {
-    static void (*const tiles[])(int, int64_t, const int *, const int *, float *,
-                                 bool) = {NULL,   tile_1, tile_2,  tile_3,  tile_4,  tile_5,  tile_6, tile_7,
-                                          tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
-    tiles[rows](cols, words, left, right, sums, add);
+    static void (*const tiles[])(const tp_mm_tile *) = {NULL,   tile_1, tile_2,  tile_3,  tile_4,  tile_5,  tile_6, tile_7,
+                                                        tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
+    tiles[t->rows](t);
 }
 
-void tp_mm_bf16_dot_tile_plain(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+void tp_mm_bf16_dot_tile_plain(const tp_mm_tile *t)
 {
-    const uint16_t *a = left, *b = right;
-    for (int r = 0; r < rows; r++) {
-        for (int j = 0; j < cols; j++) {
+    const uint16_t *a = t->left, *b = t->right;
+    for (int r = 0; r < t->rows; r++) {
+        for (int j = 0; j < t->cols; j++) {
             float s = 0;
-            for (int64_t k = 0; k < words; k++) {
-                const uint16_t *x = a + 2 * ((k / TP_MM_RUN * rows + r) * TP_MM_RUN + k % TP_MM_RUN), *y = b + 2 * (k * NR + j);
+            for (int64_t k = 0; k < t->words; k++) {
+                const uint16_t *x = a + 2 * ((k / TP_MM_RUN * t->rows + r) * TP_MM_RUN + k % TP_MM_RUN);
+                const uint16_t *y = b + 2 * (k * t->right_ld + j);
                 s += tp_bf16_to_f32(x[1]) * tp_bf16_to_f32(y[1]);
                 s += tp_bf16_to_f32(x[0]) * tp_bf16_to_f32(y[0]);
             }
-            sums[r * NR + j] = add ? sums[r * NR + j] + s : s;
+            if (t->from != NULL) s += t->from[r * t->from_ld + j];
+            t->to[r * t->ld + j] = s;
         }
     }
 }

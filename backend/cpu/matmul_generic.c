@@ -66,19 +66,19 @@ static void unpack(const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, in
     }
 }
 
-static void tile(int rows, int cols, int64_t words, const void *left, const void *right, float *sums, bool add)
+static void tile(const tp_mm_tile *t)
 {
-    (void)cols;
     float acc[MR][NR] = {{0}};
-    const float *a = left, *b = right;
-    for (int64_t k = 0; k < words; k++) {
-        const float *x = a + k / TP_MM_RUN * TP_MM_RUN * rows + k % TP_MM_RUN;
-        for (int r = 0; r < rows; r++) {
-            for (int j = 0; j < NR; j++) acc[r][j] += x[r * TP_MM_RUN] * b[k * NR + j];
+    const float *a = t->left, *b = t->right;
+    for (int64_t k = 0; k < t->words; k++) {
+        const float *x = a + k / TP_MM_RUN * TP_MM_RUN * t->rows + k % TP_MM_RUN;
+        for (int r = 0; r < t->rows; r++) {
+            for (int j = 0; j < NR; j++) acc[r][j] += x[r * TP_MM_RUN] * b[k * t->right_ld + j];
         }
     }
-    for (int r = 0; r < rows; r++) {
-        for (int j = 0; j < NR; j++) sums[r * NR + j] = add ? sums[r * NR + j] + acc[r][j] : acc[r][j];
+    for (int r = 0; r < t->rows; r++) {
+        for (int j = 0; j < t->cols; j++)
+            t->to[r * t->ld + j] = acc[r][j] + (t->from != NULL ? t->from[r * t->from_ld + j] : 0);
     }
 }
 

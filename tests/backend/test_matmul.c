@@ -498,6 +498,104 @@ static void test_not_finite(void **unused)
     with_engines(1, not_finite);
 }
 
+/* ---- low-rank parts ---- */
+
+static double dot_of(const double *a, int64_t a_step, const double *b, int64_t b_step, int64_t k, bool rounds,
+                     double *magnitude)
+{
+    double sum = 0;
+    for (int64_t l = 0; l < k; l++) {
+        double product = bf16_if(rounds, a[l * a_step]) * bf16_if(rounds, b[l * b_step]);
+        sum += product;
+        *magnitude += fabs(product);
+    }
+    return sum;
+}
+
+/* Tolerances as in `check`: `low` is a product of k, c one of k + rank, of which rank are the values in `low`. */
+static void check_lowrank(tp_ctx *ctx, const tp_mm_engine *engine, const shape *s, int64_t rank, bool given)
+{
+    rows a = rows_new(s->n, s->k, s->a_dtype, s->k + s->pad), c = rows_new(s->n, s->m, s->c_dtype, s->m + s->pad);
+    rows low = rows_new(s->n, rank, TP_F32, rank + s->pad);
+    matrix b =
+        matrix_new(s->format, s->nt ? s->m : s->k, s->nt ? s->k : s->m, s->pad, s->transposed, s->rope_pairs, s->round_bf16);
+    matrix down = matrix_new(TP_FORMAT_F32, s->nt ? rank : s->k, s->nt ? s->k : rank, 0, false, 0, false);
+    matrix up = matrix_new(TP_FORMAT_F32, s->nt ? s->m : rank, s->nt ? rank : s->m, 0, false, 0, false);
+    tp_lowrank_args lowrank = {.rank = rank, .scaling = 0.75f, .low = low.view, .up = up.view};
+    if (!given) lowrank.down = down.view;
+    tp_matmul_args args = {.n = s->n, .m = s->m, .k = s->k, .a = a.view, .b = b.view, .nt = s->nt, .c = c.view};
+    args.alpha = s->alpha;
+    args.beta = s->beta;
+    args.precision = s->precision;
+    args.lowrank = &lowrank;
+    assert_ok(ctx, tp_mm_run(ctx, engine, &args));
+
+    bool rounds = engine->per_word == 2 && s->n >= TP_MM_FEW;
+    char text[300];
+    describe(s, text);
+    for (int64_t i = 0; i < s->n; i++) {
+        for (int64_t r = 0; r < rank; r++) {
+            double magnitude = 0, got = rows_get(&low.view, i * low.view.ld + r), expected = low.values[i * rank + r];
+            if (!given)
+                expected = 0.75 * dot_of(a.values + i * s->k, 1, down.values + (s->nt ? r * s->k : r), s->nt ? 1 : rank, s->k,
+                                         rounds, &magnitude);
+            if (!(fabs(got - expected) <= 0x1p-24 * (magnitude * (4 * sqrt((double)s->k) + 4) + 4)))
+                fail_msg("%s, %s rank=%lld given=%d: low[%lld, %lld] is %.9g, expected %.9g", engine->name, text,
+                         (long long)rank, given, (long long)i, (long long)r, got, expected);
+            low.values[i * rank + r] = got;
+        }
+        for (int64_t j = 0; j < s->m; j++) {
+            double magnitude = 0, old = s->beta != 0 ? s->beta * c.values[i * s->m + j] : 0;
+            double sum =
+                dot_of(a.values + i * s->k, 1, b.values + (s->nt ? j * s->k : j), s->nt ? 1 : s->m, s->k, rounds, &magnitude);
+            sum += dot_of(low.values + i * rank, 1, up.values + (s->nt ? j * rank : j), s->nt ? 1 : s->m, rank, rounds,
+                          &magnitude);
+            double got = rows_get(&c.view, i * c.view.ld + j), expected = s->alpha * sum + old;
+            double limit =
+                0x1p-24 * (fabs((double)s->alpha) * magnitude * (4 * sqrt((double)(s->k + rank)) + 4) + 8 * (fabs(old) + 4));
+            if (s->c_dtype == TP_BF16)
+                limit += 2 * 0x1.1p-8 * (fabs((double)s->alpha) * magnitude + fabs(old)); /* in parts: rounded twice */
+            if (!(fabs(got - expected) <= limit))
+                fail_msg("%s, %s rank=%lld given=%d: c[%lld, %lld] is %.9g, expected %.9g within %.3g", engine->name, text,
+                         (long long)rank, given, (long long)i, (long long)j, got, expected, limit);
+        }
+    }
+    rows_free(&a);
+    rows_free(&c);
+    rows_free(&low);
+    matrix_free(&b);
+    matrix_free(&down);
+    matrix_free(&up);
+}
+
+static void check_lowranks(tp_ctx *ctx, const tp_mm_engine *engine)
+{
+    static const int64_t ranks[] = {1, 2, 7, 8, 16, 33, 64, 65}, depths[] = {96, 128, 576, 640, 1248};
+    int folded = 0;
+    for (int i = 0; i < 120; i++) {
+        shape s = next_shape();
+        s.bias = s.residual = s.residual_is_c = false;
+        if (i % 3 != 0) s.k = depths[below(5)], s.m = 65 + below(200), s.n = 8 + below(60); /* most of these fold */
+        if (s.rope_pairs > 0 && (s.nt ? s.m : s.k) % s.rope_pairs != 0) s.rope_pairs = 0;
+        int64_t rank = ranks[below(8)];
+        tp_mm_lowrank lowrank = {.rank = rank};
+        tp_mm_product p = {.n = s.n, .m = s.m, .k = s.k, .lowrank = &lowrank};
+        folded += tp_mm_folds(tp_cpu_of(ctx), engine, &p);
+        check_lowrank(ctx, engine, &s, rank, below(3) == 0);
+    }
+    assert_true(folded > 20 || tp_cpu_of(ctx)->openblas != NULL);
+    shape large = {.n = 530, .m = 200, .k = 640, .nt = true, .format = TP_FORMAT_BF16, .alpha = 1, .beta = 1};
+    large.a_dtype = large.c_dtype = large.precision = TP_F32;
+    check_lowrank(ctx, engine, &large, 16, false); /* two passes over the rows */
+}
+
+static void test_lowrank(void **data)
+{
+    (void)data;
+    state = 11;
+    with_engines(2, check_lowranks);
+}
+
 /* ---- c = a^T b ---- */
 
 static void check_tn(tp_ctx *ctx, int64_t n, int64_t m, int64_t k, tp_dtype a_dtype, tp_dtype b_dtype, float alpha, float beta)
@@ -743,6 +841,7 @@ int main(void)
         cmocka_unit_test(test_large),
         cmocka_unit_test(test_empty),
         cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_lowrank),
         cmocka_unit_test(test_tn),
         cmocka_unit_test(test_threads_do_not_change_bits),
         cmocka_unit_test(test_batch_does_not_change_bits),

@@ -1,0 +1,19 @@
+/* A product with a low-rank part, as up to three products: for backends and shapes that do not fold it into one. */
+#ifndef TP_BACKEND_LOWRANK_H
+#define TP_BACKEND_LOWRANK_H
+
+#include "backend/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TP_LOWRANK_PARTS 3
+
+/* Fills `parts` with products without low-rank parts, to be run in this order; returns their number. They point into args. */
+int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK_PARTS]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
