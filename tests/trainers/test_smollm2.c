@@ -19,9 +19,9 @@
 /* The reference runs in float32 on the same weights, so what is left is the order of summation through 30 layers. */
 #define LOGPROB_TOLERANCE 1e-3
 #define CURVE_TOLERANCE   1e-3
-/* bf16 keeps 8 bits of every activation. The aim is 0.02 against the fp32 curve; PEFT's own bf16 run is off by 0.025 at the
- * worst step (4), ours by 0.022, so the test asks to be no worse than PEFT. */
-#define BF16_TOLERANCE 0.025
+/* bf16 keeps 8 bits of every activation: the loss may be this far from the fp32 curve. (PEFT's own bf16 run is off by 0.025 at
+ * the worst step, ours by 0.011.) */
+#define BF16_TOLERANCE 0.02
 
 #define MOST_STEPS 30
 /* The sanitizers make a step ten times slower; the code is the same in every step. */
