@@ -57,6 +57,20 @@ static tp_status load_param(tp_ctx *ctx, const tp_safetensors *file, const tp_en
     return status;
 }
 
+/* The first tensor that no parameter has found. */
+static tp_status check_extra(tp_ctx *ctx, const tp_safetensors *file, const tp_params *params)
+{
+    size_t n = tp_safetensors_count(file), i = 0;
+    bool *found = tp_alloc(ctx, n, sizeof *found);
+    if (found == NULL) return TP_NOMEM;
+    for (size_t p = 0; p < params->n; p++) found[find_tensor(file, params->list[p].name) - tp_safetensors_at(file, 0)] = true;
+    while (i < n && found[i]) i++;
+    tp_free(found);
+    if (i == n) return TP_OK;
+    return tp_fail(ctx, TP_FORMAT, "%s: unexpected tensor %s: no adapted layer of the base has it", tp_safetensors_path(file),
+                   tp_safetensors_at(file, i)->name);
+}
+
 /* Every parameter has its tensor, and every tensor is a parameter. */
 static tp_status check_names(tp_ctx *ctx, const tp_safetensors *file, const tp_params *params)
 {
@@ -71,16 +85,21 @@ static tp_status check_names(tp_ctx *ctx, const tp_safetensors *file, const tp_p
         tp_fail(ctx, TP_FORMAT, "%s: %zu of %zu tensors are missing: %s%s", tp_safetensors_path(file), n_missing, params->n,
                 tp_buf_cstr(&missing), n_missing > 4 ? ", ..." : "");
     tp_buf_free(&missing);
-    if (n_missing > 0) return TP_FORMAT;
-    for (size_t i = 0; i < tp_safetensors_count(file); i++) {
-        const char *name = tp_safetensors_at(file, i)->name;
-        bool wanted = false;
-        for (size_t j = 0; j < params->n && !wanted; j++)
-            wanted = find_tensor(file, params->list[j].name) == tp_safetensors_at(file, i);
-        if (!wanted)
-            return tp_fail(ctx, TP_FORMAT, "%s: unexpected tensor %s: no adapted layer of the base has it",
-                           tp_safetensors_path(file), name);
-    }
+    return n_missing > 0 ? TP_FORMAT : check_extra(ctx, file, params);
+}
+
+static tp_status check_tensors(tp_ctx *ctx, const tp_safetensors *file, const tp_params *params)
+{
+    TP_TRY(check_names(ctx, file, params));
+    for (size_t i = 0; i < params->n; i++)
+        TP_TRY(check_shape(ctx, file, find_tensor(file, params->list[i].name), &params->list[i].tensor));
+    return TP_OK;
+}
+
+static tp_status load_tensors(tp_ctx *ctx, const tp_safetensors *file, const tp_params *params)
+{
+    for (size_t i = 0; i < params->n; i++)
+        TP_TRY(load_param(ctx, file, find_tensor(file, params->list[i].name), &params->list[i]));
     return TP_OK;
 }
 
@@ -88,11 +107,8 @@ tp_status tp_adapter_load_values(tp_ctx *ctx, const char *path, tp_params *param
 {
     tp_safetensors *file;
     TP_TRY(tp_safetensors_open(ctx, path, &file));
-    tp_status status = check_names(ctx, file, params);
-    for (size_t i = 0; i < params->n && status == TP_OK; i++)
-        status = check_shape(ctx, file, find_tensor(file, params->list[i].name), &params->list[i].tensor);
-    for (size_t i = 0; i < params->n && status == TP_OK; i++)
-        status = load_param(ctx, file, find_tensor(file, params->list[i].name), &params->list[i]);
+    tp_status status = check_tensors(ctx, file, params);
+    if (status == TP_OK) status = load_tensors(ctx, file, params);
     tp_safetensors_close(file);
     return status;
 }
@@ -143,6 +159,18 @@ static tp_status tensors_path(tp_ctx *ctx, const char *folder, char **path)
     return status;
 }
 
+/* Memory for the values only once the file is known to hold them. */
+static tp_status load_declared(tp_ctx *ctx, const char *path, tp_lora *lora)
+{
+    tp_safetensors *file;
+    TP_TRY(tp_safetensors_open(ctx, path, &file));
+    tp_status status = check_tensors(ctx, file, &lora->params);
+    if (status == TP_OK) status = tp_lora_allocate(ctx, lora);
+    if (status == TP_OK) status = load_tensors(ctx, file, &lora->params);
+    tp_safetensors_close(file);
+    return status;
+}
+
 static tp_status open_on(tp_ctx *ctx, tp_model *model, const char *folder, bool force, tp_adapter *adapter)
 {
     char *path;
@@ -157,12 +185,12 @@ static tp_status open_on(tp_ctx *ctx, tp_model *model, const char *folder, bool 
         targets->include.list = defaults;
     }
     TP_TRY(tensors_path(ctx, folder, &path));
-    tp_status status = tp_lora_attach(ctx, model, &adapter->config.spec, &adapter->lora);
+    tp_status status = tp_lora_declare(ctx, model, &adapter->config.spec, &adapter->lora);
     if (status == TP_INVALID) { /* what a recipe would be to blame for is the file's fault here */
         ctx->status = status = TP_FORMAT;
         tp_fail_in(ctx, "%s/adapter_config.json", folder);
     }
-    if (status == TP_OK) status = tp_adapter_load_values(ctx, path, &adapter->lora->params);
+    if (status == TP_OK) status = load_declared(ctx, path, adapter->lora);
     tp_free(path);
     return status;
 }

@@ -10,6 +10,9 @@
 
 #define CONFIG_MAX_BYTES ((size_t)4 << 20)
 #define MAX_LIST         65536
+#define MAX_PATTERNS     4096  /* expressions, each tried on every module */
+#define ALPHA_MIN        1e-30 /* so that the scaling, alpha by rank, is a number in fp32 */
+#define ALPHA_MAX        1e30
 
 /* Options of PEFT that change what the tensors mean; fine only while null, false, empty or at the stated value. */
 static const char *const variants[] = {"use_dora",
@@ -102,6 +105,7 @@ static tp_status read_names(tp_ctx *ctx, tp_adapter_config *config, const tp_jso
     if (type == TP_JSON_NULL) return TP_OK;
     if ((type != TP_JSON_ARRAY && type != TP_JSON_STRING) || n > MAX_LIST)
         return wrong(ctx, doc, value, key, "a list of names, or a string");
+    if (n == 0) return TP_OK; /* as if it were absent */
     const char **list = tp_alloc(ctx, n, sizeof *list);
     if (list == NULL) return TP_NOMEM;
     tp_status status = TP_OK;
@@ -139,14 +143,15 @@ static tp_status read_pattern(tp_ctx *ctx, tp_adapter_config *config, const tp_j
     const tp_json *value = tp_json_get(tp_json_root(doc), key);
     size_t n = tp_json_count(value);
     if (tp_json_type_of(value) == TP_JSON_NULL) return TP_OK;
-    if (tp_json_type_of(value) != TP_JSON_OBJECT || n > MAX_LIST)
-        return wrong(ctx, doc, value, key, "an object of pattern: number");
+    if (tp_json_type_of(value) != TP_JSON_OBJECT || n > MAX_PATTERNS)
+        return wrong(ctx, doc, value, key, "an object of at most 4096 times pattern: number");
     *patterns = tp_alloc(ctx, n, sizeof **patterns);
     if (*patterns == NULL) return TP_NOMEM;
     for (size_t i = 0; i < n; i++) {
         TP_TRY(keep_string(ctx, config, tp_json_key_at(value, i), &(*patterns)[i].key));
-        if (!tp_json_f64(tp_json_at(value, i), &(*patterns)[i].value) || !((*patterns)[i].value > 0))
-            return wrong(ctx, doc, tp_json_at(value, i), key, "a number above 0");
+        double *number = &(*patterns)[i].value;
+        if (!tp_json_f64(tp_json_at(value, i), number) || !(*number >= ALPHA_MIN && *number <= ALPHA_MAX))
+            return wrong(ctx, doc, tp_json_at(value, i), key, "a number from 1e-30 to 1e30");
     }
     *count = n;
     return TP_OK;
@@ -201,7 +206,7 @@ static tp_status read_config(tp_ctx *ctx, const tp_json_doc *doc, tp_adapter_con
     *spec = (tp_lora_spec){.rank = 8, .alpha = 8, .allow_unmatched = true};
     TP_TRY(read_method(ctx, doc));
     TP_TRY(tp_json_need_i64(ctx, doc, root, "r", false, 1, 65536, &spec->rank));
-    TP_TRY(tp_json_need_f64(ctx, doc, root, "lora_alpha", false, 1e-30, 1e30, &spec->alpha));
+    TP_TRY(tp_json_need_f64(ctx, doc, root, "lora_alpha", false, ALPHA_MIN, ALPHA_MAX, &spec->alpha));
     TP_TRY(tp_json_need_f64(ctx, doc, root, "lora_dropout", false, 0, 1, &spec->dropout));
     TP_TRY(tp_json_need_bool(ctx, doc, root, "use_rslora", false, &spec->use_rslora));
     TP_TRY(tp_json_need_string(ctx, doc, root, "base_model_name_or_path", false, &base));

@@ -213,9 +213,9 @@ static tp_status take_dimensions(tp_ctx *ctx, tp_gguf *g, tp_gguf_tensor *t)
     uint32_t rank;
     uint64_t begin = g->position;
     TP_TRY(take(ctx, g, &rank, 4, "a number of dimensions"));
-    if (rank > 4)
-        return tp_fail(ctx, TP_FORMAT, "%s: at byte %llu: %s: %u dimensions, at most 4 are allowed", g->path,
-                       (unsigned long long)begin, t->name, rank);
+    if (rank > TP_GGUF_RANK_MAX)
+        return tp_fail(ctx, TP_FORMAT, "%s: at byte %llu: %s: %u dimensions, at most %d are allowed", g->path,
+                       (unsigned long long)begin, t->name, rank, TP_GGUF_RANK_MAX);
     t->rank = (int)rank;
     for (uint32_t i = 0; i < rank; i++) {
         int64_t size;
@@ -307,9 +307,9 @@ static tp_status take_alignment(tp_ctx *ctx, tp_gguf *g)
     if (v->type != TP_GGUF_U32)
         return tp_fail(ctx, TP_FORMAT, "%s: general.alignment: type %s, expected u32", g->path, value_types[v->type].name);
     int64_t n = tp_gguf_i64_at(v, 0);
-    if (n < 8 || n > 65536 || (n & (n - 1)) != 0)
-        return tp_fail(ctx, TP_FORMAT, "%s: general.alignment: %lld, expected a power of two from 8 to 65536", g->path,
-                       (long long)n);
+    if (n < TP_GGUF_ALIGN_MIN || n > TP_GGUF_ALIGN_MAX || (n & (n - 1)) != 0)
+        return tp_fail(ctx, TP_FORMAT, "%s: general.alignment: %lld, expected a power of two from %d to %d", g->path,
+                       (long long)n, TP_GGUF_ALIGN_MIN, TP_GGUF_ALIGN_MAX);
     g->alignment = (uint64_t)n;
     return TP_OK;
 }

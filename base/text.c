@@ -169,20 +169,23 @@ static int min3(int a, int b, int c)
     return a < b ? (a < c ? a : c) : (b < c ? b : c);
 }
 
-/* Optimal string alignment distance (Damerau-Levenshtein with adjacent swaps only). */
-static int edit_distance(const char *a, const char *b)
+/* Optimal string alignment distance (Damerau-Levenshtein with adjacent swaps only), or some number above `limit` if it is more:
+ * once no way of two rows in turn is short enough, none that goes on from them is. */
+static int edit_distance(const char *a, int n, const char *b, int m, int limit)
 {
-    int n = (int)strlen(a), m = (int)strlen(b);
-    int rows[3][NAME_MAX_BYTES + 1];
+    int rows[3][NAME_MAX_BYTES + 1], least_before = 0;
     for (int j = 0; j <= m; j++) rows[0][j] = j;
     for (int i = 1; i <= n; i++) {
         int *now = rows[i % 3], *before = rows[(i + 2) % 3], *two_before = rows[(i + 1) % 3];
-        now[0] = i;
+        int least = now[0] = i;
         for (int j = 1; j <= m; j++) {
             now[j] = min3(before[j] + 1, now[j - 1] + 1, before[j - 1] + (a[i - 1] != b[j - 1]));
             if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && two_before[j - 2] + 1 < now[j])
                 now[j] = two_before[j - 2] + 1;
+            if (now[j] < least) least = now[j];
         }
+        if (least > limit && least_before > limit) return least;
+        least_before = least;
     }
     return rows[n % 3][m];
 }
@@ -190,17 +193,18 @@ static int edit_distance(const char *a, const char *b)
 const char *tp_nearest_name(const char *name, const char *const *names)
 {
     const char *best = NULL;
-    int best_distance = 0;
-    size_t n = strlen(name);
-    if (n > NAME_MAX_BYTES) return NULL;
-    for (; *names != NULL; names++) {
-        size_t m = strlen(*names);
-        if (m > NAME_MAX_BYTES) continue;
-        int distance = edit_distance(name, *names), longer = (int)(n > m ? n : m);
-        if (distance * 3 <= longer && (best == NULL || distance < best_distance)) {
-            best = *names;
-            best_distance = distance;
-        }
+    int best_distance = NAME_MAX_BYTES;
+    size_t bytes = strlen(name);
+    if (bytes > NAME_MAX_BYTES) return NULL;
+    for (int n = (int)bytes; *names != NULL; names++) {
+        if (strlen(*names) > NAME_MAX_BYTES) continue;
+        int m = (int)strlen(*names), longer = n > m ? n : m, shorter = n > m ? m : n;
+        int limit = longer / 3 < best_distance - 1 ? longer / 3 : best_distance - 1;
+        if (longer - shorter > limit) continue; /* so many letters at least would have to be put in */
+        int distance = edit_distance(name, n, *names, m, limit);
+        if (distance > limit) continue;
+        best = *names;
+        best_distance = distance;
     }
     return best;
 }

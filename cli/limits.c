@@ -6,7 +6,9 @@
 #include "base/safetensors.h"
 #include "cli/command.h"
 #include "data/rows.h"
+#include "data/template.h"
 #include "data/template_parser.h"
+#include "data/unpack.h"
 #include "data/vocabulary.h"
 #include "models/config.h"
 #include "recipes/recipe.h"
@@ -30,14 +32,23 @@ static const struct {
     {"gguf_name_bytes", TP_GGUF_NAME_MAX},
     {"gguf_values", TP_GGUF_MAX_VALUES},
     {"gguf_tensors", TP_GGUF_MAX_TENSORS},
+    {"gguf_rank", TP_GGUF_RANK_MAX},
+    {"gguf_alignment_min", TP_GGUF_ALIGN_MIN},
+    {"gguf_alignment_max", TP_GGUF_ALIGN_MAX},
     {"layers", TP_LIMIT_LAYERS},
     {"width", TP_LIMIT_WIDTH},
     {"heads", TP_LIMIT_HEADS},
+    {"positions", TP_LIMIT_POSITIONS},
     {"vocabulary", TP_VOCABULARY_MAX},
     {"jsonl_row_bytes", TP_ROW_MAX_BYTES},
+    {"gzip_ratio", TP_UNPACK_RATIO},
     {"template_bytes", TP_J_MAX_SOURCE},
     {"template_statement_depth", TP_J_MAX_STATEMENTS},
     {"template_parenthesis_depth", TP_J_MAX_PARENS},
+    {"template_expression_height", TP_J_MAX_HEIGHT},
+    {"template_steps", TP_TEMPLATE_STEPS},
+    {"template_output_bytes", TP_TEMPLATE_OUTPUT},
+    {"template_memory_bytes", TP_TEMPLATE_MEMORY},
 };
 
 tp_status tp_cli_print_limits(tp_ctx *ctx)

@@ -65,11 +65,15 @@ typedef struct tp_template_time {
 /* "2025-03-09T07:05:02"; false if it is not such a time. */
 TP_API bool tp_template_time_parse(const char *text, tp_template_time *time);
 
+#define TP_TEMPLATE_STEPS  10000000
+#define TP_TEMPLATE_OUTPUT ((size_t)16 << 20)
+#define TP_TEMPLATE_MEMORY ((size_t)256 << 20)
+
 typedef struct tp_template_options {
     const tp_template_time *now; /* NULL: strftime_now is an error */
-    int64_t max_steps;           /* 0: 10^7 */
-    size_t max_output;           /* bytes of any one string; 0: 16 MiB */
-    size_t max_memory;           /* bytes of all values together; 0: 256 MiB */
+    int64_t max_steps;           /* 0: TP_TEMPLATE_STEPS */
+    size_t max_output;           /* bytes of any one string; 0: TP_TEMPLATE_OUTPUT */
+    size_t max_memory;           /* bytes of all values together; 0: TP_TEMPLATE_MEMORY */
 } tp_template_options;
 
 /* Fields of a message that are followed through the render. */

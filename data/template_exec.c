@@ -518,9 +518,9 @@ tp_status tp_jinja_begin(tp_ctx *ctx, const tp_template *tmpl, const tp_template
     static const tp_template_options defaults = {0};
     if (options == NULL) options = &defaults;
     *j = (tp_jinja){.ctx = ctx, .tmpl = tmpl, .now = options->now};
-    j->steps = options->max_steps > 0 ? options->max_steps : 10 * 1000 * 1000;
-    j->max_output = options->max_output > 0 ? options->max_output : (size_t)16 << 20;
-    j->memory_left = options->max_memory > 0 ? options->max_memory : (size_t)256 << 20;
+    j->steps = options->max_steps > 0 ? options->max_steps : TP_TEMPLATE_STEPS;
+    j->max_output = options->max_output > 0 ? options->max_output : TP_TEMPLATE_OUTPUT;
+    j->memory_left = options->max_memory > 0 ? options->max_memory : TP_TEMPLATE_MEMORY;
     j->line = 1;
     tp_arena_init(&j->arena, 1 << 15);
     j->globals = tp_jinja_alloc(j, tmpl->n_names, sizeof *j->globals);

@@ -8,6 +8,7 @@
 #include "base/rng.h"
 
 #define MAX_PATTERNS 4096
+#define MAX_RANK     1024
 
 double tp_lora_scaling(const tp_lora_spec *spec, double alpha, int64_t rank)
 {
@@ -51,10 +52,10 @@ static tp_status add_module(tp_ctx *ctx, tp_lora *lora, tp_linear_module *module
     if (entry >= 0 && entry < MAX_PATTERNS) seen->entry[entry] = 1;
     if (rank_index >= 0 && rank_index < MAX_PATTERNS) seen->rank[rank_index] = 1;
     if (alpha_index >= 0 && alpha_index < MAX_PATTERNS) seen->alpha[alpha_index] = 1;
+    if (!(rank >= 1 && rank <= MAX_RANK) || floor(rank) != rank)
+        return tp_fail(ctx, TP_INVALID, "rank_pattern: %s: expected a rank from 1 to %d, got %g", module->path, MAX_RANK, rank);
     tp_lora_module *m = &lora->modules[lora->n_modules++];
     *m = (tp_lora_module){.module = module, .rank = (int64_t)rank, .alpha = alpha};
-    if (m->rank < 1 || m->rank > 1024 || (double)m->rank != rank)
-        return tp_fail(ctx, TP_INVALID, "rank_pattern: %s: expected a rank from 1 to 1024, got %g", module->path, rank);
     return declare(ctx, lora, m);
 }
 
@@ -120,30 +121,48 @@ static void fill_slots(tp_lora *lora)
     }
 }
 
-static tp_status attach(tp_ctx *ctx, tp_model *model, tp_lora *lora, struct seen *seen)
+static tp_status declare_all(tp_ctx *ctx, tp_model *model, tp_lora *lora, struct seen *seen)
 {
     lora->modules = tp_alloc(ctx, model->n_linears, sizeof *lora->modules);
     if (lora->modules == NULL) return TP_NOMEM;
     for (size_t i = 0; i < model->n_linears; i++) TP_TRY(add_module(ctx, lora, model->linears[i], seen));
-    TP_TRY(all_matched(ctx, model, lora, seen));
-    return tp_params_allocate(ctx, &lora->params);
+    return all_matched(ctx, model, lora, seen);
 }
 
-tp_status tp_lora_attach(tp_ctx *ctx, tp_model *model, const tp_lora_spec *spec, tp_lora **result)
+tp_status tp_lora_declare(tp_ctx *ctx, tp_model *model, const tp_lora_spec *spec, tp_lora **result)
 {
     tp_lora *lora = tp_alloc(ctx, 1, sizeof *lora);
     struct seen *seen = tp_alloc(ctx, 1, sizeof *seen);
     tp_status status = lora != NULL && seen != NULL ? TP_OK : TP_NOMEM;
     if (status == TP_OK) {
         lora->spec = *spec;
-        status = attach(ctx, model, lora, seen);
+        status = declare_all(ctx, model, lora, seen);
     }
     tp_free(seen);
     if (status != TP_OK) {
         tp_lora_free(lora);
         return status;
     }
+    *result = lora;
+    return TP_OK;
+}
+
+tp_status tp_lora_allocate(tp_ctx *ctx, tp_lora *lora)
+{
+    TP_TRY(tp_params_allocate(ctx, &lora->params));
     fill_slots(lora);
+    return TP_OK;
+}
+
+tp_status tp_lora_attach(tp_ctx *ctx, tp_model *model, const tp_lora_spec *spec, tp_lora **result)
+{
+    tp_lora *lora;
+    TP_TRY(tp_lora_declare(ctx, model, spec, &lora));
+    tp_status status = tp_lora_allocate(ctx, lora);
+    if (status != TP_OK) {
+        tp_lora_free(lora);
+        return status;
+    }
     *result = lora;
     return TP_OK;
 }

@@ -38,6 +38,10 @@ typedef struct tp_lora {
 /* Finds the targets (every entry and pattern must match something), declares and allocates the parameters (zeros), and fills
  * the slots. INVALID naming an entry that matches nothing and the nearest module name. */
 TP_API tp_status tp_lora_attach(tp_ctx *ctx, tp_model *model, const tp_lora_spec *spec, tp_lora **lora) TP_MUST_CHECK;
+/* Its two halves. After the first, names and shapes are known while nothing is allocated and the model is as it was: the sizes
+ * that a file claims can be compared with what it holds. */
+TP_API tp_status tp_lora_declare(tp_ctx *ctx, tp_model *model, const tp_lora_spec *spec, tp_lora **lora) TP_MUST_CHECK;
+TP_API tp_status tp_lora_allocate(tp_ctx *ctx, tp_lora *lora) TP_MUST_CHECK;
 /* PEFT's initialisation: A ~ U(-1/sqrt(in), 1/sqrt(in)) or N(0, 1/rank); B = 0. A function of ctx->seed. */
 TP_API tp_status tp_lora_initialise(tp_ctx *ctx, tp_lora *lora) TP_MUST_CHECK;
 /* Empties the slots it filled and frees everything. */

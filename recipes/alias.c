@@ -43,7 +43,7 @@ static void look_at_field(struct candidates *c, const tp_field *field, const cha
     const tp_alias *any = NULL;
     bool knows = false;
     for (const tp_alias *a = field->aliases; a != NULL && a->name != NULL; a++) {
-        if (strcmp(a->name, name) != 0) continue;
+        if (!tp_same_name(a->name, name)) continue;
         knows = true;
         if (a->from != NULL) want(c, a->from);
         if (a->from == NULL || a->open) any = a;
@@ -78,7 +78,7 @@ const char *tp_name_of_alias(const tp_schema *schema, const char *name)
     for (size_t s = 0; s < schema->n_sections; s++)
         for (size_t f = 0; f < schema->sections[s]->n_fields; f++)
             for (const tp_alias *a = schema->sections[s]->fields[f].aliases; a != NULL && a->name != NULL; a++)
-                if (strcmp(a->name, name) == 0) return schema->sections[s]->fields[f].key;
+                if (tp_same_name(a->name, name)) return schema->sections[s]->fields[f].key;
     return NULL;
 }
 

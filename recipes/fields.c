@@ -37,7 +37,7 @@ static const tp_field *find_field(const struct scope *scope, const char *key)
     snprintf(path, sizeof path, "%s%s", scope->prefix, key);
     for (size_t s = 0; s < scope->n_sections; s++)
         for (size_t f = 0; f < scope->sections[s]->n_fields; f++)
-            if (strcmp(scope->sections[s]->fields[f].key, path) == 0) return &scope->sections[s]->fields[f];
+            if (tp_same_name(scope->sections[s]->fields[f].key, path)) return &scope->sections[s]->fields[f];
     return NULL;
 }
 
@@ -48,7 +48,7 @@ static bool is_block_name(const struct scope *scope, const char *name)
     for (size_t s = 0; s < scope->n_sections; s++)
         for (size_t f = 0; f < scope->sections[s]->n_fields; f++) {
             const char *key = scope->sections[s]->fields[f].key;
-            if (strncmp(key, name, n) == 0 && key[n] == '.') return true;
+            if (key[0] == name[0] && strncmp(key, name, n) == 0 && key[n] == '.') return true;
         }
     return false;
 }
@@ -101,7 +101,7 @@ static const char *key_in_block(const struct scope *scope, const char *name)
 static const tp_refused_key *find_refused(const tp_schema *schema, const char *name)
 {
     for (const tp_refused_key *k = schema->refused; k != NULL && k->name != NULL; k++)
-        if (strcmp(k->name, name) == 0) return k;
+        if (tp_same_name(k->name, name)) return k;
     return NULL;
 }
 

@@ -2,6 +2,8 @@
 #ifndef TP_RECIPES_PARTS_H
 #define TP_RECIPES_PARTS_H
 
+#include <string.h>
+
 #include "recipes/recipe.h"
 #include "recipes/schema.h"
 #include "recipes/yaml.h"
@@ -65,6 +67,12 @@ const char *tp_range_text(const tp_range *range, char *out, size_t size);
 bool tp_value_is_set(const tp_field *field, const void *at);
 bool tp_value_same(const tp_field *field, const void *a, const void *b);
 void tp_value_write(const tp_field *field, const void *at, tp_buf *out); /* one line, flow style; not TP_FIELD_BLOCKS */
+
+/* strcmp without the call for most pairs: every key of a recipe is held against every name that there is. */
+static inline bool tp_same_name(const char *a, const char *b)
+{
+    return a[0] == b[0] && strcmp(a, b) == 0;
+}
 
 static inline void *tp_field_at(const tp_field *field, void *config)
 {

@@ -9,8 +9,10 @@
 
 static const tp_field *field_of(const tp_section *section, const char *key, size_t n)
 {
-    for (size_t f = 0; f < section->n_fields; f++)
-        if (strncmp(section->fields[f].key, key, n) == 0 && section->fields[f].key[n] == '\0') return &section->fields[f];
+    for (size_t f = 0; f < section->n_fields; f++) {
+        const char *own = section->fields[f].key;
+        if (own[0] == key[0] && strncmp(own, key, n) == 0 && own[n] == '\0') return &section->fields[f];
+    }
     return NULL;
 }
 

@@ -11,7 +11,10 @@
 #include <string.h>
 #include <yaml.h>
 
+#include "base/map.h"
 #include "base/mem.h"
+
+#define ROWS 1024 /* of the keys that were read: a recipe holds 5,000 at most */
 
 struct builder {
     tp_ctx *ctx;
@@ -23,7 +26,8 @@ struct builder {
     int depth, n_documents;
     const char *key; /* read, its value not yet */
     tp_mark key_at;
-    bool stopped; /* by a problem: the tree is not to be used */
+    bool stopped;        /* by a problem: the tree is not to be used */
+    tp_yaml *rows[ROWS]; /* members of blocks by block and key, to find repeated keys */
 };
 
 static tp_mark mark_at(const struct builder *b, size_t line, size_t column)
@@ -56,9 +60,7 @@ static tp_status stop_name(struct builder *b, tp_mark at, const char *before, co
 
 static uint32_t hash_of(const char *key)
 {
-    uint32_t h = 2166136261u; /* FNV-1a: only to make comparing short, so it needs no secret */
-    for (; *key != '\0'; key++) h = (h ^ (unsigned char)*key) * 16777619u;
-    return h;
+    return (uint32_t)tp_hash(key, strlen(key));
 }
 
 void tp_yaml_tree_init(tp_yaml_tree *tree)
@@ -161,6 +163,22 @@ static tp_status count_node(struct builder *b, tp_mark at)
     return stop(b, at, what);
 }
 
+/* Where a member of the open block is listed: blocks that stand at different places use different rows for the same key. */
+static tp_yaml **row_of(struct builder *b, uint32_t key_hash)
+{
+    return &b->rows[(key_hash ^ (b->open->at.line * 31 + b->open->at.column)) % ROWS];
+}
+
+/* The first member of the open block with that key: the last one in its row. */
+static const tp_yaml *find_twin(struct builder *b, const char *key)
+{
+    const tp_yaml *twin = NULL;
+    uint32_t hash = hash_of(key);
+    for (const tp_yaml *c = *row_of(b, hash); c != NULL; c = c->neighbour)
+        if (c->parent == b->open && c->key_hash == hash && strcmp(c->key, key) == 0) twin = c;
+    return twin;
+}
+
 /* Puts a new value where the text has it: under the pending key, in the open list, or at the top. */
 static tp_status place(struct builder *b, tp_yaml *node)
 {
@@ -170,6 +188,9 @@ static tp_status place(struct builder *b, tp_yaml *node)
     }
     if (b->open->kind == TP_YAML_BLOCK) {
         tp_yaml_set_key(node, b->key, b->key_at);
+        tp_yaml **row = row_of(b, node->key_hash);
+        node->neighbour = *row;
+        *row = node;
         b->key = NULL;
     }
     tp_yaml_append(b->open, node);
@@ -185,7 +206,7 @@ static bool wants_key(const struct builder *b)
 static tp_status take_key(struct builder *b, const char *key, bool plain, tp_mark at)
 {
     if (plain && strcmp(key, "<<") == 0) return stop(b, at, "<<: merge keys are refused; use include");
-    const tp_yaml *twin = tp_yaml_find(b->open, key);
+    const tp_yaml *twin = find_twin(b, key);
     b->key = key;
     b->key_at = at;
     if (twin == NULL) return TP_OK;

@@ -43,6 +43,7 @@ typedef struct tp_yaml {
     uint32_t key_hash;
     tp_mark at, key_at;
     struct tp_yaml *parent, *first, *last, *next; /* children in the order of the file */
+    struct tp_yaml *neighbour;                    /* while the text is read: next in its row of keys (yaml.c) */
     size_t n;                                     /* how many */
 } tp_yaml;
 

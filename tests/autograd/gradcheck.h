@@ -55,7 +55,7 @@ static inline double gradcheck_eval(struct gradcheck_run *run, int trained, bool
     tp_tensor parameters[GRADCHECK_INPUTS], *inputs[GRADCHECK_INPUTS];
     void *narrow[GRADCHECK_INPUTS] = {NULL};
     double result = 0;
-    assert_ok(run->ctx, tp_tape_new(run->ctx, (size_t)64 << 20, run->precision, &tape));
+    assert_ok(run->ctx, tp_tape_new(run->ctx, (size_t)4 << 20, run->precision, &tape));
     for (int i = 0; i < c->n_inputs; i++) {
         size_t n = (size_t)(c->inputs[i].rows * c->inputs[i].cols);
         bool wants = trained >> i & 1;

@@ -132,6 +132,7 @@ struct scenario {
     const char *result;     /* file that a run leaves, NULL: none; its bytes are the same whenever it gets through */
     bool keeps_old;         /* the result of an earlier run stays, byte for byte, when this one fails */
     const char *checkpoint; /* folder whose manifest has to hold if it is there; NULL: none */
+    const char *fresh;      /* folder that a run makes and must not find; NULL: none */
 };
 
 /* stdout and stderr away, so that what commands print is not mixed with the test's own. */
@@ -158,6 +159,11 @@ static tp_status run_silently(tp_ctx *ctx, const struct scenario *s)
     restore(2, err);
     restore(1, out);
     return status;
+}
+
+static void clear_fresh(const struct scenario *s)
+{
+    if (s->fresh != NULL && tp_path_exists(s->fresh)) assert_int_equal(tp_folder_remove(NULL, s->fresh), TP_OK);
 }
 
 static void check_result(struct bench *b, const struct scenario *s, const char *where)
@@ -195,6 +201,7 @@ static bool try_point(struct bench *b, const struct scenario *s, long n, bool al
         check_result(b, s, where); /* whole, or not there */
     if (s->checkpoint != NULL && tp_path_exists(s->checkpoint) && tp_publish_verify(&ctx, s->checkpoint, NULL) != TP_OK)
         fail_msg("%s: a damaged checkpoint: %s", where, ctx.message);
+    clear_fresh(s);
     *survived += status == TP_OK && failed;
     return failed;
 }
@@ -221,6 +228,7 @@ static void sweep(struct bench *b, const struct scenario *s)
     /* Twice without failures: the first fills what the C library keeps for good, the second is counted. */
     for (int i = 0; i < 2; i++) {
         fail_malloc(0, false);
+        clear_fresh(s);
         assert_ok(&ctx, run_silently(&ctx, s));
     }
     long points = malloc_count(), every = stride(points), tried = 0, survived = 0;
@@ -229,6 +237,7 @@ static void sweep(struct bench *b, const struct scenario *s)
         tp_free(b->wanted);
         assert_int_equal(tp_file_read(NULL, s->result, (size_t)1 << 26, &b->wanted, &b->wanted_bytes), TP_OK);
     }
+    clear_fresh(s);
     for (int all = 0; all < 2; all++)
         for (long n = 1; try_point(b, s, n, all != 0, &survived); n += every) tried++;
     print_message("%-12s %5ld allocations, every %ld: %ld failed, %ld of them made no difference, %.1f s\n", s->name, points,
@@ -249,18 +258,18 @@ static void training(void **state)
     bench_begin(&b);
     snprintf(result, sizeof result, "%s/adapter_model.safetensors", b.adapter);
     snprintf(checkpoint, sizeof checkpoint, "%s/ckpt-2", b.out);
-    struct scenario train = {"train", &tp_command_train, {b.recipe, "--quiet"}, result, false, checkpoint};
+    struct scenario train = {"train", &tp_command_train, {b.recipe, "--quiet"}, result, false, checkpoint, NULL};
     sweep(&b, &train);
     /* The first step's checkpoint is there, and nothing after it. */
     char adapter[1200];
     tp_ctx ctx;
-    struct scenario once = {"train", &tp_command_train, {b.recipe, "--quiet"}, NULL, false, NULL};
+    struct scenario once = {"train", &tp_command_train, {b.recipe, "--quiet"}, NULL, false, NULL, NULL};
     assert_ok(&ctx, run_silently(&ctx, &once));
     snprintf(adapter, sizeof adapter, "%s", b.adapter);
     assert_int_equal(tp_folder_remove(NULL, checkpoint), TP_OK);
     assert_int_equal(tp_folder_remove(NULL, adapter), TP_OK);
-    struct scenario resume = {"resume", &tp_command_train, {b.recipe, "--quiet", "--resume", "overwrite=false"}, result,
-                              false,    checkpoint};
+    struct scenario resume = {
+        "resume", &tp_command_train, {b.recipe, "--quiet", "--resume", "overwrite=false"}, result, false, checkpoint, NULL};
     sweep(&b, &resume);
     bench_end(&b);
 }
@@ -270,10 +279,30 @@ static void plan_and_preview(void **state)
     struct bench b;
     (void)state;
     bench_begin(&b);
-    struct scenario plan = {"plan", &tp_command_plan, {b.recipe, "--json"}, NULL, false, NULL};
-    struct scenario preview = {"preview", &tp_command_preview, {b.recipe, "--json"}, NULL, false, NULL};
+    struct scenario plan = {"plan", &tp_command_plan, {b.recipe, "--json"}, NULL, false, NULL, NULL};
+    struct scenario preview = {"preview", &tp_command_preview, {b.recipe, "--json"}, NULL, false, NULL, NULL};
     sweep(&b, &plan);
     sweep(&b, &preview);
+    bench_end(&b);
+}
+
+/* What makes a model, and what looks at the machine. */
+static void init_and_doctor(void **state)
+{
+    struct bench b;
+    char made[1024], weights[1100];
+    (void)state;
+    bench_begin(&b);
+    snprintf(made, sizeof made, "%s", scratch_path(&b.s, "made"));
+    snprintf(weights, sizeof weights, "%s/model.safetensors", made);
+    struct scenario init = {.name = "init",
+                            .command = &tp_command_init,
+                            .words = {b.model, "--out", made, "--dtype", "bf16"},
+                            .result = weights,
+                            .fresh = made};
+    struct scenario doctor = {.name = "doctor", .command = &tp_command_doctor, .words = {"--json"}};
+    sweep(&b, &init);
+    sweep(&b, &doctor);
     bench_end(&b);
 }
 
@@ -283,7 +312,7 @@ static void use_of_an_adapter(void **state)
     tp_ctx ctx;
     (void)state;
     bench_begin(&b);
-    struct scenario train = {"train", &tp_command_train, {b.recipe, "--quiet"}, NULL, false, NULL};
+    struct scenario train = {"train", &tp_command_train, {b.recipe, "--quiet"}, NULL, false, NULL, NULL};
     assert_ok(&ctx, run_silently(&ctx, &train));
     struct scenario generate = {"generate",
                                 &tp_command_generate,
@@ -291,6 +320,7 @@ static void use_of_an_adapter(void **state)
                                  "--threads", "1", "--temperature", "1"},
                                 NULL,
                                 false,
+                                NULL,
                                 NULL};
     struct scenario logits = {
         "logits",
@@ -298,21 +328,24 @@ static void use_of_an_adapter(void **state)
         {b.gguf, "--in", b.ids, "--out", b.result, "--adapter", b.adapter, "--hidden", "--threads", "1", "--precision", "fp32"},
         b.result,
         true,
+        NULL,
         NULL};
     struct scenario folder = {"logits (HF)",
                               &tp_command_logits,
                               {b.model, "--in", b.ids, "--out", b.result, "--threads", "1", "--precision", "bf16"},
                               b.result,
                               true,
+                              NULL,
                               NULL};
-    struct scenario inspect = {"inspect", &tp_command_inspect, {b.adapter, "--json"}, NULL, false, NULL};
-    struct scenario tokenize = {"tokenize", &tp_command_tokenize, {b.gguf, "--in", b.texts}, NULL, false, NULL};
+    struct scenario inspect = {"inspect", &tp_command_inspect, {b.adapter, "--json"}, NULL, false, NULL, NULL};
+    struct scenario tokenize = {"tokenize", &tp_command_tokenize, {b.gguf, "--in", b.texts}, NULL, false, NULL, NULL};
     struct scenario eval = {
         "eval",
         &tp_command_eval,
         {b.gguf, "--data", b.data, "--type", "chat", "--adapter", b.adapter, "--threads", "1", "--precision", "fp32"},
         NULL,
         false,
+        NULL,
         NULL};
     sweep(&b, &generate);
     sweep(&b, &logits);
@@ -327,6 +360,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plan_and_preview),
+        cmocka_unit_test(init_and_doctor),
         cmocka_unit_test(use_of_an_adapter),
         cmocka_unit_test(training),
     };

@@ -17,12 +17,17 @@ safetensors_header_bytes 100000000
 safetensors_name_bytes 512
 safetensors_rank 8
 gguf_string_bytes 67108864
+gguf_rank 4
+gguf_alignment_min 8
+gguf_alignment_max 65536
 layers 4096
 width 1048576
 heads 4096
 vocabulary 4194304
 jsonl_row_bytes 67108864
 template_bytes 1048576
+template_steps 10000000
+template_output_bytes 16777216
 LIMITS
 check_exit "every line is a name and a number" 1 grep -vqE '^[a-z0-9_]+ [0-9]+$' "$scratch/limits"
 check_exit "a full disk" 4 bash -c "'$TAPEFT' --limits >/dev/full"

@@ -1,9 +1,12 @@
-/* GGUF: what is accepted lies inside the file, and every value and byte of it can be read. */
+/* GGUF: what is accepted lies inside the file, and every value and byte of it can be read; the configuration and the tokenizer
+ * in it are read or refused with a message. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/gguf.h"
+#include "data/tokenizer.h"
+#include "models/config.h"
 
 static uint64_t touch_value(const tp_gguf *file, const tp_gguf_value *v)
 {
@@ -52,16 +55,40 @@ static void check_file(tp_ctx *ctx, const tp_gguf *file, const uint8_t *data, si
     __asm__ volatile("" : : "r"(sum)); /* the reads above must not be optimised away */
 }
 
+static void read_model(tp_ctx *ctx, const tp_gguf *file)
+{
+    tp_model_config config;
+    tp_tokenizer *tokenizer = NULL;
+    tp_tokens tokens = {0};
+    tp_status status = tp_config_from_gguf(ctx, file, &config);
+    if (status == TP_OK)
+        tp_config_free(&config);
+    else if (tp_status_exit_code(status) != 3 || ctx->message[0] == '\0')
+        abort();
+    tp_ctx_clear(ctx);
+    status = tp_tokenizer_from_gguf(ctx, file, &tokenizer);
+    if (status != TP_OK && (tp_status_exit_code(status) != 3 || ctx->message[0] == '\0')) abort();
+    tp_ctx_clear(ctx);
+    if (status != TP_OK) return;
+    status = tp_tokenizer_encode(ctx, tokenizer, tp_span_of("the cat <s> 12"), TP_ENCODE_PLAIN, &tokens);
+    for (size_t i = 0; status == TP_OK && i < tokens.count; i++)
+        if (tokens.items[i].id < 0 || (size_t)tokens.items[i].id >= tp_tokenizer_size(tokenizer)) abort();
+    tp_tokens_free(&tokens);
+    tp_tokenizer_free(tokenizer);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     tp_ctx ctx;
     tp_gguf *file;
     tp_ctx_init(&ctx);
     tp_status status = tp_gguf_parse(&ctx, "f", data, n, &file);
-    if (status == TP_OK)
+    if (status == TP_OK) {
         check_file(&ctx, file, data, n);
-    else if ((status != TP_FORMAT && status != TP_UNSUPPORTED) || ctx.message[0] == '\0')
+        read_model(&ctx, file);
+    } else if ((status != TP_FORMAT && status != TP_UNSUPPORTED) || ctx.message[0] == '\0') {
         abort();
+    }
     tp_gguf_close(file);
     return 0;
 }

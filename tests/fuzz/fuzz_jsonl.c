@@ -24,7 +24,8 @@ static tp_row_file *open_input(tp_ctx *ctx, const uint8_t *data, size_t n, const
 {
     char path[64];
     tp_row_file *file = NULL;
-    snprintf(path, sizeof path, "/tmp/tapeft-fuzz-%ld%s", (long)getpid(), ending);
+    snprintf(path, sizeof path, "%s/tapeft-fuzz-%ld%s", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", (long)getpid(),
+             ending);
     FILE *out = fopen(path, "wb");
     if (out == NULL || fwrite(data, 1, n, out) != n || fclose(out) != 0) abort();
     if (tp_row_file_open(ctx, path, "train", &file) != TP_OK && ctx->message[0] == '\0') abort();
