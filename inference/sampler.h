@@ -18,8 +18,9 @@ typedef struct tp_sampling {
 typedef struct tp_sampler tp_sampler;
 TP_API tp_status tp_sampler_new(tp_ctx *ctx, int64_t vocab, tp_sampler **sampler) TP_MUST_CHECK;
 TP_API void tp_sampler_free(tp_sampler *sampler);
-/* Next token from logits [vocab] (changed by it). seen: ids the penalty applies to. `index` counts the sampled tokens: the same
- * seed and index draw the same number. Ties go to the lower id. NUMERIC if the logits hold a NaN. */
+/* Next token from logits [vocab] (changed by it). Candidates count in order of their logits, ties by id; their weights,
+ * exp(logit - best), are rounded to multiples of 2^-32. seen: ids the penalty applies to. `index` counts the sampled tokens:
+ * the same seed and index draw the same number. Ties go to the lower id. NUMERIC if the logits hold a NaN. */
 TP_API tp_status tp_sampler_next(tp_ctx *ctx, tp_sampler *sampler, const tp_sampling *how, float *logits, const int32_t *seen,
                                  size_t n_seen, uint64_t index, int32_t *token) TP_MUST_CHECK;
 

@@ -32,6 +32,7 @@ typedef enum tp_cpu_isa {
 #define TP_TARGET_BF16_DOT __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
 struct tp_openblas;
+struct tp_cpu_ahead;
 
 typedef struct tp_cpu {
     tp_device device; /* first: a tp_device * of this backend is a tp_cpu * */
@@ -40,6 +41,7 @@ typedef struct tp_cpu {
     tp_threads *pool;             /* device.threads of them */
     unsigned char *scratch;       /* TP_CPU_SCRATCH_BYTES per thread, aligned to 4096 */
     unsigned char *workspace;     /* TP_CPU_WORKSPACE_BYTES, aligned to 4096; of the kernel that runs, not of one thread */
+    struct tp_cpu_ahead *ahead;   /* the order of products of few rows */
     struct tp_openblas *openblas; /* NULL: not there, or not wanted on this CPU */
     void *memory;                 /* what scratch and workspace lie in */
 } tp_cpu;

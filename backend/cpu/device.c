@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "backend/cpu/ahead.h"
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/cpu_model.h"
 #include "backend/cpu/openblas.h"
@@ -24,6 +25,7 @@ static void cpu_close(tp_device *device)
     if (device == NULL) return;
     tp_cpu *cpu = (tp_cpu *)(void *)device;
     tp_threads_free(cpu->pool);
+    tp_cpu_ahead_free(cpu->ahead);
     tp_openblas_close(cpu->openblas);
     tp_free(cpu->memory);
     tp_free(cpu);
@@ -39,6 +41,8 @@ static tp_status open_parts(tp_ctx *ctx, tp_cpu *cpu, int threads)
 {
     cpu->pool = tp_threads_new(ctx, threads);
     if (cpu->pool == NULL) return TP_NOMEM;
+    cpu->ahead = tp_cpu_ahead_new(ctx);
+    if (cpu->ahead == NULL) return TP_NOMEM;
     cpu->device.threads = tp_threads_count(cpu->pool);
     cpu->device.workspace_bytes = TP_CPU_WORKSPACE_BYTES + (uint64_t)cpu->device.threads * TP_CPU_SCRATCH_BYTES;
     size_t bytes = TP_CPU_WORKSPACE_BYTES + (size_t)cpu->device.threads * TP_CPU_SCRATCH_BYTES;

@@ -112,6 +112,7 @@ static void unpack_down_item(void *arg, int64_t item, int thread)
 
 bool tp_mm_folds(const tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p)
 {
+    if (p->n < TP_MM_FEW) return tp_mm_few_folds(p);
     int64_t per_word = e->per_word, words = tp_mm_ceil(p->k, per_word), rank = p->lowrank->rank;
     bool whole_runs = p->k % (TP_MM_RUN * per_word) == 0, wide = p->n >= TP_MM_FEW && p->m > THIN_COLS && p->k > THIN_COLS;
     return wide && whole_runs && !p->left_transposed && (e != &tp_mm_generic || cpu->openblas == NULL) &&

@@ -83,7 +83,8 @@ typedef struct tp_mm_engine {
     void (*finish)(const tp_mm_out *out, int64_t row, int64_t rows, int64_t col, int64_t cols, const float *sums, int64_t ld);
     /* For few rows: x [n][ld] f32 with zeros up to the next multiple of 32 values, then the sum of each 32 values, with
      * zeros up to a multiple of 16; sums [n][ld_sums]; n < TP_MM_FEW.
-     * dot (along_k): columns col .. col+cols. axpy (not along_k): the same; col is a multiple of 32. */
+     * dot (along_k): columns col .. col+cols; the rest up to b->m may be read next. Where rows are in rotary order, these are
+     * whole heads. axpy (not along_k): columns too; col is a multiple of 32. */
     void (*dot)(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
                 int64_t ld_sums);
     void (*axpy)(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
@@ -93,6 +94,9 @@ typedef struct tp_mm_engine {
 extern const tp_mm_engine tp_mm_generic;
 #if defined(__x86_64__)
 extern const tp_mm_engine tp_mm_avx2, tp_mm_avx512, tp_mm_bf16_dot;
+/* tp_mm_avx2's dot where nothing is rounded. */
+void tp_mm_avx2_dot(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
+                    int64_t ld_sums);
 /* The tile of tp_mm_bf16_dot in plain C, so that its packing can be tested on any CPU. */
 void tp_mm_bf16_dot_tile_plain(const tp_mm_tile *t);
 #endif
@@ -124,6 +128,8 @@ bool tp_mm_folds(const tp_cpu *cpu, const tp_mm_engine *engine, const tp_mm_prod
 void tp_mm_openblas(tp_cpu *cpu, const tp_mm_product *p);
 /* The product for n < TP_MM_FEW, reading the right side once, in its order in memory; left not transposed. */
 void tp_mm_few(tp_cpu *cpu, const tp_mm_engine *engine, const tp_mm_product *p);
+/* Whether it can take its low-rank part along. */
+bool tp_mm_few_folds(const tp_mm_product *p);
 
 /* tp_cpu_matmul with a given engine. */
 tp_status tp_mm_run(tp_ctx *ctx, const tp_mm_engine *engine, const tp_matmul_args *args);

@@ -304,7 +304,7 @@ static TP_TARGET_AVX2 void finish(const tp_mm_out *out, int64_t row, int64_t row
     if (whole < cols) tp_mm_generic_finish(out, row, rows, col + whole, cols - whole, sums + whole, ld);
 }
 
-/* ---- few rows ---- */
+/* ---- few rows, rounded to bf16; few_avx2.c has the common case ---- */
 
 /* 4 stored rows against one row of x. */
 INLINE_AVX2 void dot_rows(tp_format_id format, int nw, const tp_mm_right *b, const unsigned char *const *rows, const float *x,
@@ -350,9 +350,15 @@ INLINE_AVX2 void dot_of(tp_format_id format, const tp_mm_right *b, int64_t col, 
 }
 
 static TP_TARGET_AVX2 void dot(const tp_mm_right *b, int64_t col, int64_t cols, int n, const float *x, int64_t ld, float *sums,
-                               int64_t ld_sums){
+                               int64_t ld_sums)
+{
 #define DOT(format) dot_of(format, b, col, cols, n, x, ld, sums, ld_sums)
-    EACH_FORMAT(DOT)}
+    if (!b->round_bf16) {
+        tp_mm_avx2_dot(b, col, cols, n, x, ld, sums, ld_sums);
+        return;
+    }
+    EACH_FORMAT(DOT)
+}
 
 INLINE_AVX2 void add_rows(tp_format_id format, int nw, const tp_mm_right *b, const unsigned char *const *rows, int64_t col,
                           int64_t cols, int n, const float *x, int64_t ld, float *sums, int64_t ld_sums)

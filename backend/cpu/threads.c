@@ -19,6 +19,8 @@ typedef struct worker {
     struct tp_threads *pool;
     pthread_t id;
     int index;
+    uint64_t idle_turn; /* what it last did while idle, and how far it came; -1: to the end */
+    int64_t idle_step;
 } worker;
 
 struct tp_threads {
@@ -28,6 +30,10 @@ struct tp_threads {
     void *_Atomic arg;
     _Atomic int64_t first, n; /* items first .. first + n - 1 of the caller's loop */
     _Atomic int64_t done;
+
+    bool (*_Atomic idle_body)(void *arg, int thread, int64_t step);
+    void *_Atomic idle_arg;
+    _Atomic uint64_t idle_turn; /* counts what idle_body and idle_arg were */
 
     atomic_int asleep; /* workers in pthread_cond_wait */
     atomic_bool caller_asleep;
@@ -44,15 +50,6 @@ static int64_t now_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-static inline void pause_cpu(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
 }
 
 int tp_threads_allowed(void)
@@ -88,15 +85,31 @@ static bool job_waits(tp_threads *pool)
     return (uint32_t)atomic_load(&pool->claim) != 0 || atomic_load(&pool->stop);
 }
 
+/* One step of what is to be done while idle; false if there is nothing to do. */
+static bool idle_step(worker *self)
+{
+    tp_threads *pool = self->pool;
+    uint64_t turn = atomic_load(&pool->idle_turn);
+    if (turn != self->idle_turn) {
+        self->idle_turn = turn;
+        self->idle_step = 0;
+    }
+    if (turn == 0 || self->idle_step < 0) return false;
+    bool (*body)(void *, int, int64_t) = pool->idle_body;
+    bool more = body(pool->idle_arg, self->index, self->idle_step);
+    self->idle_step = more ? self->idle_step + 1 : -1;
+    return more;
+}
+
 static void *worker_main(void *argument)
 {
-    const worker *self = argument;
+    worker *self = argument;
     tp_threads *pool = self->pool;
     while (!atomic_load(&pool->stop)) {
         work(pool, self->index);
         int64_t until = now_ns() + SPIN_NS;
-        while (!job_waits(pool) && now_ns() < until) {
-            for (int i = 0; i < 8; i++) pause_cpu();
+        while (!job_waits(pool) && (idle_step(self) || now_ns() < until)) {
+            for (int i = 0; i < 8 && self->idle_step < 0 && !job_waits(pool); i++) tp_threads_pause();
         }
         if (job_waits(pool)) continue;
         pthread_mutex_lock(&pool->mutex);
@@ -139,6 +152,7 @@ tp_threads *tp_threads_new(tp_ctx *ctx, int threads)
         worker *w = &pool->workers[pool->count - 1];
         w->pool = pool;
         w->index = pool->count;
+        w->idle_step = -1;
         if (pthread_create(&w->id, NULL, worker_main, w) != 0) break;
     }
     bind_workers(pool);
@@ -168,7 +182,7 @@ static void wait_until_done(tp_threads *pool, int64_t n)
 {
     int64_t until = now_ns() + SPIN_NS;
     while (atomic_load(&pool->done) < n && now_ns() < until) {
-        for (int i = 0; i < 8; i++) pause_cpu();
+        for (int i = 0; i < 8 && atomic_load(&pool->done) < n; i++) tp_threads_pause();
     }
     if (atomic_load(&pool->done) == n) return;
     pthread_mutex_lock(&pool->mutex);
@@ -195,6 +209,14 @@ static void run_job(tp_threads *pool, int64_t first, int64_t n, void (*body)(voi
     }
     work(pool, 0);
     wait_until_done(pool, n);
+}
+
+void tp_threads_while_idle(tp_threads *pool, bool (*body)(void *arg, int thread, int64_t step), void *arg)
+{
+    if (pool->count == 1) return;
+    pool->idle_body = body;
+    pool->idle_arg = arg;
+    atomic_fetch_add(&pool->idle_turn, 1);
 }
 
 void tp_threads_for(tp_threads *pool, int64_t n, void (*body)(void *arg, int64_t i, int thread), void *arg)

@@ -1,11 +1,12 @@
 /* How close decoding comes to reading the weights once per token, and what one LoRA costs: SmolLM2-135M, batch 1, behind a
  * prompt of 512 tokens, greedy.
  *
- *     bench_decode [--threads N] [--tokens N] [bf16 | f32 | gguf]...
+ *     bench_decode [--threads N] [--tokens N] [bf16 | f32 | q8_0 | q4_0 | q4_1]...
  *
  * Each round decodes a few tokens with the base alone and a few with an adapter of rank 16 on all linears, in turns, between
  * two measurements of the read speed. Bytes are those of the weights alone, without keys, values and adapter. Medians over
- * rounds; the second ratio counts CPU time, as in bench_train. Runs for about a minute. */
+ * rounds; the second ratio counts CPU time, as in bench_train. Packed weights are random bytes in the place of the model's
+ * own. Runs for about half a minute. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,12 +16,18 @@
 #include "tests/bench/ceilings.h"
 #include "tests/bench/command.h"
 
-#define ROUNDS 9
+#define ROUNDS 7
 #define PROMPT 512
-#define BUFFER ((size_t)512 << 20)
-#define MODELS 3
+#define BUFFER ((size_t)256 << 20)
+#define MODELS 5
 
-static const char *const names[MODELS] = {"bf16", "f32", "gguf"};
+static const struct {
+    const char *name, *folder;
+    tp_format_id format;
+} models[MODELS] = {
+    {"bf16", "bf16", TP_FORMAT_BF16}, {"f32", "f32", TP_FORMAT_F32},   {"q8_0", "f32", TP_FORMAT_Q8_0},
+    {"q4_0", "f32", TP_FORMAT_Q4_0},  {"q4_1", "f32", TP_FORMAT_Q4_1},
+};
 
 /* Seconds per token, by the clock and of CPU time. */
 struct pace {
@@ -57,10 +64,53 @@ static double weight_bytes(const tp_model *model)
     return bytes;
 }
 
-static void measure(tp_ctx *ctx, const bench_model *from, int tokens, const void *memory)
+static tp_matrix packed(tp_format_id format, int64_t rows, int64_t cols)
 {
-    tp_model_options options = {.precision = from->precision};
-    const char *label = from->label;
+    const tp_format *f = &tp_formats[format];
+    size_t row = (size_t)tp_format_row_bytes(format, cols), bytes = (size_t)rows * row;
+    unsigned char *data = malloc(bytes);
+    if (data == NULL) {
+        fprintf(stderr, "out of memory: %zu bytes\n", bytes);
+        exit(1);
+    }
+    for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)(i * 2654435761u >> 13);
+    for (size_t i = 0; i < bytes; i += (size_t)f->block_bytes) { /* scales, and q4_1's offsets, of about 2^-9 */
+        data[i] = 0, data[i + 1] = 0x18;
+        if (format == TP_FORMAT_Q4_1) data[i + 2] = 0, data[i + 3] = 0x98;
+    }
+    return (tp_matrix){.format = format, .data = data, .rows = rows, .cols = cols};
+}
+
+/* Puts packed matrices into the model; `kept` [n_linears + 1] gets what was there. */
+static void pack_weights(tp_model *model, tp_format_id format, tp_matrix *kept)
+{
+    for (size_t i = 0; i < model->n_linears; i++) {
+        tp_matrix *w = &model->linears[i]->weight;
+        kept[i] = *w;
+        *w = packed(format, w->rows, w->cols);
+    }
+    kept[model->n_linears] = model->embedding;
+    model->embedding = packed(format, model->embedding.rows, model->embedding.cols);
+    model->head.weight = model->embedding; /* tied */
+}
+
+static void unpack_weights(tp_model *model, const tp_matrix *kept)
+{
+    for (size_t i = 0; i < model->n_linears; i++) {
+        free((void *)(uintptr_t)model->linears[i]->weight.data);
+        model->linears[i]->weight = kept[i];
+    }
+    free((void *)(uintptr_t)model->embedding.data);
+    model->embedding = model->head.weight = kept[model->n_linears];
+}
+
+static void measure(tp_ctx *ctx, int which, int tokens, const void *memory)
+{
+    static tp_matrix kept[1024];
+    bench_model from = bench_model_of(ctx, models[which].folder);
+    const char *label = models[which].name;
+    bool packs = !tp_formats[models[which].format].dense;
+    tp_model_options options = {.precision = from.precision};
     tp_lora_spec spec = {.rank = 16, .alpha = 32, .targets = {.all_linear = true}};
     tp_model *model;
     tp_lora *lora;
@@ -68,7 +118,8 @@ static void measure(tp_ctx *ctx, const bench_model *from, int tokens, const void
     tp_sampler *sampler;
     int32_t prompt[PROMPT], id = 1;
     float *logits;
-    bench_need(ctx, tp_model_open(ctx, from->path, &options, &model));
+    bench_need(ctx, tp_model_open(ctx, from.path, &options, &model));
+    if (packs) pack_weights(model, models[which].format, kept);
     bench_need(ctx, tp_lora_attach(ctx, model, &spec, &lora));
     bench_need(ctx, tp_lora_initialise(ctx, lora));
     bench_need(ctx, tp_generator_open(ctx, model, PROMPT + 2 * (ROUNDS + 1) * (tokens + 1), &generator));
@@ -94,25 +145,26 @@ static void measure(tp_ctx *ctx, const bench_model *from, int tokens, const void
     }
     bench_spread r = bench_spread_of(rate, ROUNDS), s = bench_spread_of(share, ROUNDS), c = bench_spread_of(cpu_share, ROUNDS);
     bench_spread l = bench_spread_of(cost, ROUNDS), p = bench_spread_of(cpu_cost, ROUNDS);
-    printf("decode %-24s %6.1f tokens/s  %.3f of the read limit (%.3f .. %.3f)   %.3f by CPU time (%.3f .. %.3f)\n", label,
-           r.median, s.median, s.low, s.high, c.median, c.low, c.high);
-    printf("LoRA   %-24s %+.1f %% time per token (%+.1f .. %+.1f)   %+.1f %% CPU time (%+.1f .. %+.1f)\n", label, l.median,
+    printf("decode %-5s %6.1f tokens/s  limit %6.1f  ratio %.3f (%.3f .. %.3f), by CPU time %.3f (%.3f .. %.3f)\n", label,
+           r.median, r.median / s.median, s.median, s.low, s.high, c.median, c.low, c.high);
+    printf("LoRA   %-5s %+6.1f %% time per token (%+.1f .. %+.1f), CPU time %+.1f %% (%+.1f .. %+.1f)\n", label, l.median,
            l.low, l.high, p.median, p.low, p.high);
     fflush(stdout);
     tp_sampler_free(sampler);
     tp_generator_close(generator);
     tp_lora_free(lora);
+    if (packs) unpack_weights(model, kept);
     tp_model_free(model);
 }
 
 int main(int argc, char **argv)
 {
     static tp_ctx ctx;
-    int threads = 0, tokens = 16;
+    int threads = 0, tokens = 8;
     bool wanted[MODELS] = {false}, any = false;
     for (int i = 1; i < argc; i++) {
         for (int m = 0; m < MODELS; m++)
-            if (strcmp(argv[i], names[m]) == 0) any = wanted[m] = true;
+            if (strcmp(argv[i], models[m].name) == 0) any = wanted[m] = true;
         if (i + 1 == argc) continue;
         if (strcmp(argv[i], "--threads") == 0) threads = atoi(argv[i + 1]);
         if (strcmp(argv[i], "--tokens") == 0) tokens = atoi(argv[i + 1]);
@@ -123,16 +175,8 @@ int main(int argc, char **argv)
     void *memory = ctx.device->backend->alloc(&ctx, ctx.device, BUFFER);
     if (memory == NULL) bench_need(&ctx, TP_NOMEM);
     memset(memory, 1, BUFFER); /* pages of its own: untouched ones all are the same zero page */
-    printf("reading %.1f GB/s\n", 1e-9 * bench_read_speed(&ctx, memory, BUFFER).rate);
-    fflush(stdout);
-    for (int m = 0; m < MODELS; m++) {
-        if (any && !wanted[m]) continue;
-        bench_model model = bench_model_of(&ctx, names[m]);
-        if (model.there)
-            measure(&ctx, &model, tokens, memory);
-        else
-            printf("%s is not there (scripts/fetch_model gets it): no line\n", model.path);
-    }
+    for (int m = 0; m < MODELS; m++)
+        if (!any || wanted[m]) measure(&ctx, m, tokens, memory);
     printf("load %.1f at the end\n", bench_load());
     ctx.device->backend->free(ctx.device, memory, BUFFER);
     ctx.device->backend->close(ctx.device);

@@ -10,13 +10,13 @@
 #include <string.h>
 #include <time.h>
 
-#include "backend/cpu/cpu.h"
+#include "tests/bench/ceilings.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-#define REPEATS 9
+#define REPEATS 5
 
 static double now(void)
 {
@@ -169,8 +169,9 @@ static void line(bench *b, const char *name, bool flops, double work, tp_status 
     }
     double low = ratio[0], high = ratio[0];
     for (int i = 1; i < REPEATS; i++) low = fmin(low, ratio[i]), high = fmax(high, ratio[i]);
-    printf("%-44s %8.1f %s   %.2f of the ceiling (%.2f .. %.2f)\n", name, 1e-9 * median(rate, REPEATS),
-           flops ? "GFLOP/s" : "GB/s   ", median(ratio, REPEATS), low, high);
+    double middle = median(rate, REPEATS), share = median(ratio, REPEATS);
+    printf("%-46s %7.1f %s  limit %6.1f  ratio %.2f (%.2f .. %.2f)\n", name, 1e-9 * middle, flops ? "GFLOP/s" : "GB/s   ",
+           1e-9 * middle / share, share, low, high);
     fflush(stdout);
 }
 
@@ -337,14 +338,12 @@ static void bench_flat(bench *b)
 
 int main(int argc, char **argv)
 {
-    tp_ctx ctx;
-    tp_ctx_init(&ctx);
-    check(&ctx, tp_cpu_backend.open(&ctx, 0, argc > 1 ? atoi(argv[1]) : 0, &ctx.device));
+    static tp_ctx ctx;
+    bench_open(&ctx, argc > 1 ? atoi(argv[1]) : 0);
+    bench_print_machine(&ctx);
     bench b = {&ctx, {.cpu = tp_cpu_of(&ctx), .part = COPY_BYTES / COPY_PARTS}};
     b.ceiling.from = need(COPY_BYTES);
     b.ceiling.to = need(COPY_BYTES);
-    printf("threads %d, f32 FMA %.0f GFLOP/s, memcpy %.1f GB/s\n", ctx.device->threads, 1e-9 * fma_per_second(&b.ceiling),
-           1e-9 * copied_per_second(&b.ceiling));
     bench_attention(&b, "T 512, 9/3 x 64, f32", 512, 1, 9, 3, 64, TP_F32);
     bench_attention(&b, "T 512, 9/3 x 64, bf16", 512, 1, 9, 3, 64, TP_BF16);
     bench_attention(&b, "T 2048, 8/8 x 128, f32", 2048, 1, 8, 8, 128, TP_F32);

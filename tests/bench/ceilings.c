@@ -172,39 +172,69 @@ bench_peak bench_peak_mean(bench_peak a, bench_peak b)
 
 /* ---- memory ---- */
 
-#define READ_PART ((size_t)256 << 10)
-
-typedef uint64_t words __attribute__((vector_size(16)));
+#define READ_ROUNDS 5
+#define READ_PART   ((size_t)256 << 10)
+/* The next cache lines are asked for this far ahead: without it a core reads a fifth slower. */
+#define READ_AHEAD 4096
 
 struct reading {
     const unsigned char *memory;
+    uint64_t (*run)(const unsigned char *p);
     uint64_t sink[64];
 };
+
+#define READ_LOOP(target, name, type, start, step, last)                                                                       \
+    static target uint64_t name(const unsigned char *p)                                                                        \
+    {                                                                                                                          \
+        type s[8];                                                                                                             \
+        for (int j = 0; j < 8; j++) s[j] = start;                                                                              \
+        for (size_t i = 0; i < READ_PART; i += sizeof s) {                                                                     \
+            for (size_t j = 0; j < sizeof s; j += 64) __builtin_prefetch(p + i + j + READ_AHEAD, 0, 3);                        \
+            for (int j = 0; j < 8; j++) s[j] = step(s[j], p + i + (size_t)j * sizeof s[0]);                                    \
+        }                                                                                                                      \
+        for (int j = 1; j < 8; j++) s[0] ^= s[j];                                                                              \
+        return (uint64_t)last(s[0]);                                                                                           \
+    }
+
+static inline uint64_t xor_plain(uint64_t sum, const unsigned char *p)
+{
+    uint64_t word;
+    memcpy(&word, p, sizeof word);
+    return sum ^ word;
+}
+READ_LOOP(, read_plain, uint64_t, 0, xor_plain, )
+
+#if defined(__x86_64__)
+#define XOR_512(s, p) _mm512_xor_si512(s, _mm512_loadu_si512(p))
+#define XOR_256(s, p) _mm256_xor_si256(s, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define LAST_512(s)   _mm_cvtsi128_si64(_mm512_castsi512_si128(s))
+#define LAST_256(s)   _mm_cvtsi128_si64(_mm256_castsi256_si128(s))
+READ_LOOP(TP_TARGET_AVX512, read_avx512, __m512i, _mm512_setzero_si512(), XOR_512, LAST_512)
+READ_LOOP(TP_TARGET_AVX2, read_avx2, __m256i, _mm256_setzero_si256(), XOR_256, LAST_256)
+#endif
 
 static void read_item(void *arg, int64_t item, int thread)
 {
     struct reading *reading = arg;
-    const unsigned char *p = reading->memory + (size_t)item * READ_PART;
-    words sums[4] = {{0}}, line[4];
-    for (size_t i = 0; i < READ_PART; i += sizeof line) {
-        memcpy(line, p + i, sizeof line);
-        for (int j = 0; j < 4; j++) sums[j] ^= line[j];
-    }
-    for (int j = 0; j < 4; j++) reading->sink[thread & 63] ^= sums[j][0] ^ sums[j][1];
+    reading->sink[thread & 63] ^= reading->run(reading->memory + (size_t)item * READ_PART);
 }
 
 bench_read bench_read_speed(tp_ctx *ctx, const void *memory, size_t bytes)
 {
-    struct reading reading = {.memory = memory};
-    double rates[ROUNDS], per_cpu[ROUNDS];
+    struct reading reading = {.memory = memory, .run = read_plain};
+    double rates[READ_ROUNDS], per_cpu[READ_ROUNDS];
+#if defined(__x86_64__)
+    tp_cpu_isa isa = tp_cpu_of(ctx)->isa;
+    if (isa != TP_CPU_GENERIC) reading.run = isa == TP_CPU_AVX512 ? read_avx512 : read_avx2;
+#endif
     int64_t items = (int64_t)(bytes / READ_PART);
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < READ_ROUNDS; i++) {
         double began = bench_now(), cpu_began = bench_cpu_now(), total = (double)items * (double)READ_PART;
         tp_cpu_for(tp_cpu_of(ctx), items, read_item, &reading);
         rates[i] = total / (bench_now() - began);
         per_cpu[i] = total / (bench_cpu_now() - cpu_began);
     }
-    return (bench_read){bench_spread_of(rates, ROUNDS).median, bench_spread_of(per_cpu, ROUNDS).median};
+    return (bench_read){bench_spread_of(rates, READ_ROUNDS).median, bench_spread_of(per_cpu, READ_ROUNDS).median};
 }
 
 void bench_print_machine(tp_ctx *ctx)
@@ -212,8 +242,8 @@ void bench_print_machine(tp_ctx *ctx)
     tp_cpu_model model;
     bench_peak peak = bench_peak_flops(ctx);
     bench_need(ctx, tp_cpu_model_detect(ctx, &model));
-    printf("%s, family %d model %d, %d threads, load %.1f; f32 FMA %.0f GFLOP/s", model.name, model.family, model.model,
-           ctx->device->threads, bench_load(), 1e-9 * peak.f32);
+    printf("%s, family %d model %d, %d threads, %s, load %.1f; f32 FMA %.0f GFLOP/s", model.name, model.family, model.model,
+           ctx->device->threads, tp_cpu_isa_name(tp_cpu_of(ctx)->isa), bench_load(), 1e-9 * peak.f32);
     if (model.has_bf16_dot) printf(", faster of it and bf16 dot %.0f", 1e-9 * peak.bf16);
     printf("\n");
     fflush(stdout);

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "base/rng.h"
 #include "inference/sampler.h"
 #include "tests/peers.h"
 
@@ -183,11 +184,85 @@ static void test_not_a_number(void **state)
     tp_sampler_free(sampler);
 }
 
+/* ---- the definition: all candidates sorted, filters from the front, one walk ---- */
+
+#define LARGE_VOCAB 3000
+
+struct ranked {
+    float logit;
+    int32_t id;
+    uint64_t weight;
+};
+
+static int by_rank(const void *a, const void *b)
+{
+    const struct ranked *x = a, *y = b;
+    if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
+    return x->id - y->id;
+}
+
+static int32_t sorted_pick(const tp_sampling *how, const float *logits, int64_t n, uint64_t index)
+{
+    static struct ranked all[LARGE_VOCAB];
+    uint64_t sum = 0, kept = 0;
+    int64_t left = n, i = 0;
+    for (int64_t j = 0; j < n; j++) all[j] = (struct ranked){(float)(logits[j] / how->temperature), (int32_t)j, 0};
+    qsort(all, (size_t)n, sizeof *all, by_rank);
+    if (how->top_k > 0 && how->top_k < n)
+        for (left = how->top_k; left < n && all[left].logit == all[left - 1].logit;) left++;
+    for (int64_t j = 0; j < left; j++) {
+        all[j].weight = (uint64_t)(exp((double)all[j].logit - all[0].logit) * 0x1p32 + 0.5);
+        sum += all[j].weight;
+    }
+    for (int64_t j = 0; j < left; j++) {
+        bool enough = how->top_p < 1 && j > 0 && (double)kept >= how->top_p * (double)sum;
+        if (enough || (how->min_p > 0 && (double)all[j].weight < how->min_p * 0x1p32)) left = j;
+        if (j < left) kept += all[j].weight;
+    }
+    uint64_t at = (uint64_t)((double)tp_rng_uniform((tp_rng_key){how->seed, TP_STREAM_SAMPLE, 0}, index) * (double)kept);
+    while (at >= all[i].weight) at -= all[i++].weight;
+    return all[i].id;
+}
+
+/* Logits of several widths, with and without ties, against every mix of filters. */
+static void test_sorted_definition(void **state)
+{
+    static const float widths[] = {0.001f, 1, 8, 60};
+    static const int64_t ks[] = {0, 1, 2, 50, 1000, LARGE_VOCAB};
+    static const double ps[] = {1, 0, 0.1, 0.5, 0.95, 0.99999}, mins[] = {0, 1e-12, 0.001, 0.3, 1},
+                        temperatures[] = {0.2, 1, 3};
+    static float logits[LARGE_VOCAB], copy[LARGE_VOCAB];
+    tp_ctx ctx;
+    tp_sampler *sampler;
+    (void)state;
+    tp_ctx_init(&ctx);
+    assert_ok(&ctx, tp_sampler_new(&ctx, LARGE_VOCAB, &sampler));
+    for (uint64_t trial = 0; trial < 600; trial++) {
+        float width = widths[trial % 4];
+        tp_rng_fill_uniform((tp_rng_key){5, TP_STREAM_INIT, trial}, 0, LARGE_VOCAB, -width, width, logits);
+        for (int i = 0; trial % 3 == 0 && i < LARGE_VOCAB; i++) logits[i] = floorf(logits[i] * 2) / 2;
+        for (int i = 0; trial % 5 == 0 && i < LARGE_VOCAB; i += 2) logits[i] = -INFINITY;
+        tp_sampling how = {.temperature = temperatures[trial % 3],
+                           .top_k = ks[trial / 2 % 6],
+                           .top_p = ps[trial / 7 % 6],
+                           .min_p = mins[trial / 11 % 5],
+                           .repetition_penalty = 1,
+                           .seed = trial};
+        for (uint64_t index = 0; index < 4; index++) {
+            int32_t token;
+            memcpy(copy, logits, sizeof copy);
+            assert_ok(&ctx, tp_sampler_next(&ctx, sampler, &how, copy, NULL, 0, index, &token));
+            assert_int_equal(token, sorted_pick(&how, logits, LARGE_VOCAB, index));
+        }
+    }
+    tp_sampler_free(sampler);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_transformers), cmocka_unit_test(test_repeats),      cmocka_unit_test(test_greedy),
-        cmocka_unit_test(test_extremes),     cmocka_unit_test(test_not_a_number),
+        cmocka_unit_test(test_extremes),     cmocka_unit_test(test_not_a_number), cmocka_unit_test(test_sorted_definition),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

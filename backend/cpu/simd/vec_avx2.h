@@ -122,6 +122,13 @@ TP_INLINE float v_sum(vf x)
     z = z + _mm_movehl_ps(z, z);
     return z[0] + z[1];
 }
+/* The sums of four vectors. */
+TP_INLINE void v_sum4(vf a, vf b, vf c, vf d, float to[4])
+{
+    vf ab = _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b), cd = _mm256_unpacklo_ps(c, d) + _mm256_unpackhi_ps(c, d);
+    vf all = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);
+    _mm_storeu_ps(to, _mm256_castps256_ps128(all) + _mm256_extractf128_ps(all, 1));
+}
 TP_INLINE float v_greatest(vf x)
 {
     __m128 z = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

@@ -114,6 +114,14 @@ TP_INLINE float v_sum(vf x)
     z = z + _mm_movehl_ps(z, z);
     return z[0] + z[1];
 }
+/* The sums of four vectors. */
+TP_INLINE void v_sum4(vf a, vf b, vf c, vf d, float to[4])
+{
+    vf ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b), cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
+    vf all = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);
+    __m256 y = v_low(all) + v_high(all);
+    _mm_storeu_ps(to, _mm256_castps256_ps128(y) + _mm256_extractf128_ps(y, 1));
+}
 TP_INLINE float v_greatest(vf x)
 {
     __m256 y = _mm256_max_ps(v_low(x), v_high(x));

@@ -104,6 +104,11 @@ TP_INLINE float v_sum(vf x)
 {
     return (x[0] + x[2]) + (x[1] + x[3]);
 }
+/* The sums of four vectors. */
+TP_INLINE void v_sum4(vf a, vf b, vf c, vf d, float to[4])
+{
+    to[0] = v_sum(a), to[1] = v_sum(b), to[2] = v_sum(c), to[3] = v_sum(d);
+}
 TP_INLINE float v_greatest(vf x)
 {
     float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
