@@ -1,12 +1,12 @@
-/* How close decoding comes to reading the weights once per token, and what one LoRA costs: SmolLM2-135M, batch 1, behind a
+/* How close decoding comes to reading once per token what it must, and what one LoRA costs: SmolLM2-135M, batch 1, behind a
  * prompt of 512 tokens, greedy.
  *
  *     bench_decode [--threads N] [--tokens N] [bf16 | f32 | q8_0 | q4_0 | q4_1]...
  *
  * Each round decodes a few tokens with the base alone and a few with an adapter of rank 16 on all linears, in turns, between
- * two measurements of the read speed. Bytes are those of the weights alone, without keys, values and adapter. Medians over
- * rounds; the second ratio counts CPU time, as in bench_train. Packed weights are random bytes in the place of the model's
- * own. Runs for about half a minute. */
+ * two measurements of the read speed. Bytes are those of the weights and of the prompt's keys and values, without the adapter.
+ * Medians over rounds; the second ratio counts CPU time, as in bench_train. Packed weights are random bytes in the place of the
+ * model's own. Runs for about half a minute. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,6 +62,13 @@ static double weight_bytes(const tp_model *model)
         if (!model->linears[i]->is_head) bytes += (double)w->rows * (double)tp_format_row_bytes(w->format, w->cols);
     }
     return bytes;
+}
+
+/* Keys and values of the prompt. */
+static double cache_bytes(const tp_model *model, tp_dtype precision)
+{
+    const tp_model_config *c = &model->config;
+    return 2.0 * (double)(c->n_layers * c->n_kv_heads * c->head_dim) * PROMPT * (double)tp_dtype_bytes(precision);
 }
 
 static tp_matrix packed(tp_format_id format, int64_t rows, int64_t cols)
@@ -127,7 +134,8 @@ static void measure(tp_ctx *ctx, int which, int tokens, const void *memory)
     for (int i = 0; i < PROMPT; i++) prompt[i] = 1000 + 7 * i;
     bench_need(ctx, tp_generator_run(ctx, generator, prompt, PROMPT, &logits));
 
-    double rate[ROUNDS], share[ROUNDS], cpu_share[ROUNDS], cost[ROUNDS], cpu_cost[ROUNDS], bytes = weight_bytes(model);
+    double rate[ROUNDS], share[ROUNDS], cpu_share[ROUNDS], cost[ROUNDS], cpu_cost[ROUNDS];
+    double bytes = weight_bytes(model) + cache_bytes(model, from.precision);
     for (int round = -1; round < ROUNDS; round++) { /* the first warms up */
         bench_read before = bench_read_speed(ctx, memory, BUFFER);
         switch_adapter(lora, round % 2 == 0);

@@ -1,0 +1,310 @@
+/* What the kernels of a GPU reach: products in TFLOP/s, attention in TFLOP/s, and what memory bounds as a share of copying.
+ *
+ *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory]
+ *
+ * Each line is the median of nine rounds of calls that take some 10 ms together, after one for warming up. Inputs are random:
+ * zeros would run faster. FLOPs of causal attention count half the square. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "backend/backend.h"
+#include "base/mem.h"
+
+static tp_ctx ctx;
+static void *held[64];
+static size_t held_bytes[64];
+static int n_held;
+static double copy_rate; /* bytes read and written per second */
+
+static void check(tp_status status)
+{
+    if (status == TP_OK) return;
+    fprintf(stderr, "bench_cuda: %s\n", ctx.message);
+    exit(1);
+}
+
+/* ---- device memory with random values ---- */
+
+static void *memory(size_t bytes)
+{
+    void *p = ctx.device->backend->alloc(&ctx, ctx.device, bytes);
+    if (p == NULL) check(ctx.status);
+    held[n_held] = p;
+    held_bytes[n_held++] = bytes;
+    return p;
+}
+
+static void release_all(void)
+{
+    while (n_held > 0) {
+        n_held--;
+        ctx.device->backend->free(ctx.device, held[n_held], held_bytes[n_held]);
+    }
+}
+
+/* The same megabytes over and over: their order of summation does not matter here. */
+static void *filled(int64_t n, tp_dtype dtype, float size)
+{
+    enum { PIECE = 1 << 20 };
+    static float values[PIECE];
+    static uint16_t narrow[PIECE];
+    static uint32_t state = 1;
+    size_t each = tp_dtype_bytes(dtype);
+    char *p = memory((size_t)n * each);
+    for (int i = 0; i < PIECE; i++) {
+        state = state * 1664525u + 1013904223u;
+        values[i] = size * (float)(int32_t)state / 2147483648.0f;
+    }
+    tp_convert_from_f32(TP_BF16, values, PIECE, narrow);
+    for (int64_t at = 0; at < n; at += PIECE) {
+        size_t count = (size_t)(n - at < PIECE ? n - at : PIECE);
+        const void *from = dtype == TP_F32 ? (const void *)values : (const void *)narrow;
+        check(ctx.device->backend->copy_in(&ctx, p + (size_t)at * each, from, count * each));
+    }
+    return p;
+}
+
+static tp_rows rows_of(int64_t n, int64_t cols, float size)
+{
+    return (tp_rows){filled(n * cols, TP_BF16, size), TP_BF16, cols};
+}
+
+/* ---- timing ---- */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x < y ? -1 : x > y;
+}
+
+static double round_of(int kernel, const void *args, int calls)
+{
+    double began = now();
+    for (int i = 0; i < calls; i++) check(ctx.device->backend->kernels[kernel](&ctx, args));
+    check(ctx.device->backend->sync(&ctx));
+    return (now() - began) / calls;
+}
+
+/* Seconds of a call. */
+static double seconds_of(int kernel, const void *args)
+{
+    double rounds[9], once;
+    (void)round_of(kernel, args, 2);
+    once = round_of(kernel, args, 3);
+    int calls = once < 1e-4 ? 100 : once < 1e-2 ? (int)(1e-2 / once) + 1 : 1;
+    for (int i = 0; i < 9; i++) rounds[i] = round_of(kernel, args, calls);
+    qsort(rounds, 9, sizeof rounds[0], by_value);
+    return rounds[4];
+}
+
+static void memory_line(const char *name, double bytes, int kernel, const void *args)
+{
+    double t = seconds_of(kernel, args);
+    printf("%-28s %9.1f us %7.0f GB/s  %.2f of copying\n", name, t * 1e6, bytes / t * 1e-9, bytes / t / copy_rate);
+    fflush(stdout);
+}
+
+/* ---- what is measured ---- */
+
+static void gemm(int64_t n, int64_t m, int64_t k)
+{
+    tp_matmul_args args = {.n = n,
+                           .m = m,
+                           .k = k,
+                           .a = rows_of(n, k, 1),
+                           .b = tp_matrix_dense(TP_BF16, filled(m * k, TP_BF16, 1), m, k),
+                           .nt = true,
+                           .c = rows_of(n, m, 1),
+                           .alpha = 1,
+                           .precision = TP_BF16};
+    double t = seconds_of(TP_KERNEL_matmul, &args);
+    printf("gemm %lld x %lld x %lld: %.3f ms, %.0f TFLOP/s\n", (long long)n, (long long)m, (long long)k, t * 1e3,
+           2e-12 * (double)n * (double)m * (double)k / t);
+    fflush(stdout);
+    release_all();
+}
+
+static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim)
+{
+    enum { MOST = 64 };
+    static tp_segment segments[MOST];
+    int64_t n = batch * length, wide = heads * head_dim, narrow = kv_heads * head_dim;
+    for (int64_t b = 0; b < batch && b < MOST; b++) segments[b] = (tp_segment){b * length, length, b * length, length};
+    tp_attention_backward_args args = {.forward = {.n_q = n,
+                                                   .heads = heads,
+                                                   .kv_heads = kv_heads,
+                                                   .head_dim = head_dim,
+                                                   .q = rows_of(n, wide, 2),
+                                                   .k = rows_of(n, narrow, 2),
+                                                   .v = rows_of(n, narrow, 1),
+                                                   .out = rows_of(n, wide, 1),
+                                                   .lse = filled(n * heads, TP_F32, 1),
+                                                   .segments = segments,
+                                                   .n_segments = batch,
+                                                   .causal = true,
+                                                   .scale = 1.0f / sqrtf((float)head_dim)},
+                                       .n_k = n,
+                                       .dout = rows_of(n, wide, 1),
+                                       .dq = rows_of(n, wide, 1),
+                                       .dk = rows_of(n, narrow, 1),
+                                       .dv = rows_of(n, narrow, 1),
+                                       .delta = filled(n * heads, TP_F32, 1)};
+    double flops = 2.0 * (double)(batch * length) * (double)length * (double)wide;
+    double forward = seconds_of(TP_KERNEL_attention, &args.forward), backward = seconds_of(TP_KERNEL_attention_backward, &args);
+    printf("attention B%lld T%lld heads %lld/%lld x %lld: forward %.3f ms, %.0f TFLOP/s; backward %.3f ms, %.0f TFLOP/s\n",
+           (long long)batch, (long long)length, (long long)heads, (long long)kv_heads, (long long)head_dim, forward * 1e3,
+           flops / forward * 1e-12, backward * 1e3, 2.5 * flops / backward * 1e-12);
+    fflush(stdout);
+    release_all();
+}
+
+static void measure_copy(void)
+{
+    int64_t n = 65536, dim = 16384;
+    tp_scale_args args = {.n = n, .dim = dim, .x = rows_of(n, dim, 1), .y = rows_of(n, dim, 1), .alpha = 1};
+    double bytes = 4.0 * (double)(n * dim), t = seconds_of(TP_KERNEL_scale, &args);
+    copy_rate = bytes / t;
+    printf("copying: %.0f GB/s read and written\n", copy_rate * 1e-9);
+    release_all();
+}
+
+static void norms(int64_t dim)
+{
+    int64_t n = ((int64_t)1 << 27) / dim;
+    double values = (double)(n * dim);
+    char name[64];
+    tp_rmsnorm_args f = {.n = n,
+                         .dim = dim,
+                         .x = rows_of(n, dim, 1),
+                         .y = rows_of(n, dim, 1),
+                         .weight = filled(dim, TP_F32, 1),
+                         .rstd = filled(n, TP_F32, 1),
+                         .eps = 1e-5f};
+    tp_rmsnorm_backward_args b = {.n = n,
+                                  .dim = dim,
+                                  .x = f.x,
+                                  .dy = f.y,
+                                  .dx = rows_of(n, dim, 1),
+                                  .weight = f.weight,
+                                  .rstd = f.rstd,
+                                  .accumulate = true};
+    snprintf(name, sizeof name, "rmsnorm %lld", (long long)dim);
+    memory_line(name, 4 * values, TP_KERNEL_rmsnorm, &f);
+    snprintf(name, sizeof name, "rmsnorm_backward %lld", (long long)dim);
+    memory_line(name, 8 * values, TP_KERNEL_rmsnorm_backward, &b);
+    release_all();
+}
+
+static void elementwise(void)
+{
+    int64_t n = 8192, dim = 14336;
+    double values = (double)(n * dim);
+    tp_swiglu_args f = {.n = n, .dim = dim, .gate = rows_of(n, dim, 1), .up = rows_of(n, dim, 1), .y = rows_of(n, dim, 1)};
+    tp_swiglu_backward_args b = {
+        .n = n, .dim = dim, .gate = f.gate, .up = f.up, .dy = f.y, .dgate = rows_of(n, dim, 1), .dup = rows_of(n, dim, 1)};
+    memory_line("swiglu", 6 * values, TP_KERNEL_swiglu, &f);
+    memory_line("swiglu_backward", 10 * values, TP_KERNEL_swiglu_backward, &b);
+    release_all();
+    n = 32768, dim = 4096, values = (double)(n * dim);
+    tp_rope_args r = {.n = n,
+                      .heads = 32,
+                      .head_dim = 128,
+                      .half = 64,
+                      .x = rows_of(n, dim, 1),
+                      .cos = filled(n * 64, TP_F32, 1),
+                      .sin = filled(n * 64, TP_F32, 1)};
+    memory_line("rope 32 x 128", 4 * values + 8.0 * (double)n * 64, TP_KERNEL_rope, &r);
+    tp_matmul_tn_args t = {.n = n,
+                           .m = dim,
+                           .k = 16,
+                           .a = r.x,
+                           .b = {filled(n * 16, TP_F32, 1), TP_F32, 16},
+                           .c = filled(dim * 16, TP_F32, 1),
+                           .alpha = 1,
+                           .beta = 1};
+    memory_line("gradient of a rank 16 factor", 2 * values, TP_KERNEL_matmul_tn, &t);
+    release_all();
+}
+
+static void cross_entropy(int64_t vocab)
+{
+    enum { MOST = 8192 };
+    static int32_t labels[MOST];
+    char name[64];
+    int64_t n = ((int64_t)1 << 28) / vocab;
+    for (int64_t i = 0; i < n; i++) labels[i] = (int32_t)(i * 7919 % vocab);
+    int32_t *on_device = memory((size_t)n * sizeof *labels);
+    check(ctx.device->backend->copy_in(&ctx, on_device, labels, (size_t)n * sizeof *labels));
+    tp_cross_entropy_args args = {.n = n,
+                                  .vocab = vocab,
+                                  .logits = filled(n * vocab, TP_F32, 1),
+                                  .ld = vocab,
+                                  .labels = on_device,
+                                  .loss = filled(n, TP_F32, 1),
+                                  .grad_scale = 1e-3f,
+                                  .want_grad = true};
+    snprintf(name, sizeof name, "cross_entropy %lld", (long long)vocab);
+    memory_line(name, 8.0 * (double)(n * vocab), TP_KERNEL_cross_entropy, &args);
+    release_all();
+}
+
+static void adamw(void)
+{
+    int64_t n = 84000000;
+    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.1f, .clip = 1, .finite = 1};
+    tp_step_state *on_device = memory(sizeof state);
+    check(ctx.device->backend->copy_in(&ctx, on_device, &state, sizeof state));
+    tp_adamw_args args = {.n = n,
+                          .w = filled(n, TP_F32, 1),
+                          .m = filled(n, TP_F32, 1),
+                          .v = memory((size_t)n * sizeof(float)),
+                          .g = filled(n, TP_F32, 1),
+                          .state = on_device,
+                          .beta1 = 0.9f,
+                          .beta2 = 0.999f,
+                          .epsilon = 1e-8f};
+    memory_line("adamw", 28.0 * (double)n, TP_KERNEL_adamw, &args);
+    release_all();
+}
+
+int main(int argc, char **argv)
+{
+    const char *only = argc > 1 ? argv[1] : "";
+    tp_ctx_init(&ctx);
+    check(tp_device_open(&ctx, "cuda", 0, &ctx.device));
+    if (*only == '\0' || strcmp(only, "gemm") == 0) {
+        gemm(8192, 8192, 8192);
+        gemm(4096, 14336, 4096);
+        gemm(32768, 1536, 576);
+    }
+    if (*only == '\0' || strcmp(only, "attention") == 0) {
+        attention(2, 2048, 32, 8, 128);
+        attention(1, 8192, 32, 8, 128);
+        attention(2, 2048, 32, 8, 64);
+        attention(1, 8192, 32, 8, 64);
+        attention(64, 512, 9, 3, 64);
+    }
+    if (*only == '\0' || strcmp(only, "memory") == 0) {
+        measure_copy();
+        norms(4096);
+        norms(576);
+        elementwise();
+        cross_entropy(49152);
+        cross_entropy(128256);
+        adamw();
+    }
+    tp_device_close(ctx.device);
+    return 0;
+}

@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Speed and memory of LoRA training (r=16 on all linears) on one GPU, for models with random weights: one line per setting.
+
+    train.py [--tapeft FILE] [--work FOLDER] [--steps N] [--ceiling TFLOPS] SETTING...
+
+A setting is MODEL:SEQ:BATCH[:recompute], MODEL one of 135m, 1b, 8b; all of the issue's settings if none is given. Every token is labelled.
+Printed: the median of tokens/s over the steps after the first four, the share of ceiling / (4 N FLOPs per token) with N the weights
+of linears and head, peak memory as nvidia-smi counts it (CUDA context included) and as planned, and the time from the start of
+the process to the end of the first step. --kernels FILE.so puts kernel_times.c in, which slows launches; its table goes to stdout.
+"""
+import argparse
+import json
+import os
+import pathlib
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}
+COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "initializer_range": 0.02,
+          "attention_bias": False, "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16"}
+MODELS = {
+    "135m": {**COMMON, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+             "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 8192, "rope_theta": 100000.0},
+    "1b": {**COMMON, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+           "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True, "max_position_embeddings": 131072, "rope_theta": 500000.0, "rope_scaling": LLAMA3},
+    "8b": {**COMMON, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+           "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False, "max_position_embeddings": 131072, "rope_theta": 500000.0,
+           "rope_scaling": {**LLAMA3, "factor": 8.0}},
+}
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--tapeft", default=str(ROOT / "build/tapeft"))
+parser.add_argument("--work", default="/tmp/tapeft-bench")
+parser.add_argument("--steps", type=int, default=14)
+parser.add_argument("--ceiling", type=float, default=0.0)
+parser.add_argument("--kernels", default="")
+parser.add_argument("--skip", default="0", help="records that the table of kernels leaves out")
+parser.add_argument("--device", default="cuda")
+parser.add_argument("settings", nargs="*", default=["135m:512:64", "1b:2048:8", "8b:2048:2", "8b:2048:4", "8b:2048:8:recompute"])
+args = parser.parse_args()
+work = pathlib.Path(args.work)
+work.mkdir(parents=True, exist_ok=True)
+
+
+def weights(c):
+    """Of linears and head: each costs 2 FLOPs per token forward and 2 for the gradient of its input."""
+    d, kv = c["hidden_size"], c["num_key_value_heads"] * c["head_dim"]
+    layer = 2 * d * c["num_attention_heads"] * c["head_dim"] + 2 * d * kv + 3 * d * c["intermediate_size"]
+    return c["num_hidden_layers"] * layer + d * c["vocab_size"]
+
+
+def write_tokens(path, batch, seq, vocab):
+    generator = random.Random(1)
+    n = 4 * batch * seq
+    ids = struct.pack(f"<{n}q", *(generator.randrange(3, vocab) for _ in range(n)))
+    ones = struct.pack("<q", 1) * n
+    header, at = {}, 0
+    for name in ("attention_mask", "input_ids", "labels"):
+        header[name] = {"dtype": "I64", "shape": [4, batch, seq], "data_offsets": [at, at + 8 * n]}
+        at += 8 * n
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + ones + ids + ids)
+
+
+class MemoryWatch(threading.Thread):
+    """Largest memory.used of the GPU, less what was used before."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.ended, self.most, self.before = False, 0, self.used()
+
+    @staticmethod
+    def used():
+        try:
+            out = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+            return int(out.stdout.split()[0])
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def run(self):
+        while not self.ended:
+            self.most = max(self.most, self.used())
+            time.sleep(0.1)
+
+
+def measure(setting):
+    parts = setting.split(":")
+    name, seq, batch, recompute = parts[0], int(parts[1]), int(parts[2]), parts[3:] == ["recompute"]
+    config, model = MODELS[name], work / name
+    if not model.exists():
+        (work / f"{name}.json").write_text(json.dumps(config))
+        began = time.time()
+        subprocess.run([args.tapeft, "init", str(work / f"{name}.json"), "--out", str(model)], check=True)
+        print(f"init {name}: {time.time() - began:.1f} s", flush=True)
+    tokens = work / f"tokens-{config['vocab_size']}-{seq}-{batch}.safetensors"
+    if not tokens.exists():
+        write_tokens(tokens, batch, seq, config["vocab_size"])
+    out = work / "run"
+    recipe = work / "recipe.yaml"
+    recipe.write_text("\n".join([f"base_model: {model}", "adapter: lora", "lora_r: 16", "lora_target_modules: all-linear", f"device: {args.device}",
+                                 "precision: bf16", f"datasets:\n  - {{path: {tokens}, type: tokens}}", "shuffle: false", f"max_seq_length: {seq}",
+                                 f"max_steps: {args.steps}", "learning_rate: 1e-4", "lr_scheduler: constant", "logging_steps: 1",
+                                 f"gradient_checkpointing: {'full' if recompute else 'none'}", f"output_dir: {out}", "overwrite: true"]) + "\n")
+    environment = dict(os.environ)
+    if args.kernels:
+        environment |= {"CUDA_INJECTION64_PATH": args.kernels, "TAPEFT_KERNEL_TIMES_SKIP": args.skip}
+    watch = MemoryWatch()
+    watch.start()
+    done = subprocess.run([args.tapeft, "train", str(recipe), "--quiet"], capture_output=True, text=True, env=environment)
+    watch.ended = True
+    watch.join()
+    if done.returncode:
+        print(f"{setting}: exit {done.returncode}: {done.stderr.strip()[-600:]}", flush=True)
+        return
+    rows = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
+    seconds = [row["seconds"] for row in rows if "seconds" in row][4:]
+    losses = [row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    start = rows[0].get("start_seconds", 0) + rows[1].get("seconds", 0)
+    rate = batch * seq / statistics.median(seconds)
+    n = weights(config)
+    share = f"{rate * 4 * n / (args.ceiling * 1e12):.3f} of the floor" if args.ceiling else f"{rate * 4 * n * 1e-12:.0f} TFLOP/s of 4 N"
+    plan = json.loads(subprocess.run([args.tapeft, "plan", str(recipe), "--json"], capture_output=True, text=True).stdout or "{}")
+    print(f"{setting:<20} {rate:9.0f} tok/s ({batch * seq / max(seconds):.0f}..{batch * seq / min(seconds):.0f})  {share}  "
+          f"{(watch.most - watch.before) / 1024:.2f} GiB (planned {plan.get('peak_bytes', 0) / 2**30:.2f})  first step after {start:.2f} s  "
+          f"loss {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)
+    if args.kernels:
+        print("\n".join(line[:240] for line in done.stderr.splitlines()[:60]), flush=True)
+
+
+for each in args.settings:
+    measure(each)
