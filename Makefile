@@ -33,9 +33,9 @@ FLAGS_backend/cpu := $(if $(findstring auto-var-init,$(HARDEN)),-ftrivial-auto-v
 DIRS    := base recipes backend backend/cpu quant autograd autograd/ops data models peft adapters inference trainers server
 SRCS    ?= $(wildcard $(addsuffix /*.c,$(DIRS)))
 # CUDA=1 (needs nvcc) puts backend/cuda/ in the place of backend/cuda_absent.c, which says when it is opened that there is no CUDA.
-# Off unless asked for: its kernels are not verified on a GPU as a whole yet.
+# The default is 1 where nvcc is, except under sanitizers, which cannot look into it.
 NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
-CUDA    ?= 0
+CUDA    ?= $(if $(findstring -fsanitize,$(CFLAGS)),0,$(if $(NVCC),1,0))
 CU      := $(if $(filter 1,$(CUDA)),$(if $(filter backend/cuda_absent.c,$(SRCS)),$(wildcard backend/cuda/*.cu)))
 # The runtime is linked in; the driver and cuBLASLt are opened when a GPU is, so that the binary starts without them.
 CULIBS  := $(if $(CU),-L$(dir $(NVCC))../lib64 -lcudart_static -lrt)
@@ -135,7 +135,7 @@ install: all ## Install under PREFIX (default /usr/local), inside DESTDIR if giv
 	install -m 644 $(BUILD)/libtapeft.a $(BUILD)/$(SONAME) $(DESTDIR)$(PREFIX)/lib/
 	ln -sf $(SONAME) $(DESTDIR)$(PREFIX)/lib/libtapeft.so
 	for h in $(HEADERS); do install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/tapeft/$$h; done
-	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(LIBS)|' scripts/tapeft.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/tapeft.pc
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(LIBS) $(CULIBS)|' scripts/tapeft.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/tapeft.pc
 
 uninstall: ## Remove what install wrote
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/tapeft lib/libtapeft.a lib/libtapeft.so lib/$(SONAME) lib/pkgconfig/tapeft.pc)
@@ -145,7 +145,7 @@ compile_commands.json: FORCE ## For editors and clang tools
 	@scripts/compile_commands '$(COMPILE)' $(SRCS) $(wildcard cli/*.c tests/*.c tests/*/*.c tests/*/*/*.c) >$@
 
 print-config: ## Compiler, flags and libraries that would be used
-	@printf '%s\n' 'version    $(VERSION)' 'folder     $(BUILD)' 'compiler   '"$$($(CC) --version | head -n 1)" 'flags      $(COMPILE)' 'libraries  $(LIBS) $(CULIBS)' 'CUDA       $(if $(CU),$(NVCC),not built in: $(if $(NVCC),no CUDA sources,no nvcc))'
+	@printf '%s\n' 'version    $(VERSION)' 'folder     $(BUILD)' 'compiler   '"$$($(CC) --version | head -n 1)" 'flags      $(COMPILE)' 'libraries  $(LIBS) $(CULIBS)' 'CUDA       $(if $(CU),$(NVCC),not built in$(if $(NVCC),,: no nvcc))'
 
 clean: ## Remove everything that was built
 	rm -rf build $(BUILD) compile_commands.json

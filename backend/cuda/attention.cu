@@ -291,7 +291,7 @@ int tile_rows(const params *p, const tp_attention_args *a)
 tp_status launch_any(tp_ctx *ctx, const params *p, int tile)
 {
     if (p->q.f32) {
-        TP_ATTENTION_DIM_F32(p->head_dim, DIM, { return launch_f32<DIM>(ctx, p); });
+        TP_ATTENTION_DIM(p->head_dim, DIM, { return launch_f32<DIM>(ctx, p); });
     } else if (tile == 16) {
         TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch<DIM, 1, 1>(ctx, p)); });
     } else if (tile == HOPPER_ROWS && hopper_takes(ctx, p)) {

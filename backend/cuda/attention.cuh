@@ -242,6 +242,7 @@ __device__ __forceinline__ void load_tile(bf16 *to, const Source &source, int he
             const bool there = row != nullptr && c < head_dim;
             copy_async(chunk, there ? row + c * 2 : source.x.data, there);
         } else {
+#pragma unroll 1 /* rare: not worth eight copies in every kernel */
             for (int e = 0; e < 8; e++)
                 chunk[e] = __float2bfloat16_rn(row != nullptr && c + e < head_dim ? read_value(row, c + e, source.x.f32) : 0.0f);
         }
@@ -622,34 +623,9 @@ tp_status clear(tp_ctx *ctx, const char *name, tp_rows x, int64_t n, int64_t col
 
 } // namespace tp_attention
 
-/* Runs the statements with the constant DIM: the smallest head size there is a kernel for that holds head_dim. */
+/* Runs the statements with the constant DIM: the smallest head size there are kernels for that holds head_dim. More sizes would
+ * save a padded head of 80 or 96 some work, and cost a minute of compiling each. */
 #define TP_ATTENTION_DIM(head_dim, DIM, ...)                 \
-    do {                                                     \
-        if ((head_dim) <= 32) {                              \
-            constexpr int DIM = 32;                          \
-            __VA_ARGS__                                      \
-        } else if ((head_dim) <= 64) {                       \
-            constexpr int DIM = 64;                          \
-            __VA_ARGS__                                      \
-        } else if ((head_dim) <= 80) {                       \
-            constexpr int DIM = 80;                          \
-            __VA_ARGS__                                      \
-        } else if ((head_dim) <= 96) {                       \
-            constexpr int DIM = 96;                          \
-            __VA_ARGS__                                      \
-        } else if ((head_dim) <= 128) {                      \
-            constexpr int DIM = 128;                         \
-            __VA_ARGS__                                      \
-        } else if ((head_dim) <= 192) {                      \
-            constexpr int DIM = 192;                         \
-            __VA_ARGS__                                      \
-        } else {                                             \
-            constexpr int DIM = 256;                         \
-            __VA_ARGS__                                      \
-        }                                                    \
-    } while (0)
-
-#define TP_ATTENTION_DIM_F32(head_dim, DIM, ...)             \
     do {                                                     \
         if ((head_dim) <= 64) {                              \
             constexpr int DIM = 64;                          \

@@ -372,7 +372,7 @@ tp_status run_keys(tp_ctx *ctx, params *p, const tp_attention_backward_args *b)
         if (hopper) {
             TP_TRY(hopper_key_gradient(ctx, p));
         } else if (p->q.f32) {
-            TP_ATTENTION_DIM_F32(p->head_dim, DIM, { TP_TRY(launch_keys_f32<DIM>(ctx, p)); });
+            TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_keys_f32<DIM>(ctx, p)); });
         } else {
             TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_keys<DIM>(ctx, p)); });
         }
@@ -390,7 +390,7 @@ tp_status run_queries(tp_ctx *ctx, params *p, const tp_attention_backward_args *
         if (hopper) {
             TP_TRY(hopper_query_gradient(ctx, p));
         } else if (p->q.f32) {
-            TP_ATTENTION_DIM_F32(p->head_dim, DIM, { TP_TRY(launch_queries_f32<DIM>(ctx, p)); });
+            TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_queries_f32<DIM>(ctx, p)); });
         } else {
             TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_queries<DIM>(ctx, p)); });
         }

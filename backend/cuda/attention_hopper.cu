@@ -1,10 +1,13 @@
 /* Attention and its gradient on Hopper's tensor core instructions (hopper.cuh), for bf16 and heads of up to 128 channels; the
- * same algorithms as in attention.cu and attention_backward.cu, three times as fast.
+ * same algorithms as in attention.cu and attention_backward.cu.
  *
- * A block's warpgroups own 64 rows each of one tile; tiles of the other side pass by, copied while their predecessors are
- * worked on. One barrier a step: behind it the copies of this step are complete, and everybody is done with the step whose
- * room the next copies take. The weighted sums of a step are issued behind the scores of the next one, and run while those
- * become weights: tensor cores and exponentials work at the same time. */
+ * A block is three warpgroups. The first copies: tiles of one side pass through a ring of stages in shared memory, each with
+ * a barrier that says it is full and one that says it is empty. The other two own 64 rows each of one tile of the other side
+ * and compute; neither waits for its neighbour, so that one's exponentials run while the other's products do. Within a
+ * warpgroup, too, the weighted sums of a step are issued behind the scores of the next one, and run while those become
+ * weights. */
+#include <type_traits>
+
 #include "backend/cuda/attention.cuh"
 #include "backend/cuda/hopper.cuh"
 
@@ -14,16 +17,20 @@ using namespace tp_hopper;
 namespace
 {
 
-constexpr int THREADS = 256;
+constexpr int COPIERS = 128, THREADS = COPIERS + 256;
 constexpr int KEYS = 128; /* of a step forward */
 constexpr int STEP = 64;  /* rows or keys of a step backward */
-constexpr int STAGES = 3; /* backward: this step's tiles, the next ones, and the last ones, which sums may still read */
+constexpr int STAGES = 2, BACKWARD_STAGES = 3;
+constexpr int BARRIER_BYTES = 128;
 
-template <int DIM> constexpr int forward_bytes = (HOPPER_ROWS + 4 * KEYS) * DIM * 2;
+template <int DIM> constexpr int forward_bytes = (HOPPER_ROWS + 2 * STAGES * KEYS) * DIM * 2 + BARRIER_BYTES;
 template <int DIM>
-constexpr int backward_bytes = (2 * HOPPER_ROWS + 2 * STAGES * STEP) * DIM * 2 + STAGES *STEP *(int)sizeof(row_terms);
+constexpr int backward_bytes =
+    (2 * HOPPER_ROWS + 2 * BACKWARD_STAGES * STEP) * DIM * 2 + BACKWARD_STAGES *STEP *(int)sizeof(row_terms) + BARRIER_BYTES;
 
 #if TP_HOPPER
+
+constexpr int COPIER_REGISTERS = 40, WORKER_REGISTERS = 232; /* 128 * 40 + 256 * 232 are the 64 Ki of a multiprocessor */
 
 __device__ __forceinline__ void copy_chunk(uint32_t to, const void *from, bool there)
 {
@@ -37,19 +44,143 @@ __device__ __forceinline__ void copy_float(uint32_t to, const float *from, bool 
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-/* Begins to copy a tile. A thread keeps to one chunk of rows that are a multiple of 8 apart, so its swizzle stays the same. */
-template <int ROWS, int DIM, typename Source>
-__device__ __forceinline__ void copy_tile(uint32_t to, const Source &source, int head_dim)
-{
-    constexpr int CHUNKS = DIM / 8, APART = THREADS / CHUNKS;
-    const int chunk = threadIdx.x % CHUNKS, first = threadIdx.x / CHUNKS;
-    const uint32_t place = to + chunk_offset<ROWS>(first, chunk);
-    const bool in_head = chunk * 8 < head_dim;
+/* Begins to copy tiles. A thread keeps to one chunk of rows that are APART from each other, a multiple of 8, so its swizzle
+ * stays the same. Four warps feed eight, so what counts is instructions: where rows follow each other at one distance there are
+ * three for a chunk. */
+template <int DIM> struct copier {
+    static constexpr int CHUNKS = DIM / 8, APART = COPIERS / CHUNKS;
+    int chunk, first;
+    __device__ copier() : chunk((int)threadIdx.x % CHUNKS), first((int)threadIdx.x / CHUNKS) {}
+
+    /* Row `first` begins at `from`, the thread's next one `distance` bytes behind it; n rows are there. */
+    template <int ROWS>
+    __device__ __forceinline__ void rows_apart(uint32_t to, const unsigned char *from, int64_t distance, int n,
+                                               int head_dim) const
+    {
+        const uint32_t place = to + chunk_offset<ROWS>(first, chunk);
+        from += chunk * 16;
+        if (n >= ROWS && head_dim == DIM) {
 #pragma unroll
-    for (int i = 0; i < ROWS / APART; i++) {
-        const unsigned char *row = source.at(first + i * APART);
-        const bool there = in_head && row != nullptr;
-        copy_chunk(place + i * APART * 128, there ? row + chunk * 16 : source.x.data, there);
+            for (int i = 0; i < ROWS / APART; i++, from += distance)
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + i * APART * 128), "l"(from) : "memory");
+            return;
+        }
+        const bool in_head = chunk * 8 < head_dim;
+#pragma unroll 1
+        for (int i = 0; i < ROWS / APART; i++, from += distance) {
+            const bool there = in_head && first + i * APART < n;
+            copy_chunk(place + i * APART * 128, there ? from : from - i * distance, there);
+        }
+    }
+
+    /* Rows row .. row+n-1 of keys or values. */
+    template <int ROWS>
+    __device__ __forceinline__ void keys(const params &p, uint32_t to, const rows &x, int kv_head, int row, int n) const
+    {
+        const int there = min(first, max(n - 1, 0)); /* addresses stay within the array */
+        rows_apart<ROWS>(to, x.data + (int64_t)(row + there) * x.row_bytes + (int64_t)kv_head * p.head_dim * 2,
+                         (int64_t)APART * x.row_bytes, n, p.head_dim);
+    }
+
+    /* Rows (query, head) row .. end-1 of a segment, as many as the tile holds. */
+    template <int ROWS>
+    __device__ __forceinline__ void queries(const params &p, uint32_t to, const rows &x, const segment &s, int kv_head, int row,
+                                            int end) const
+    {
+        const int n = end - row;
+        const unsigned char *base = x.data + (int64_t)s.q_start * x.row_bytes + (int64_t)kv_head * p.group * p.head_dim * 2;
+        if (APART % p.group == 0) { /* the same head again, APART / group queries further */
+            const int mine = row + min(first, n - 1), query = query_of(p, mine);
+            rows_apart<ROWS>(to, base + (int64_t)query * x.row_bytes + (mine - query * p.group) * p.head_dim * 2,
+                             (int64_t)(APART / p.group) * x.row_bytes, n, p.head_dim);
+            return;
+        }
+        const uint32_t place = to + chunk_offset<ROWS>(first, chunk), row_bytes = (uint32_t)x.row_bytes;
+        const bool in_head = chunk * 8 < p.head_dim;
+        base += chunk * 16;
+#pragma unroll 4
+        for (int i = 0; i < ROWS / APART; i++) {
+            const int r = row + first + i * APART, query = query_of(p, r);
+            const bool there = in_head && r < end;
+            const uint64_t offset = (uint64_t)(uint32_t)query * row_bytes + (uint32_t)((r - query * p.group) * p.head_dim * 2);
+            copy_chunk(place + i * APART * 128, there ? base + offset : x.data, there);
+        }
+    }
+};
+
+/* A ring of stages: visit i of one is its i / N-th filling. */
+template <int N> struct ring {
+    uint32_t full; /* barriers; those for empty follow */
+    __device__ uint32_t full_of(int i) const { return full + i % N * 8; }
+    __device__ uint32_t empty_of(int i) const { return full + (N + i % N) * 8; }
+    __device__ void open() const
+    {
+        for (int i = 0; i < N; i++) {
+            barrier_open(full_of(i), COPIERS);
+            barrier_open(empty_of(i), (THREADS - COPIERS) / 32);
+        }
+    }
+    __device__ void wait_full(int i) const { barrier_wait(full_of(i), i / N & 1); } /* see_copies() comes before their use */
+    __device__ void wait_room(int i) const
+    {
+        if (i >= N) barrier_wait(empty_of(i), i / N - 1 & 1);
+    }
+    __device__ void release(int i) const
+    {
+        if (threadIdx.x % 32 == 0) barrier_arrive(empty_of(i));
+    }
+};
+
+/* softmax_step in the units of the tensor cores: one multiply-add and the hardware's exponential an element. What the product's
+ * rounding costs, 2^-24 of the exponent, is far below what rounding the weights to bf16 does. */
+template <int N>
+__device__ __forceinline__ void quick_softmax_step(const params &p, const query_tile &t, const key_tile &tile,
+                                                   const int (&row)[2], const span (&seen)[2], float (&s)[N][4],
+                                                   float (&greatest)[2], float (&sum)[2], float (&shrink)[2])
+{
+    const int lane = threadIdx.x % 32;
+    const float factor = p.unit * LOG2E;
+    if (p.shaped) {
+        softmax_step(p, t, tile, row, seen, s, greatest, sum, shrink);
+        return;
+    }
+    if (!tile.all_seen) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const span keys = tile_keys_seen(tile, seen[h]);
+            const int first = keys.first - lane % 4 * 2, end = keys.end - lane % 4 * 2;
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    if (n * 8 + i < first || n * 8 + i >= end) s[n][h * 2 + i] = -INFINITY;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float most[2] = {greatest[h], s[0][h * 2]}, added[2] = {};
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            most[0] = fmaxf(most[0], s[n][h * 2]);
+            most[1] = fmaxf(most[1], s[n][h * 2 + 1]);
+        }
+        most[0] = fmaxf(most[0], most[1]);
+        most[0] = fmaxf(most[0], __shfl_xor_sync(0xffffffffu, most[0], 1));
+        most[0] = fmaxf(most[0], __shfl_xor_sync(0xffffffffu, most[0], 2));
+        const float shift = most[0] == -INFINITY ? 0.0f : most[0] * factor; /* a row that has seen nothing keeps -infinity */
+        shrink[h] = quick_exp2(fmaf(greatest[h], factor, -shift));
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                s[n][h * 2 + i] = quick_exp2(fmaf(s[n][h * 2 + i], factor, -shift));
+                added[i] += s[n][h * 2 + i];
+            }
+        }
+        greatest[h] = most[0];
+        sum[h] = fmaf(sum[h], shrink[h], added[0] + added[1]);
     }
 }
 
@@ -60,209 +191,375 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_forward_
 #if TP_HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
     constexpr uint32_t TILE = KEYS * DIM * 2;
-    const uint32_t q = (uint32_t)__cvta_generic_to_shared(shared), k = q + HOPPER_ROWS * DIM * 2, v = k + 2 * TILE;
+    const uint32_t q = (uint32_t)__cvta_generic_to_shared(shared), k = q + HOPPER_ROWS * DIM * 2, v = k + STAGES * TILE;
+    const uint32_t q_full = v + STAGES * TILE;
+    const ring<STAGES> keys = {q_full + 8}, values = {q_full + 8 + 16 * STAGES};
     const query_tile t = find_query_tile<HOPPER_ROWS>(p);
     const key_walk<KEYS> walk(p, t.some_see);
     const span part = part_of(p, walk.n, t.split);
-    const int lane = threadIdx.x % 32, group_row = threadIdx.x / 128 * 64, warp_row = threadIdx.x / 32 * 16;
-
-    const auto copy_keys = [&](uint32_t to, int step, const rows &own, const rows &prefix) {
-        const key_tile tile = find_key_tile(p, t, walk, step);
-        copy_tile<KEYS, DIM>(to + (step - part.first) % 2 * TILE,
-                             find_key_rows(p, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n), p.head_dim);
-    };
-
-    float out[DIM / 8][4] = {}, s[KEYS / 8][4], greatest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, shrink[2];
-    uint32_t weights[KEYS / 16][4];
-    span seen[2];
-    int row[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        row[h] = t.first + warp_row + lane / 4 + h * 8;
-        seen[h] = keys_seen(p, t.s, query_of(p, min(row[h], t.end - 1)));
+    const int steps = part.end - part.first;
+    if (threadIdx.x == 0) {
+        barrier_open(q_full, COPIERS);
+        keys.open();
+        values.open();
     }
-    if (part.first < part.end) {
-        copy_tile<HOPPER_ROWS, DIM>(q, query_rows{p, p.q, t.s, t.kv_head, t.first, t.end}, p.head_dim);
-        copy_keys(k, part.first, p.k, p.prefix_k);
-        copy_commit();
-        if (part.first + 1 < part.end) copy_keys(k, part.first + 1, p.k, p.prefix_k);
-        copy_keys(v, part.first, p.v, p.prefix_v);
-        copy_commit();
-        copy_wait<1>();
-        publish();
-        __syncthreads();
-        arrive();
-        tile_multiply_nt<KEYS, DIM, HOPPER_ROWS>(s, q, group_row, k);
-        commit();
-        wait<0>();
-        hold(s);
-        softmax_step(p, t, find_key_tile(p, t, walk, part.first), row, seen, s, greatest, sum, shrink);
-        pack(weights, s);
-    }
-    /* At the start of a step: weights of the step before are there, its values and this step's keys on their way. */
-    for (int step = part.first + 1; step < part.end; step++) {
-        copy_wait<0>();
-        publish();
-        __syncthreads();
-        if (step + 1 < part.end) copy_keys(k, step + 1, p.k, p.prefix_k);
-        copy_keys(v, step, p.v, p.prefix_v);
-        copy_commit();
-        hold(out);
-        arrive();
-        tile_multiply_nt<KEYS, DIM, HOPPER_ROWS>(s, q, group_row, k + (step - part.first) % 2 * TILE);
-        commit();
-        tile_multiply_add<KEYS, DIM>(out, weights, v + (step - 1 - part.first) % 2 * TILE);
-        commit();
-        wait<1>();
-        hold(s);
-        softmax_step(p, t, find_key_tile(p, t, walk, step), row, seen, s, greatest, sum, shrink);
-        wait<0>();
-        hold(out);
-#pragma unroll
-        for (int n = 0; n < DIM / 8; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) out[n][i] *= shrink[i / 2];
+    __syncthreads();
+    if (threadIdx.x < COPIERS) {
+        give_registers<COPIER_REGISTERS>();
+        const copier<DIM> copy;
+        const auto copy_keys = [&](int step, uint32_t to, const rows &own, const rows &prefix) {
+            const key_tile tile = find_key_tile(p, t, walk, part.first + step);
+            copy.template keys<KEYS>(p, to + step % STAGES * TILE, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n);
+        };
+        if (steps > 0) {
+            copy.template queries<HOPPER_ROWS>(p, q, p.q, t.s, t.kv_head, t.first, t.end);
+            barrier_arrive_after_copies(q_full);
         }
-        pack(weights, s);
-    }
-    if (part.first < part.end) {
-        copy_wait<0>();
-        publish();
-        __syncthreads();
-        hold(out);
-        arrive();
-        tile_multiply_add<KEYS, DIM>(out, weights, v + (part.end - 1 - part.first) % 2 * TILE);
-        commit();
-        wait<0>();
-        hold(out);
-    }
-    const query_rows to = {p, p.out, t.s, t.kv_head, t.first, t.end};
+        for (int step = 0; step < steps; step++) {
+            keys.wait_room(step);
+            copy_keys(step, k, p.k, p.prefix_k);
+            barrier_arrive_after_copies(keys.full_of(step));
+            values.wait_room(step);
+            copy_keys(step, v, p.v, p.prefix_v);
+            barrier_arrive_after_copies(values.full_of(step));
+        }
+    } else {
+        take_registers<WORKER_REGISTERS>();
+        const int worker = threadIdx.x - COPIERS, lane = worker % 32, group_row = worker / 128 * 64,
+                  warp_row = worker / 32 * 16;
+        float out[DIM / 8][4] = {}, s[KEYS / 8][4], greatest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, shrink[2];
+        uint32_t weights[KEYS / 16][4];
+        span seen[2];
+        int row[2];
 #pragma unroll
-    for (int h = 0; h < 2; h++) store_result(p, t, to, row[h], h, greatest[h], sum[h], out);
+        for (int h = 0; h < 2; h++) {
+            row[h] = t.first + warp_row + lane / 4 + h * 8;
+            seen[h] = keys_seen(p, t.s, query_of(p, min(row[h], t.end - 1)));
+        }
+        if (steps > 0) {
+            barrier_wait(q_full, 0);
+            keys.wait_full(0);
+            see_copies();
+            arrive();
+            tile_multiply_nt<KEYS, DIM, HOPPER_ROWS>(s, q, group_row, k);
+            commit();
+            wait<0>();
+            keys.release(0);
+            hold(s);
+            quick_softmax_step(p, t, find_key_tile(p, t, walk, part.first), row, seen, s, greatest, sum, shrink);
+            pack(weights, s);
+        }
+        for (int step = 1; step < steps; step++) {
+            keys.wait_full(step);
+            values.wait_full(step - 1);
+            see_copies();
+            arrive();
+            tile_multiply_nt<KEYS, DIM, HOPPER_ROWS>(s, q, group_row, k + step % STAGES * TILE);
+            commit();
+            hold(out);
+            arrive();
+            tile_multiply_add<KEYS, DIM>(out, weights, v + (step - 1) % STAGES * TILE);
+            commit();
+            wait<1>();
+            keys.release(step);
+            hold(s);
+            quick_softmax_step(p, t, find_key_tile(p, t, walk, part.first + step), row, seen, s, greatest, sum, shrink);
+            wait<0>();
+            values.release(step - 1);
+            hold(out);
+#pragma unroll
+            for (int n = 0; n < DIM / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) out[n][i] *= shrink[i / 2];
+            }
+            pack(weights, s);
+        }
+        if (steps > 0) {
+            values.wait_full(steps - 1);
+            see_copies();
+            hold(out);
+            arrive();
+            tile_multiply_add<KEYS, DIM>(out, weights, v + (steps - 1) % STAGES * TILE);
+            commit();
+            wait<0>();
+            hold(out);
+        }
+        const query_rows to = {p, p.out, t.s, t.kv_head, t.first, t.end};
+#pragma unroll
+        for (int h = 0; h < 2; h++) store_result(p, t, to, row[h], h, greatest[h], sum[h], out);
+    }
 #endif
 }
+
+#if TP_HOPPER
+
+/* What both gradient kernels keep in shared memory: two tiles that the block owns, and stages of two tiles that pass by. */
+template <int DIM> struct backward_room {
+    static constexpr uint32_t OWNED = HOPPER_ROWS * DIM * 2, TILE = STEP * DIM * 2;
+    uint32_t owned[2], passing[2], terms, owned_full;
+    ring<BACKWARD_STAGES> stages;
+    __device__ explicit backward_room(const unsigned char *shared)
+    {
+        owned[0] = (uint32_t)__cvta_generic_to_shared(shared);
+        owned[1] = owned[0] + OWNED;
+        passing[0] = owned[1] + OWNED;
+        passing[1] = passing[0] + BACKWARD_STAGES * TILE;
+        terms = passing[1] + BACKWARD_STAGES * TILE;
+        owned_full = terms + BACKWARD_STAGES * STEP * (uint32_t)sizeof(row_terms);
+        stages.full = owned_full + 8;
+        if (threadIdx.x == 0) {
+            barrier_open(owned_full, COPIERS);
+            stages.open();
+        }
+        __syncthreads();
+    }
+    __device__ uint32_t passing_at(int i, int step) const { return passing[i] + step % BACKWARD_STAGES * TILE; }
+
+    /* The copiers' part: own() begins to copy the owned tiles, pass(step) those of a step. */
+    template <typename Own, typename Pass>
+    __device__ __forceinline__ void copy(int steps, const Own &own, const Pass &pass) const
+    {
+        if (steps == 0) return;
+        own();
+        barrier_arrive_after_copies(owned_full);
+        for (int step = 0; step < steps; step++) {
+            stages.wait_room(step);
+            pass(step);
+            barrier_arrive_after_copies(stages.full_of(step));
+        }
+    }
+
+    /* The workers' part where registers are scarce. Two products of scores are issued; first(step) is called when the first is
+     * there, second(step), which issues the sums, when both are. */
+    template <typename Scores, typename First, typename Second>
+    __device__ __forceinline__ void walk(int steps, const Scores &scores, const First &first, const Second &second) const
+    {
+        if (steps > 0) barrier_wait(owned_full, 0);
+        for (int step = 0; step < steps; step++) {
+            stages.wait_full(step);
+            see_copies();
+            scores(step);
+            wait<1>();
+            first(step);
+            wait<0>();
+            second(step);
+            wait<0>();
+            stages.release(step);
+        }
+    }
+
+    /* Where there are more: the sums of a step go behind the scores of the next. weigh(step) turns scores into weights in
+     * place, and take() comes when those may move to where sums(step) reads them. */
+    template <typename Scores, typename Weigh, typename Sums, typename Take>
+    __device__ __forceinline__ void walk_ahead(int steps, const Scores &scores, const Weigh &weigh, const Sums &sums,
+                                               const Take &take) const
+    {
+        if (steps == 0) return;
+        barrier_wait(owned_full, 0);
+        stages.wait_full(0);
+        see_copies();
+        scores(0);
+        wait<0>();
+        weigh(0);
+        take();
+        for (int step = 1; step < steps; step++) {
+            stages.wait_full(step);
+            see_copies();
+            scores(step);
+            sums(step - 1);
+            wait<1>();
+            weigh(step);
+            wait<0>();
+            stages.release(step - 1);
+            take();
+        }
+        sums(steps - 1);
+        wait<0>();
+    }
+};
+
+/* score and dp become P and dS; `unit` is p.unit * LOG2E, and scores need no shaping. */
+__device__ __forceinline__ void quick_finish(float &score, float &dp, row_terms terms, float unit, bool seen)
+{
+    score = seen ? quick_exp2(fmaf(score, unit, -terms.lse)) : 0.0f;
+    dp = score * (dp - terms.delta);
+}
+
+#endif
 
 /* The sums of a block that owns keys: dv += P^T dout, dk += dS^T q; of one that owns rows: dq += dS k. */
 template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_gradient_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
-    constexpr uint32_t OWNED = HOPPER_ROWS * DIM * 2, TILE = STEP * DIM * 2;
-    const uint32_t k = (uint32_t)__cvta_generic_to_shared(shared), v = k + OWNED, q = v + OWNED, dout = q + STAGES * TILE;
-    row_terms *terms = reinterpret_cast<row_terms *>(shared + 2 * OWNED + 2 * STAGES * TILE);
-    const uint32_t terms_place = dout + STAGES * TILE;
+    const backward_room<DIM> room(shared);
     const owned_keys t = find_owned_keys<HOPPER_ROWS>(p);
-    const int lane = threadIdx.x % 32, group_key = threadIdx.x / 128 * 64, warp_key = threadIdx.x / 32 * 16;
     const int steps = (t.end_row - t.first_row + STEP - 1) / STEP;
-
-    const auto copy_rows = [&](int step) {
-        const int row = t.first_row + step * STEP, stage = step % STAGES;
-        copy_tile<STEP, DIM>(q + stage * TILE, query_rows{p, p.q, t.s, t.kv_head, row, t.end_row}, p.head_dim);
-        copy_tile<STEP, DIM>(dout + stage * TILE, query_rows{p, p.dout, t.s, t.kv_head, row, t.end_row}, p.head_dim);
-        if (threadIdx.x < STEP) { /* zeros behind the last row: its dout is zeros as well, so it adds nothing */
-            const bool there = row + (int)threadIdx.x < t.end_row;
-            const int64_t index = there ? row_index(p, t.s, t.kv_head, row + threadIdx.x) : 0;
-            const uint32_t place = terms_place + (stage * STEP + threadIdx.x) * (uint32_t)sizeof(row_terms);
-            copy_float(place, p.lse + index, there);
-            copy_float(place + 4, p.delta + index, there);
-        }
-        copy_commit();
-    };
-
-    if (steps > 0) {
-        copy_tile<HOPPER_ROWS, DIM>(k, find_key_rows(p, p.k, t.kv_head, t.s.k_start + t.key, t.n), p.head_dim);
-        copy_tile<HOPPER_ROWS, DIM>(v, find_key_rows(p, p.v, t.kv_head, t.s.k_start + t.key, t.n), p.head_dim);
-        copy_rows(0);
-    }
-    float dk[DIM / 8][4] = {}, dv[DIM / 8][4] = {}, s[STEP / 8][4], ds[STEP / 8][4];
-    uint32_t s_weights[STEP / 16][4], ds_weights[STEP / 16][4];
-    const auto issue_scores = [&](int step) {
-        const uint32_t stage = step % STAGES * TILE;
-        arrive();
-        tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(s, k, group_key, q + stage);
-        tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(ds, v, group_key, dout + stage);
-        commit();
-    };
-    const auto issue_sums = [&](int step) {
-        const uint32_t stage = step % STAGES * TILE;
-        hold(dk);
-        hold(dv);
-        arrive();
-        tile_multiply_add<STEP, DIM>(dv, s_weights, dout + stage);
-        tile_multiply_add<STEP, DIM>(dk, ds_weights, q + stage);
-        commit();
-    };
-    /* scores and dP become P and dS */
-    const auto finish_scores = [&](int step) {
-        const int row = t.first_row + step * STEP;
-        const bool all = all_seen(p, t, row, STEP, HOPPER_ROWS);
-        hold(s);
-        hold(ds);
+    if (threadIdx.x < COPIERS) {
+        give_registers<COPIER_REGISTERS>();
+        const copier<DIM> copy;
+        room.copy(
+            steps,
+            [&]() {
+                copy.template keys<HOPPER_ROWS>(p, room.owned[0], p.k, t.kv_head, t.s.k_start + t.key, t.n);
+                copy.template keys<HOPPER_ROWS>(p, room.owned[1], p.v, t.kv_head, t.s.k_start + t.key, t.n);
+            },
+            [&](int step) {
+                const int row = t.first_row + step * STEP, r = threadIdx.x % STEP;
+                copy.template queries<STEP>(p, room.passing_at(0, step), p.q, t.s, t.kv_head, row, t.end_row);
+                copy.template queries<STEP>(p, room.passing_at(1, step), p.dout, t.s, t.kv_head, row, t.end_row);
+                /* zeros behind the last row: its dout is zeros as well, so it adds nothing */
+                const bool there = row + r < t.end_row;
+                const int64_t index = there ? row_index(p, t.s, t.kv_head, row + r) : 0;
+                const uint32_t place = room.terms + (step % BACKWARD_STAGES * STEP + r) * (uint32_t)sizeof(row_terms);
+                if (threadIdx.x < STEP)
+                    copy_float(place, p.lse + index, there);
+                else
+                    copy_float(place + 4, p.delta + index, there);
+            });
+    } else {
+        take_registers<WORKER_REGISTERS>();
+        const int worker = threadIdx.x - COPIERS, lane = worker % 32, group_key = worker / 128 * 64,
+                  warp_key = worker / 32 * 16;
+        const row_terms *terms = reinterpret_cast<const row_terms *>(shared + (room.terms - room.owned[0]));
+        const float unit = p.unit * LOG2E;
+        float dk[DIM / 8][4] = {}, dv[DIM / 8][4] = {}, s[STEP / 8][4], ds[STEP / 8][4];
+        uint32_t s_weights[STEP / 16][4], ds_weights[STEP / 16][4];
+        const int shift = t.s.k_len - t.s.q_len;
+        const auto scores = [&](int step, auto split) {
+            arrive();
+            tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(s, room.owned[0], group_key, room.passing_at(0, step));
+            if constexpr (decltype(split)::value) commit();
+            tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(ds, room.owned[1], group_key, room.passing_at(1, step));
+            commit();
+        };
+        /* both s and ds: scores that are scaled, capped or shifted */
+        const auto weigh_shaped = [&](int step) {
+            const int row = t.first_row + step * STEP;
 #pragma unroll
-        for (int n = 0; n < STEP / 8; n++) {
+            for (int n = 0; n < STEP / 8; n++) {
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const int r = n * 8 + lane % 4 * 2 + i;
-                row_terms x = terms[step % STAGES * STEP + r];
-                x.lse = x.lse == -INFINITY ? INFINITY : x.lse * LOG2E;
-                span seen = {0, 1 << 30};
-                int diagonal = 0;
-                float slope = 0;
-                if (!all || p.shaped) {
-                    const int at = min(row + r, t.end_row - 1), query = query_of(p, at);
-                    seen = keys_seen(p, t.s, query);
-                    diagonal = query + t.s.k_len - t.s.q_len;
-                    if (p.shaped) slope = alibi_slope(p, t.kv_head, at);
-                }
+                for (int i = 0; i < 2; i++) {
+                    const int r = n * 8 + lane % 4 * 2 + i, at = min(row + r, t.end_row - 1), query = query_of(p, at);
+                    const span seen = keys_seen(p, t.s, query);
+                    const float slope = alibi_slope(p, t.kv_head, at);
+                    row_terms x = terms[step % BACKWARD_STAGES * STEP + r];
+                    x.lse = x.lse == -INFINITY ? INFINITY : x.lse * LOG2E;
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int key = t.key + warp_key + lane / 4 + h * 8;
-                    finish(p, s[n][h * 2 + i], ds[n][h * 2 + i], x, slope, key - diagonal, key >= seen.first && key < seen.end);
+                    for (int h = 0; h < 2; h++) {
+                        const int key = t.key + warp_key + lane / 4 + h * 8;
+                        finish(p, s[n][h * 2 + i], ds[n][h * 2 + i], x, slope, key - (query + shift),
+                               key >= seen.first && key < seen.end);
+                    }
                 }
             }
+        };
+        /* s: P. Keys behind the tile's last one may get any: nobody stores their sums. Rows behind the last have zeros to add.
+         */
+        const auto weigh_scores = [&](int step, auto all) {
+            const int row = t.first_row + step * STEP;
+#pragma unroll
+            for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int r = n * 8 + lane % 4 * 2 + i;
+                    const float lse = terms[step % BACKWARD_STAGES * STEP + r].lse;
+                    const float top = lse == -INFINITY ? INFINITY : lse * LOG2E;
+                    const int diagonal =
+                        decltype(all)::value ? 0 : query_of(p, row + r) + shift - (t.key + warp_key + lane / 4);
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const bool hidden = !decltype(all)::value &&
+                                            ((p.causal && h * 8 > diagonal) || (p.window > 0 && h * 8 <= diagonal - p.window));
+                        float &x = s[n][h * 2 + i];
+                        x = hidden ? 0.0f : quick_exp2(fmaf(x, unit, -top));
+                    }
+                }
+            }
+        };
+        /* ds: dS = P (dP - D) */
+        const auto weigh_slopes = [&](int step) {
+#pragma unroll
+            for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const float delta = terms[step % BACKWARD_STAGES * STEP + n * 8 + lane % 4 * 2 + i].delta;
+#pragma unroll
+                    for (int h = 0; h < 2; h++) ds[n][h * 2 + i] = s[n][h * 2 + i] * (ds[n][h * 2 + i] - delta);
+                }
+            }
+        };
+        const auto weigh = [&](int step) {
+            if (all_seen(p, t, t.first_row + step * STEP, STEP, HOPPER_ROWS))
+                weigh_scores(step, std::true_type());
+            else
+                weigh_scores(step, std::false_type());
+        };
+        const auto sum_values = [&](int step) {
+            hold(dv);
+            arrive();
+            tile_multiply_add<STEP, DIM>(dv, s_weights, room.passing_at(1, step));
+        };
+        const auto sum_keys = [&](int step) {
+            hold(dk);
+            arrive();
+            tile_multiply_add<STEP, DIM>(dk, ds_weights, room.passing_at(0, step));
+            commit();
+        };
+        if constexpr (DIM <= 64) {
+            room.walk_ahead(
+                steps, [&](int step) { scores(step, std::false_type()); },
+                [&](int step) {
+                    hold(s);
+                    hold(ds);
+                    if (p.shaped) {
+                        weigh_shaped(step);
+                    } else {
+                        weigh(step);
+                        weigh_slopes(step);
+                    }
+                },
+                [&](int step) {
+                    sum_values(step);
+                    sum_keys(step);
+                },
+                [&]() {
+                    pack(s_weights, s);
+                    pack(ds_weights, ds);
+                });
+        } else {
+            room.walk(
+                steps, [&](int step) { scores(step, std::true_type()); },
+                [&](int step) {
+                    hold(s);
+                    if (!p.shaped) weigh(step);
+                },
+                [&](int step) {
+                    hold(ds);
+                    if (p.shaped)
+                        weigh_shaped(step);
+                    else
+                        weigh_slopes(step);
+                    pack(s_weights, s);
+                    pack(ds_weights, ds);
+                    sum_values(step);
+                    sum_keys(step);
+                });
         }
-    };
-    if (steps > 0) {
-        copy_wait<0>();
-        publish();
-        __syncthreads();
-        if (steps > 1) copy_rows(1);
-        issue_scores(0);
-        wait<0>();
-        finish_scores(0);
-        pack(s_weights, s);
-        pack(ds_weights, ds);
-    }
-    for (int step = 1; step < steps; step++) {
-        copy_wait<0>();
-        publish();
-        __syncthreads();
-        if (step + 1 < steps) copy_rows(step + 1);
-        issue_scores(step);
-        issue_sums(step - 1);
-        wait<1>();
-        finish_scores(step);
-        wait<0>();
         hold(dk);
         hold(dv);
-        pack(s_weights, s);
-        pack(ds_weights, ds);
-    }
-    if (steps > 0) issue_sums(steps - 1);
-    wait<0>();
-    hold(dk);
-    hold(dv);
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int j = warp_key + lane / 4 + h * 8;
-        if (j >= t.n) continue;
-        unsigned char *dk_row = find_key_rows(p, p.dk, t.kv_head, t.s.k_start + t.key, t.n).at(j);
-        unsigned char *dv_row = find_key_rows(p, p.dv, t.kv_head, t.s.k_start + t.key, t.n).at(j);
+        for (int h = 0; h < 2; h++) {
+            const int j = warp_key + lane / 4 + h * 8;
+            if (j >= t.n) continue;
+            unsigned char *dk_row = find_key_rows(p, p.dk, t.kv_head, t.s.k_start + t.key, t.n).at(j);
+            unsigned char *dv_row = find_key_rows(p, p.dv, t.kv_head, t.s.k_start + t.key, t.n).at(j);
 #pragma unroll
-        for (int n = 0; n < DIM / 8; n++) {
-            const int column = n * 8 + lane % 4 * 2;
-            store_sums(p, p.dk, dk_row, column, dk[n][h * 2] * p.scale, dk[n][h * 2 + 1] * p.scale);
-            store_sums(p, p.dv, dv_row, column, dv[n][h * 2], dv[n][h * 2 + 1]);
+            for (int n = 0; n < DIM / 8; n++) {
+                const int column = n * 8 + lane % 4 * 2;
+                store_sums(p, p.dk, dk_row, column, dk[n][h * 2] * p.scale, dk[n][h * 2 + 1] * p.scale);
+                store_sums(p, p.dv, dv_row, column, dv[n][h * 2], dv[n][h * 2 + 1]);
+            }
         }
     }
 #endif
@@ -272,106 +569,98 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_query_gr
 {
 #if TP_HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
-    constexpr uint32_t OWNED = HOPPER_ROWS * DIM * 2, TILE = STEP * DIM * 2;
-    const uint32_t q = (uint32_t)__cvta_generic_to_shared(shared), dout = q + OWNED, k = dout + OWNED, v = k + STAGES * TILE;
+    const backward_room<DIM> room(shared);
     const query_tile t = find_query_tile<HOPPER_ROWS>(p);
     const key_walk<STEP> walk(p, t.some_see);
-    const int lane = threadIdx.x % 32, group_row = threadIdx.x / 128 * 64, warp_row = threadIdx.x / 32 * 16;
-
-    const auto copy_keys = [&](int step) {
-        const key_tile tile = find_key_tile(p, t, walk, step);
-        const uint32_t stage = step % STAGES * TILE;
-        copy_tile<STEP, DIM>(k + stage, find_key_rows(p, tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row, tile.n),
-                             p.head_dim);
-        copy_tile<STEP, DIM>(v + stage, find_key_rows(p, tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row, tile.n),
-                             p.head_dim);
-        copy_commit();
-    };
-
-    if (walk.n > 0) {
-        copy_tile<HOPPER_ROWS, DIM>(q, query_rows{p, p.q, t.s, t.kv_head, t.first, t.end}, p.head_dim);
-        copy_tile<HOPPER_ROWS, DIM>(dout, query_rows{p, p.dout, t.s, t.kv_head, t.first, t.end}, p.head_dim);
-        copy_keys(0);
-    }
-    row_terms terms[2];
-    span seen[2];
-    int diagonal[2];
-    float slope[2], dq[DIM / 8][4] = {}, s[STEP / 8][4], ds[STEP / 8][4];
-    uint32_t weights[STEP / 16][4];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int row = t.first + warp_row + lane / 4 + h * 8, at = min(row, t.end - 1), query = query_of(p, at);
-        terms[h] = find_terms(p, t.s, t.kv_head, row, t.end);
-        seen[h] = keys_seen(p, t.s, query);
-        diagonal[h] = query + t.s.k_len - t.s.q_len;
-        slope[h] = alibi_slope(p, t.kv_head, at);
-    }
-    const auto issue_scores = [&](int step) {
-        const uint32_t stage = step % STAGES * TILE;
-        arrive();
-        tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(s, q, group_row, k + stage);
-        tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(ds, dout, group_row, v + stage);
-        commit();
-    };
-    const auto issue_sums = [&](int step) {
-        hold(dq);
-        arrive();
-        tile_multiply_add<STEP, DIM>(dq, weights, k + step % STAGES * TILE);
-        commit();
-    };
-    const auto finish_scores = [&](int step) {
-        const key_tile tile = find_key_tile(p, t, walk, step);
-        hold(s);
-        hold(ds);
+    if (threadIdx.x < COPIERS) {
+        give_registers<COPIER_REGISTERS>();
+        const copier<DIM> copy;
+        room.copy(
+            walk.n,
+            [&]() {
+                copy.template queries<HOPPER_ROWS>(p, room.owned[0], p.q, t.s, t.kv_head, t.first, t.end);
+                copy.template queries<HOPPER_ROWS>(p, room.owned[1], p.dout, t.s, t.kv_head, t.first, t.end);
+            },
+            [&](int step) {
+                const key_tile tile = find_key_tile(p, t, walk, step);
+                copy.template keys<STEP>(p, room.passing_at(0, step), tile.prefix ? p.prefix_k : p.k, t.kv_head, tile.row,
+                                         tile.n);
+                copy.template keys<STEP>(p, room.passing_at(1, step), tile.prefix ? p.prefix_v : p.v, t.kv_head, tile.row,
+                                         tile.n);
+            });
+    } else {
+        take_registers<WORKER_REGISTERS>();
+        const int worker = threadIdx.x - COPIERS, lane = worker % 32, group_row = worker / 128 * 64,
+                  warp_row = worker / 32 * 16;
+        const float unit = p.unit * LOG2E;
+        row_terms terms[2];
+        span seen[2];
+        int diagonal[2];
+        float slope[2], dq[DIM / 8][4] = {}, s[STEP / 8][4], ds[STEP / 8][4];
+        uint32_t weights[STEP / 16][4];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const span keys = tile_keys_seen(tile, seen[h]);
-#pragma unroll
-            for (int n = 0; n < STEP / 8; n++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int j = n * 8 + lane % 4 * 2 + i;
-                    finish(p, s[n][h * 2 + i], ds[n][h * 2 + i], terms[h], slope[h], tile.position + j - diagonal[h],
-                           tile.all_seen || (j >= keys.first && j < keys.end));
-                }
-            }
+            const int row = t.first + warp_row + lane / 4 + h * 8, at = min(row, t.end - 1), query = query_of(p, at);
+            terms[h] = find_terms(p, t.s, t.kv_head, row, t.end);
+            seen[h] = keys_seen(p, t.s, query);
+            diagonal[h] = query + t.s.k_len - t.s.q_len;
+            slope[h] = alibi_slope(p, t.kv_head, at);
         }
-    };
-    if (walk.n > 0) {
-        copy_wait<0>();
-        publish();
-        __syncthreads();
-        if (walk.n > 1) copy_keys(1);
-        issue_scores(0);
-        wait<0>();
-        finish_scores(0);
-        pack(weights, ds);
-    }
-    for (int step = 1; step < walk.n; step++) {
-        copy_wait<0>();
-        publish();
-        __syncthreads();
-        if (step + 1 < walk.n) copy_keys(step + 1);
-        issue_scores(step);
-        issue_sums(step - 1);
-        wait<1>();
-        finish_scores(step);
-        wait<0>();
+        room.walk_ahead(
+            walk.n,
+            [&](int step) {
+                arrive();
+                tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(s, room.owned[0], group_row, room.passing_at(0, step));
+                tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(ds, room.owned[1], group_row, room.passing_at(1, step));
+                commit();
+            },
+            [&](int step) {
+                const key_tile tile = find_key_tile(p, t, walk, step);
+                hold(s);
+                hold(ds);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const span keys = tile_keys_seen(tile, seen[h]);
+                    if (!p.shaped) {
+                        const int first = keys.first - lane % 4 * 2, end = keys.end - lane % 4 * 2;
+#pragma unroll
+                        for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+                            for (int i = 0; i < 2; i++)
+                                quick_finish(s[n][h * 2 + i], ds[n][h * 2 + i], terms[h], unit,
+                                             tile.all_seen || (n * 8 + i >= first && n * 8 + i < end));
+                        }
+                    } else {
+#pragma unroll
+                        for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+                            for (int i = 0; i < 2; i++) {
+                                const int j = n * 8 + lane % 4 * 2 + i;
+                                finish(p, s[n][h * 2 + i], ds[n][h * 2 + i], terms[h], slope[h],
+                                       tile.position + j - diagonal[h], j >= keys.first && j < keys.end);
+                            }
+                        }
+                    }
+                }
+            },
+            [&](int step) {
+                hold(dq);
+                arrive();
+                tile_multiply_add<STEP, DIM>(dq, weights, room.passing_at(0, step));
+                commit();
+            },
+            [&]() { pack(weights, ds); });
         hold(dq);
-        pack(weights, ds);
-    }
-    if (walk.n > 0) issue_sums(walk.n - 1);
-    wait<0>();
-    hold(dq);
-    const query_rows to = {p, p.dq, t.s, t.kv_head, t.first, t.end};
+        const query_rows to = {p, p.dq, t.s, t.kv_head, t.first, t.end};
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        unsigned char *row = to.at(warp_row + lane / 4 + h * 8);
-        if (row == nullptr) continue;
+        for (int h = 0; h < 2; h++) {
+            unsigned char *row = to.at(warp_row + lane / 4 + h * 8);
+            if (row == nullptr) continue;
 #pragma unroll
-        for (int n = 0; n < DIM / 8; n++) {
-            const int column = n * 8 + lane % 4 * 2;
-            store_pair(row, column, p.head_dim - column, p.dq.aligned, dq[n][h * 2] * p.scale, dq[n][h * 2 + 1] * p.scale);
+            for (int n = 0; n < DIM / 8; n++) {
+                const int column = n * 8 + lane % 4 * 2;
+                store_pair(row, column, p.head_dim - column, p.dq.aligned, dq[n][h * 2] * p.scale, dq[n][h * 2 + 1] * p.scale);
+            }
         }
     }
 #endif

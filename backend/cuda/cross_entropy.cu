@@ -1,12 +1,12 @@
 /* Cross entropy with its gradient, in place. A block takes a row: one pass finds the greatest value and the sum of
  * exponentials together, rescaling the sum when a greater value turns up; the second, only if the gradient is wanted, writes
- * it, reading a row that mostly still lies in L2. */
+ * it, from the row's end backwards: what was read last still lies in L2. So as few rows as possible are under way at once. */
 #include "backend/cuda/cuda.cuh"
 
 namespace
 {
 
-constexpr int THREADS = 512;
+constexpr int THREADS = 1024;
 constexpr int WIDE = 8; /* values of a thread at a time */
 
 /* A greatest value and the sum of exp(x - greatest). */
@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(THREADS)
         if (threadIdx.x == 0) loss[row] = (float)((double)all.greatest - (double)correct + log((double)all.sum));
         if (!want_grad) continue;
         const float factor = grad_scale / all.sum;
-        for (int64_t c = threadIdx.x * WIDE; c < vocab; c += THREADS * WIDE) {
+        const int64_t last = (vocab - 1) / (THREADS * WIDE) * (THREADS * WIDE) + threadIdx.x * WIDE;
+        for (int64_t c = last < vocab ? last : last - THREADS * WIDE; c >= 0; c -= THREADS * WIDE) {
             tp_load_some<WIDE>(x + c, vocab - c, aligned, v);
 #pragma unroll
             for (int i = 0; i < WIDE; i++) {
@@ -89,7 +90,7 @@ extern "C" tp_status tp_cuda_cross_entropy(tp_ctx *ctx, const void *args)
     const tp_cross_entropy_args *a = static_cast<const tp_cross_entropy_args *>(args);
     const bool aligned = tp_pointer_aligned(a->logits) && a->ld % 4 == 0;
     if (a->n <= 0 || a->vocab <= 0) return TP_OK;
-    TP_CUDA_LAUNCH(ctx, "cross_entropy", cross_entropy_kernel, tp_cuda_blocks(ctx, a->n, 1), THREADS, 0, a->n, a->vocab,
-                   a->logits, a->ld, aligned, a->labels, a->loss, a->grad_scale, a->want_grad);
+    TP_CUDA_LAUNCH(ctx, "cross_entropy", cross_entropy_kernel, (unsigned)tp_cuda_min(a->n, tp_cuda_of(ctx)->multiprocessors),
+                   THREADS, 0, a->n, a->vocab, a->logits, a->ld, aligned, a->labels, a->loss, a->grad_scale, a->want_grad);
     return TP_OK;
 }

@@ -36,8 +36,9 @@ template <int ROWS> __device__ __forceinline__ uint32_t chunk_offset(int row, in
 
 #if TP_HOPPER
 
-/* Ordinary stores and asynchronous copies of this thread come before what tensor cores read after the next barrier. */
-__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/* What this thread knows to be written by stores and asynchronous copies comes before what tensor cores read from now on. (On the
+ * side that copies it would wait for all copies under way.) */
+__device__ __forceinline__ void see_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /* Before the first product that uses registers which ordinary instructions wrote. */
 __device__ __forceinline__ void arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -51,6 +52,45 @@ template <int N> __device__ __forceinline__ void hold(float (&d)[N][4])
     for (int n = 0; n < N; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) asm volatile("" : "+f"(d[n][i])::"memory");
+}
+
+/* Barriers in shared memory between threads that fill tiles and threads that use them: one passes when as many have arrived as
+ * it was set up for, and starts anew. The first passing has parity 0, the next 1, and so on. */
+__device__ __forceinline__ void barrier_open(uint32_t barrier, int arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+/* Arrives when the copies that this thread has begun are complete. */
+__device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ bool barrier_passed(uint32_t barrier, int parity)
+{
+    uint32_t yes;
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(yes)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return yes != 0;
+}
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity)
+{
+    while (!barrier_passed(barrier, parity)) {
+    }
+}
+
+/* Registers of a thread of this warpgroup, from here on: those that copy give some to those that compute. */
+template <int N> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+
+/* 2^x as the hardware computes it: within 2^-22, 0 below 2^-126. */
+__device__ __forceinline__ float quick_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 #define TP_REGISTERS(x) "+f"(x[0]), "+f"(x[1]), "+f"(x[2]), "+f"(x[3])

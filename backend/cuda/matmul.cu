@@ -7,6 +7,7 @@
  * residual at once) go through f32 sums in the workspace. */
 #include "backend/cuda/blas.cuh"
 #include "backend/cuda/decode.cuh"
+#include "backend/cuda/thin.cuh"
 
 /* A slice of an unpacked weight stays in L2 until its product has read it. */
 #define RIGHT_SLICE_BYTES ((int64_t)32 << 20)
@@ -114,6 +115,12 @@ __global__ void unpack_rows(const unsigned char *data, int64_t row_bytes, int64_
 static tp_status unpack(tp_ctx *ctx, const char *name, const tp_matrix *w, int64_t row0, int64_t n, int64_t c0, int64_t cols,
                         tp_dtype type, void *to)
 {
+    if (w->format == TP_FORMAT_F32 && w->rope_pairs <= 0 && !w->round_bf16 &&
+        reinterpret_cast<uintptr_t>(w->data) % 4 == 0) { /* as adapters come: may be thin */
+        const int64_t ld = tp_matrix_row_bytes(w) / 4;
+        const tp_rows rows = {(float *)const_cast<void *>(w->data) + row0 * ld + c0, TP_F32, ld};
+        return convert(ctx, name, rows, n, cols, type, to, NULL);
+    }
     TP_CUDA_FORMAT(w->format, F, {
         TP_CUDA_DTYPE(type, To, {
             TP_CUDA_LAUNCH(ctx, name, (unpack_rows<F, To>), grid_of(n, cols), THREADS, 0, (const unsigned char *)w->data,
@@ -303,9 +310,29 @@ static tp_status run_job(tp_ctx *ctx, const job *j)
     return TP_OK;
 }
 
+/* The low-rank part first: c = alpha * low op(up) + beta * c + residual. Then cuBLASLt adds the large product to c, reading it
+ * behind its arithmetic; the other way round the thin product would wait for every byte of c twice. */
+static tp_status run_lowrank(tp_ctx *ctx, const tp_matmul_args *args)
+{
+    const tp_lowrank_args *l = args->lowrank;
+    tp_matmul_args down = {}, up = *args, large = *args;
+    if (l->down.data != NULL) {
+        down.n = args->n, down.m = l->rank, down.k = args->k, down.nt = args->nt;
+        down.a = args->a, down.b = l->down, down.c = l->low;
+        down.alpha = l->scaling, down.precision = args->precision;
+        TP_TRY(tp_cuda_matmul(ctx, &down));
+    }
+    up.k = l->rank, up.a = l->low, up.b = l->up;
+    up.bias = NULL, up.lowrank = NULL;
+    large.beta = 1, large.residual = NULL, large.lowrank = NULL;
+    TP_TRY(tp_cuda_matmul(ctx, &up));
+    return tp_cuda_matmul(ctx, &large);
+}
+
 extern "C" tp_status tp_cuda_matmul(tp_ctx *ctx, const void *arguments)
 {
     const tp_matmul_args *args = (const tp_matmul_args *)arguments;
+    if (args->lowrank != NULL) return run_lowrank(ctx, args);
     TP_TRY(tp_cuda_check_matrix(ctx, "matmul", &args->b));
     TP_TRY(tp_cuda_check_dtype(ctx, "matmul", args->a.dtype));
     TP_TRY(tp_cuda_check_dtype(ctx, "matmul", args->c.dtype));
@@ -314,7 +341,7 @@ extern "C" tp_status tp_cuda_matmul(tp_ctx *ctx, const void *arguments)
     if (k != args->k || m != args->m)
         return tp_fail(ctx, TP_INTERNAL, "matmul: the right side is %lld x %lld, the product needs %lld x %lld", (long long)k,
                        (long long)m, (long long)args->k, (long long)args->m);
-    if (args->k <= 0) {
+    if (args->k <= 0 || args->alpha == 0) { /* then cuBLASLt leaves out the bias */
         TP_CUDA_DTYPE(args->c.dtype, T, { return finish<T>(ctx, args, NULL, 0, args->n, 0, args->m); });
     }
     job j = plan_job(args);
@@ -371,6 +398,7 @@ extern "C" tp_status tp_cuda_matmul_tn(tp_ctx *ctx, const void *arguments)
                        args->c, args->k, args->beta, (const float *)NULL, (const float *)NULL, args->k, args->m, args->k);
         return TP_OK;
     }
+    if (tp_cuda_thin_takes(args)) return tp_cuda_thin_tn(ctx, args);
     if (args->a.dtype != args->b.dtype) return multiply_mixed(ctx, args);
     return multiply_tn(ctx, args, args->n, args->a, args->b, args->beta);
 }

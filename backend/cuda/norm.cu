@@ -53,6 +53,44 @@ template <bool LONG> struct row_chunks {
     }
 };
 
+/* A chunk as it lies in memory: in bf16 half the registers of its values. */
+template <typename T> struct packed {
+    static constexpr int WORDS = TP_CHUNK * (int)sizeof(T) / 4;
+    uint32_t words[WORDS];
+    __device__ __forceinline__ void load(const tp_typed_rows<T> &rows, int64_t row, int64_t column, int64_t count)
+    {
+        const T *p = rows.at(row, column);
+        if (rows.aligned && count >= TP_CHUNK) {
+#pragma unroll
+            for (int i = 0; i < WORDS; i += 4) {
+                const uint4 v = *reinterpret_cast<const uint4 *>(reinterpret_cast<const uint32_t *>(p) + i);
+                words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+            }
+            return;
+        }
+        float x[TP_CHUNK];
+#pragma unroll
+        for (int i = 0; i < TP_CHUNK; i++) x[i] = i < count ? tp_to_f32(p[i]) : 0.0f;
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) {
+            if constexpr (sizeof(T) == 2)
+                words[i] = tp_pack_bf16(x[2 * i], x[2 * i + 1]);
+            else
+                words[i] = __float_as_uint(x[i]);
+        }
+    }
+    __device__ __forceinline__ void unpack(float (&x)[TP_CHUNK]) const
+    {
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) {
+            if constexpr (sizeof(T) == 2)
+                tp_unpack_bf16(words[i], x[2 * i], x[2 * i + 1]);
+            else
+                x[i] = __uint_as_float(words[i]);
+        }
+    }
+};
+
 __device__ __forceinline__ int64_t first_row()
 {
     return (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -121,35 +159,54 @@ __global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
     const row_chunks<LONG> chunks = {columns};
     for (int64_t row = first_row(); row < rows; row = next_row(row)) {
         const float mean = LAYER ? mean_in[row] : 0.0f, rstd = rstd_in[row];
-        float xh[N][TP_CHUNK], g[N][TP_CHUNK], sum = 0, product = 0;
+        /* A short row's x, dy and the dx before are all under way before the first sum waits for them. */
+        packed<T> held_x[N], held_dy[N], before[N];
+        float sum = 0, product = 0;
         const auto load = [&](int k, int64_t c, int64_t n) {
+            held_x[k].load(x, row, c, n);
+            held_dy[k].load(dy, row, c, n);
+        };
+        /* xh and g = w dy, which is 0 beyond the row */
+        const auto terms = [&](int k, int64_t c, int64_t n, float(&xh)[TP_CHUNK], float(&g)[TP_CHUNK]) {
             float w[TP_CHUNK];
-            x.load(row, c, n, xh[k]);
-            dy.load(row, c, n, g[k]);
+            held_x[k].unpack(xh);
+            held_dy[k].unpack(g);
             weight.load(0, c, n, w);
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
-                xh[k][i] = (xh[k][i] - mean) * rstd;
-                g[k][i] *= w[i]; /* 0 beyond the row */
+                xh[i] = (xh[i] - mean) * rstd;
+                g[i] *= w[i];
             }
         };
+        if (!LONG) {
+            chunks.each([&](int k, int64_t c, int64_t n) {
+                load(k, c, n);
+                if (accumulate) before[k].load(dx, row, c, n);
+            });
+        }
         chunks.each([&](int k, int64_t c, int64_t n) {
-            load(k, c, n);
+            float xh[TP_CHUNK], g[TP_CHUNK];
+            if (LONG) load(k, c, n);
+            terms(k, c, n, xh, g);
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
-                sum += g[k][i];
-                product = fmaf(g[k][i], xh[k][i], product);
+                sum += g[i];
+                product = fmaf(g[i], xh[i], product);
             }
         });
         const float level = LAYER ? row_sum(sum) / (float)columns : 0.0f;
         const float along = row_sum(product) / (float)columns;
         chunks.each([&](int k, int64_t c, int64_t n) {
-            float before[TP_CHUNK] = {};
-            if (LONG) load(k, c, n);
-            if (accumulate) dx.load(row, c, n, before);
+            float xh[TP_CHUNK], g[TP_CHUNK], old[TP_CHUNK] = {};
+            if (LONG) {
+                load(k, c, n);
+                if (accumulate) before[k].load(dx, row, c, n);
+            }
+            terms(k, c, n, xh, g);
+            if (accumulate) before[k].unpack(old);
 #pragma unroll
-            for (int i = 0; i < TP_CHUNK; i++) g[k][i] = fmaf(rstd, g[k][i] - level - xh[k][i] * along, before[i]);
-            dx.store(row, c, n, g[k]);
+            for (int i = 0; i < TP_CHUNK; i++) g[i] = fmaf(rstd, g[i] - level - xh[i] * along, old[i]);
+            dx.store(row, c, n, g);
         });
     }
 }

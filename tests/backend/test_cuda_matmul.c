@@ -240,6 +240,67 @@ static void test_model_shapes(void **state)
     }
 }
 
+/* A low-rank part, made by the call or given to it. Its own values are sums of k products of magnitude up to 1, and c gets
+ * `rank` products of them with values of up to 1; in bf16 every factor is rounded. */
+static void try_lowrank(const shape *s, int64_t rank, bool given)
+{
+    both b = {0};
+    char text[300], all[400];
+    describe(s, text);
+    snprintf(all, sizeof all, "%s rank=%lld given=%d", text, (long long)rank, given);
+    tp_lowrank_args rider = {.rank = rank, .scaling = 0.5f};
+    tp_matmul_args args = {.n = s->n,
+                           .m = s->m,
+                           .k = s->k,
+                           .nt = s->nt,
+                           .alpha = s->alpha,
+                           .beta = s->beta,
+                           .precision = s->precision,
+                           .lowrank = &rider};
+    /* of `low`: its size, and how far two orders of summation and roundings of the factors may lie apart */
+    double large = sqrt((double)s->k) + 1, unit = s->precision == TP_BF16 ? 0x1p-8 : 0x1p-20;
+    double off = 0x1p-24 * (4 * large + 8) * ((double)s->k / 4 + 1) + (s->precision == TP_BF16 ? 0x1p-8 * (1 + large) : 0);
+    rows_in(&b, &args.a, s->n, s->k, s->a_dtype, 1);
+    (void)random_matrix(&b, &args.b, s->format, s->nt ? s->m : s->k, s->nt ? s->k : s->m, false, s->pad);
+    (void)random_matrix(&b, &rider.up, TP_FORMAT_F32, s->nt ? s->m : rank, s->nt ? rank : s->m, false, false);
+    if (given) {
+        rows_in(&b, &rider.low, s->n, rank, TP_F32, 1);
+    } else {
+        (void)random_matrix(&b, &rider.down, TP_FORMAT_F32, s->nt ? rank : s->k, s->nt ? s->k : rank, false, false);
+        rows_out(&b, &rider.low, s->n, rank, TP_F32, within(0, off));
+    }
+    tolerance t = tolerance_of(s, 1);
+    t.absolute += unit * (sqrt((double)rank) + 2) * large * 2;
+    if (s->c_dtype == TP_BF16) t.absolute += 0x1p-8 * (2 * large + 1); /* the sum is rounded once on its way */
+    rows_out(&b, &args.c, s->n, s->m, s->c_dtype, t);
+    if (s->bias) floats_in(&b, &args.bias, s->m, 1);
+    if (s->residual) {
+        tp_rows residual;
+        rows_in(&b, &residual, s->n, s->m, s->c_dtype, 1);
+        b.fields[b.n_fields - 1].field = &args.residual;
+        args.residual_ld = residual.ld;
+    }
+    run_both(&b, TP_KERNEL_matmul, &args, all);
+}
+
+static void test_lowrank(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    random_state = 12;
+    static const int64_t ranks[] = {1, 4, 8, 16, 33, 64};
+    for (int i = 0; i < 200; i++) {
+        shape s = random_shape();
+        tp_dtype x = i & 1 ? TP_BF16 : TP_F32;
+        if (s.k == 0) s.k = 1;
+        s.format = x == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32;
+        s.a_dtype = s.c_dtype = s.precision = x;
+        s.transposed = s.round_bf16 = s.residual_is_c = false, s.rope_pairs = 0;
+        s.alpha = 1, s.beta = s.residual || i % 3 == 0 ? 0 : 1;
+        try_lowrank(&s, ranks[below(6)], below(3) == 0);
+    }
+}
+
 /* Larger than the workspace: weights, left sides, and sums that are cut into slices. */
 static void test_slices(void **state)
 {
@@ -330,6 +391,15 @@ static void test_products_tn(void **state)
         try_product_tn(4096, 1536, 16, i & 1 ? TP_BF16 : TP_F32, i & 2 ? TP_BF16 : TP_F32, 2, 1);
     }
     try_product_tn(40000, 1000, 7, TP_F32, TP_BF16, 1, 0.5f); /* the split side in slices */
+    /* low-rank factors have kernels of their own: ranks and widths around their tiles, rows around their steps */
+    static const int64_t ranks[] = {4, 8, 12, 16, 20, 32, 36, 64, 68}, wide[] = {8, 72, 128, 136, 256, 576},
+                         rows[] = {1, 15, 63, 64, 65, 200, 1000};
+    for (int i = 0; i < 120; i++) {
+        int64_t n = rows[below(7)], rank = ranks[below(9)], width = wide[below(6)];
+        bool first = below(2) == 0;
+        try_product_tn(n, first ? rank : width, first ? width : rank, first ? TP_F32 : TP_BF16, first ? TP_BF16 : TP_F32,
+                       i % 3 == 0 ? 0.5f : 1, factors[below(3)]);
+    }
 }
 
 static void test_unsupported(void **state)
@@ -401,10 +471,10 @@ static void test_embedding_backward(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_copies),         cmocka_unit_test(test_out_of_memory),      cmocka_unit_test(test_describe),
-        cmocka_unit_test(test_no_such_device), cmocka_unit_test(test_products),           cmocka_unit_test(test_model_shapes),
-        cmocka_unit_test(test_slices),         cmocka_unit_test(test_products_tn),        cmocka_unit_test(test_unsupported),
-        cmocka_unit_test(test_embedding),      cmocka_unit_test(test_embedding_backward),
+        cmocka_unit_test(test_copies),         cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_describe),
+        cmocka_unit_test(test_no_such_device), cmocka_unit_test(test_products),      cmocka_unit_test(test_model_shapes),
+        cmocka_unit_test(test_lowrank),        cmocka_unit_test(test_slices),        cmocka_unit_test(test_products_tn),
+        cmocka_unit_test(test_unsupported),    cmocka_unit_test(test_embedding),     cmocka_unit_test(test_embedding_backward),
     };
     return cmocka_run_group_tests(tests, open_both, close_both);
 }
