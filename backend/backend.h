@@ -1,6 +1,6 @@
 /* The only door to a device: memory, copies, and a table of kernels.
  *
- * A backend is a constant table; cpu and dry are always there, cuda is backend/cuda.cu or, in a build without nvcc, the
+ * A backend is a constant table; cpu and dry are always there, cuda is backend/cuda/ or, in a build without nvcc, the
  * stand-in cuda_absent.c, whose open returns a clear error. Nothing above this folder knows which one it runs on. */
 #ifndef TP_BACKEND_BACKEND_H
 #define TP_BACKEND_BACKEND_H
