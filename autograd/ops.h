@@ -23,6 +23,8 @@ typedef struct tp_lowrank {
     int64_t begin, end; /* rows; end 0: all */
 } tp_lowrank;
 
+#define TP_LINEAR_TERMS 16 /* low-rank additions on one linear, at most */
+
 typedef struct tp_linear_spec {
     const tp_matrix *weight; /* [out, in], any format; borrowed, must outlive the tape */
     tp_tensor *bias;         /* [1, out] f32 or NULL */
@@ -32,7 +34,7 @@ typedef struct tp_linear_spec {
 } tp_linear_spec;
 
 /* y [N, out] = x W^T + bias + residual + terms, x [N, in]. Saves A x per term. Backward: for x, residual, bias, A, B.
- * Dettmers et al. 2023, arXiv:2305.14314, for the frozen packed W. */
+ * UNSUPPORTED: more than TP_LINEAR_TERMS terms. Dettmers et al. 2023, arXiv:2305.14314, for the frozen packed W. */
 TP_API tp_tensor *tp_linear(tp_tape *tape, tp_tensor *x, const tp_linear_spec *spec);
 
 /* y [N, M] = alpha * x w^T, x [N, K], w [M, K], both may be trained (w: f32). */
@@ -77,13 +79,16 @@ TP_API tp_tensor *tp_scale(tp_tape *tape, tp_tensor *x, float alpha);
 /* p = 0 returns x. */
 TP_API tp_tensor *tp_dropout(tp_tape *tape, tp_tensor *x, float p, uint32_t site);
 
-/* Sum over labelled rows of the cross-entropy of softmax(x W^T) against labels; times nothing. Logits exist for a chunk of
- * rows at a time, and only for rows with a label.
- *   x      [N, D];  head [V, D], frozen
- *   rows   [n] device, ascending row numbers of x;  labels [n] device, 0..V-1
- *   grad_scale  what one unit of loss weighs: 1 / labels of the whole optimizer step. The gradient of x is made right here,
- * chunk by chunk; backward hands it over, so the loss must reach tp_tape_backward as it is (or summed). losses [n] device f32,
- * or NULL: per-row losses, unscaled Returns [1, 1] f32 = sum * grad_scale. */
+/* Cross-entropy of softmax(x W^T) against labels, summed over the rows with a label. Logits exist for a chunk of rows at a
+ * time, and only for those rows.
+ *   x           [N, D]
+ *   head        [V, D], frozen
+ *   rows        [n] device, ascending row numbers of x
+ *   labels      [n] device, 0..V-1
+ *   grad_scale  what one unit of loss weighs: 1 / labels of the whole optimizer step
+ *   losses      [n] device f32, or NULL: gets the loss of each row, unscaled
+ * Returns [1, 1] f32 = sum * grad_scale. The gradient of x is made right here, chunk by chunk, and backward hands it over, so
+ * the loss must reach tp_tape_backward as it is (or summed). */
 typedef struct tp_cross_entropy_spec {
     const tp_matrix *head;
     const int32_t *rows, *labels;

@@ -50,12 +50,29 @@ tp_status tp_args_f64(tp_ctx *ctx, const tp_args *args, const char *flag, double
     return TP_OK;
 }
 
-tp_status tp_cli_open_device(tp_ctx *ctx, const tp_args *args)
+/* "dry" is left out: results of a device that computes nothing would look like results. */
+tp_status tp_cli_check_device(tp_ctx *ctx, const char *name)
+{
+    if (strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0 || tp_starts_with(name, "cuda")) return TP_OK;
+    return tp_fail(ctx, TP_INVALID, "--device: expected auto, cpu, cuda or cuda:N, got \"%s\"", name);
+}
+
+tp_status tp_cli_open_device(tp_ctx *ctx, const char *name, int64_t threads)
+{
+    struct tp_log *log = ctx->log;
+    TP_TRY(tp_cli_check_device(ctx, name));
+    ctx->log = NULL;
+    tp_status status = tp_device_open(ctx, name, (int)threads, &ctx->device);
+    ctx->log = log;
+    return status;
+}
+
+tp_status tp_cli_device(tp_ctx *ctx, const tp_args *args)
 {
     const char *name = tp_args_value(args, "device");
     int64_t threads = 0;
     TP_TRY(tp_args_i64(ctx, args, "threads", 0, 4096, &threads));
-    return tp_device_open(ctx, name != NULL ? name : "auto", (int)threads, &ctx->device);
+    return tp_cli_open_device(ctx, name != NULL ? name : "auto", threads);
 }
 
 tp_status tp_cli_precision(tp_ctx *ctx, const tp_args *args, tp_dtype *precision)
@@ -76,4 +93,19 @@ tp_status tp_cli_print(tp_ctx *ctx, const char *text, size_t n)
 {
     if (fwrite(text, 1, n, stdout) == n) return TP_OK;
     return tp_fail(ctx, TP_IO_WRITE, "stdout: %s", strerror(errno));
+}
+
+void tp_cli_show_text(tp_buf *out, const char *text, size_t n)
+{
+    uint32_t codepoint;
+    for (size_t i = 0, step; i < n; i += step) {
+        int length = tp_utf8_decode(text + i, n - i, &codepoint);
+        step = length > 0 ? (size_t)length : 1;
+        bool control = length <= 0 || codepoint == 0x7F || (codepoint < 0x20 && codepoint != '\n' && codepoint != '\t') ||
+                       (codepoint >= 0x80 && codepoint < 0xA0);
+        if (control)
+            tp_buf_printf(out, "\\x%02x", length > 0 ? (unsigned)codepoint : (unsigned char)text[i]);
+        else
+            tp_buf_append(out, text + i, step);
+    }
 }

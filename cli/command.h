@@ -77,10 +77,17 @@ tp_status tp_args_f64(tp_ctx *ctx, const tp_args *args, const char *flag, double
         NULL, NULL, false, false, NULL                                                                                         \
     }
 
-/* Opens the device that --device and --threads name into ctx->device. */
-tp_status tp_cli_open_device(tp_ctx *ctx, const tp_args *args) TP_MUST_CHECK;
+/* INVALID unless `name` is a device that commands may be told to use. */
+tp_status tp_cli_check_device(tp_ctx *ctx, const char *name) TP_MUST_CHECK;
+/* Opens a device into ctx->device, without the note that says why "auto" is the CPU: only `train`, whose runs are long, and
+ * `doctor` tell. threads 0: all cores. */
+tp_status tp_cli_open_device(tp_ctx *ctx, const char *name, int64_t threads) TP_MUST_CHECK;
+/* The same for the one that --device and --threads name. */
+tp_status tp_cli_device(tp_ctx *ctx, const tp_args *args) TP_MUST_CHECK;
 /* --precision, or what auto means on ctx->device. */
 tp_status tp_cli_precision(tp_ctx *ctx, const tp_args *args, tp_dtype *precision) TP_MUST_CHECK;
+/* Text from data for a terminal: control characters but newline and tab are shown, not obeyed. */
+void tp_cli_show_text(tp_buf *out, const char *text, size_t n);
 /* Writes to stdout and reports what the stream says: IO_WRITE if the reader is gone or the disk is full. */
 tp_status tp_cli_print(tp_ctx *ctx, const char *text, size_t n) TP_MUST_CHECK;
 

@@ -6,13 +6,13 @@
 #include "base/version.h"
 #include "cli/command.h"
 
-/* {"name": ..., "opens": true, ...} of one device, or why it does not open. */
-static tp_status describe(const char *name, int threads, tp_buf *out)
+/* {"device": ..., "opens": true, ...} of one device, or why it does not open. */
+static tp_status describe(const char *name, tp_buf *out)
 {
     tp_ctx ctx;
     tp_device *device;
     tp_ctx_init(&ctx);
-    tp_status status = tp_device_open(&ctx, name, threads, &device);
+    tp_status status = tp_device_open(&ctx, name, 0, &device);
     tp_buf_text(out, "{\"device\": ");
     tp_json_write_string(out, name, strlen(name));
     tp_buf_printf(out, ", \"opens\": %s", status == TP_OK ? "true" : "false");
@@ -75,14 +75,15 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     const char *wanted = tp_args_value(args, "device");
     tp_buf json;
     tp_status opened = TP_OK;
+    if (wanted != NULL) TP_TRY(tp_cli_check_device(ctx, wanted));
     tp_buf_init(&json, 0);
     tp_buf_printf(&json, "{\"version\": \"%s\", \"devices\": [", TP_VERSION);
     if (wanted != NULL) {
-        opened = describe(wanted, 0, &json);
+        opened = describe(wanted, &json);
     } else {
-        (void)describe("cpu", 0, &json);
+        (void)describe("cpu", &json);
         tp_buf_text(&json, ", ");
-        (void)describe("cuda", 0, &json); /* a machine without a GPU is fine */
+        (void)describe("cuda", &json); /* a machine without a GPU is fine */
     }
     tp_buf_text(&json, "]}\n");
     tp_status status = tp_buf_status(ctx, &json, "doctor");
@@ -93,7 +94,7 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 }
 
 static const tp_flag flags[] = {
-    {"device", "NAME", false, false, "cpu, cuda or cuda:N: fails with 4 if it does not open"}, TP_FLAG_JSON, TP_FLAG_END};
+    {"device", "NAME", false, false, "auto, cpu, cuda or cuda:N: fails with 4 if it does not open"}, TP_FLAG_JSON, TP_FLAG_END};
 
 const tp_command tp_command_doctor = {
     "doctor", "[--device NAME] [--json]", "what this machine offers: CPU features, BLAS kernel, GPU, memory", flags, 0, 0, run};

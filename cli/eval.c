@@ -4,10 +4,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "cli/eval_gsm8k.h"
 #include "cli/open.h"
+#include "cli/signals.h"
 #include "data/source.h"
 #include "models/measure.h"
 #include "trainers/run.h"
@@ -27,6 +29,7 @@ static const struct {
 struct job {
     tp_ctx *ctx;
     const tp_args *args;
+    const volatile sig_atomic_t *stop;
     unsigned wanted; /* metrics */
     bool from_recipe;
     tp_cli_recipe recipe;      /* the user's, or one of defaults alone */
@@ -48,13 +51,6 @@ struct job {
     int64_t labels, labels_right, rows, rows_right; /* of accuracy and exact */
     tp_gsm8k_score gsm8k;
 };
-
-static volatile sig_atomic_t stop_requested;
-static void on_signal(int number)
-{
-    (void)number;
-    stop_requested = 1;
-}
 
 /* ---- flags into the configuration ---- */
 
@@ -145,6 +141,7 @@ static tp_status choose_blocks(struct job *job)
     if (path == NULL &&
         (tp_args_has(job->args, "type") || tp_args_has(job->args, "columns") || tp_args_has(job->args, "system")))
         return tp_fail(job->ctx, TP_INVALID, "--type, --columns and --system describe the file of --data");
+    if (path != NULL && !tp_path_exists(path)) return tp_fail(job->ctx, TP_IO_READ, "--data: %s does not exist", path);
     if (n == 0 && !(data->val_set_size.fraction > 0) && data->val_set_size.rows == 0)
         return tp_fail(job->ctx, TP_INVALID, "%s names no held-out data: set test_datasets or val_set_size, or give --data",
                        job->args->positional[0]);
@@ -190,7 +187,7 @@ static tp_status open_model(struct job *job)
 {
     const tp_run_config *run = &job->recipe.config.run;
     tp_model_options options = {.check_weights = true};
-    TP_TRY(tp_device_open(job->ctx, run->device, (int)run->threads, &job->ctx->device));
+    TP_TRY(tp_cli_open_device(job->ctx, run->device, run->threads));
     TP_TRY(tp_cli_precision(job->ctx, job->args, &options.precision));
     if (!tp_args_has(job->args, "precision") && run->precision != TP_PRECISION_AUTO)
         options.precision = run->precision == TP_PRECISION_BF16 ? TP_BF16 : TP_F32;
@@ -362,7 +359,7 @@ static tp_status rank_batch(struct job *job)
 static tp_status rank_all(struct job *job)
 {
     for (int64_t i = 0; i < tp_dataset_micro_batches(job->data); i++) {
-        if (stop_requested != 0) return tp_fail(job->ctx, TP_PREEMPTED, "stopped while evaluating");
+        if (*job->stop != 0) return tp_fail(job->ctx, TP_PREEMPTED, "stopped while evaluating");
         TP_TRY(tp_dataset_get(job->ctx, job->data, 0, i, &job->batch));
         TP_TRY(rank_batch(job));
     }
@@ -381,7 +378,7 @@ static tp_status measure(struct job *job)
                                .batch = &job->batch,
                                .losses = job->losses,
                                .host_losses = job->host_losses,
-                               .stop = &stop_requested};
+                               .stop = job->stop};
         TP_TRY(tp_evaluate(job->ctx, &parts, job->data, &job->evaluation));
         if (!isfinite(job->evaluation.loss))
             return tp_fail(job->ctx, TP_NUMERIC, "the loss over %lld labels is not finite", (long long)job->evaluation.labels);
@@ -389,7 +386,7 @@ static tp_status measure(struct job *job)
     if ((job->wanted & (ACCURACY | EXACT)) != 0) TP_TRY(rank_all(job));
     close_passes(job); /* the cache of the replies may need the memory */
     if ((job->wanted & GSM8K) == 0) return TP_OK;
-    return tp_gsm8k_run(job->ctx, job->opened.model, job->tokenizer, job->data, &stop_requested, &job->gsm8k);
+    return tp_gsm8k_run(job->ctx, job->opened.model, job->tokenizer, job->data, job->stop, &job->gsm8k);
 }
 
 static double share(int64_t part, int64_t whole)
@@ -464,11 +461,10 @@ static void close_job(struct job *job)
 static tp_status run(tp_ctx *ctx, const tp_args *args)
 {
     struct job job = {.ctx = ctx, .args = args};
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
     tp_status status = configure(&job);
     if (status == TP_OK) status = open_model(&job);
     if (status == TP_OK) status = open_data(&job);
+    job.stop = tp_cli_catch_stop();
     if (status == TP_OK) status = measure(&job);
     if (status == TP_OK) status = print(&job);
     close_job(&job);

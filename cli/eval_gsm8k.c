@@ -95,6 +95,15 @@ static void report(const tp_gsm8k_score *score, size_t n)
     fflush(stderr);
 }
 
+/* Nobody reads along, but every piece of a reply is an occasion to stop. */
+static bool goes_on(void *state, const char *text, size_t n)
+{
+    const volatile sig_atomic_t *const *stop = state;
+    (void)text;
+    (void)n;
+    return **stop == 0;
+}
+
 static tp_status answer(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const tp_generate_options *options,
                         const struct problem *p, tp_gsm8k_score *score)
 {
@@ -102,7 +111,9 @@ static tp_status answer(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer
     double number;
     TP_TRY(tp_generate(ctx, generator, tokenizer, p->prompt, p->n_prompt, options, &reply));
     bool answered = tp_gsm8k_number(tp_buf_cstr(&reply.text), reply.text.len, &number);
+    tp_finish finish = reply.finish;
     tp_generated_free(&reply);
+    if (finish == TP_FINISH_CANCELLED) return TP_OK; /* whoever calls sees the flag too */
     score->problems++;
     score->answered += answered;
     score->correct += answered && number == p->answer;
@@ -113,15 +124,17 @@ static tp_status answer_all(tp_ctx *ctx, tp_model *model, const tp_tokenizer *to
                             const volatile sig_atomic_t *stop, tp_gsm8k_score *score)
 {
     tp_generator *generator;
-    int64_t ends[TP_CLI_MAX_ENDS], context = (int64_t)all->longest_prompt + NEW_TOKENS;
-    tp_generate_options options = {.sampling = TP_SAMPLING_GREEDY, .max_tokens = NEW_TOKENS, .eos_ids = ends};
-    options.n_eos = tp_cli_end_tokens(model, tokenizer, ends);
+    int64_t ends[TP_MAX_ENDS], context = (int64_t)all->longest_prompt + NEW_TOKENS;
+    tp_generate_options options = {
+        .sampling = TP_SAMPLING_GREEDY, .max_tokens = NEW_TOKENS, .eos_ids = ends, .emit = goes_on, .emit_state = &stop};
+    options.n_eos = tp_end_tokens(model, tokenizer, ends);
     if (context > model->config.max_positions) context = model->config.max_positions;
     TP_TRY(tp_generator_open(ctx, model, context, &generator));
     tp_status status = TP_OK;
     for (size_t i = 0; i < all->n && status == TP_OK; i++) {
-        status = *stop != 0 ? tp_fail(ctx, TP_PREEMPTED, "stopped after %zu of %zu problems", i, all->n)
-                            : answer(ctx, generator, tokenizer, &options, &all->items[i], score);
+        status = answer(ctx, generator, tokenizer, &options, &all->items[i], score);
+        if (status == TP_OK && *stop != 0)
+            status = tp_fail(ctx, TP_PREEMPTED, "stopped after %lld of %zu problems", (long long)score->problems, all->n);
         if (status == TP_OK) report(score, all->n);
     }
     tp_generator_close(generator);

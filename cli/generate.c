@@ -1,10 +1,11 @@
 /* tapeft generate MODEL: the new text on stdout, nothing else. */
-#include <signal.h>
+#include <errno.h>
 #include <string.h>
 
 #include "base/json.h"
 #include "base/mem.h"
 #include "cli/open.h"
+#include "cli/signals.h"
 #include "data/prompt.h"
 #include "data/source.h"
 #include "inference/generate.h"
@@ -17,15 +18,10 @@ struct request {
     tp_tokens prompt;
     const char *stops[MAX_STOPS + 1];
     char *text; /* of --file; owned */
-    bool streaming_failed;
+    bool json;
+    int write_error; /* errno of stdout; 0: none */
+    const volatile sig_atomic_t *stop;
 };
-
-static volatile sig_atomic_t stop_requested;
-static void on_signal(int number)
-{
-    (void)number;
-    stop_requested = 1;
-}
 
 /* ---- the prompt ---- */
 
@@ -82,16 +78,8 @@ static tp_status read_ids(tp_ctx *ctx, const char *text, tp_tokens *out)
 static tp_status encode_chat(tp_ctx *ctx, const tp_tokenizer *tokenizer, tp_span text, tp_tokens *out)
 {
     tp_prompt prompt;
-    tp_chat_text rendered;
-    tp_chat_message message = {.role = "user", .content = text};
-    tp_chat_input input = {.rows = &message, .n_rows = 1, .add_generation_prompt = true};
     TP_TRY(tp_prompt_open(ctx, tokenizer, "tokenizer_default", &prompt));
-    tp_prompt_fill(&prompt, &input);
-    tp_status status = tp_chat_render(ctx, prompt.tmpl, &input, &rendered);
-    if (status == TP_OK)
-        status = tp_tokenizer_encode(ctx, tokenizer, (tp_span){tp_buf_cstr(&rendered.text), rendered.text.len}, TP_ENCODE_PLAIN,
-                                     out);
-    tp_template_output_free(&rendered);
+    tp_status status = tp_prompt_encode_turn(ctx, &prompt, tokenizer, text, out);
     tp_prompt_close(&prompt);
     return status;
 }
@@ -158,11 +146,12 @@ static tp_status read_options(tp_ctx *ctx, const tp_args *args, struct request *
 
 /* ---- output ---- */
 
+/* JSON comes as a whole at the end, but every piece is an occasion to stop. */
 static bool emit(void *state, const char *text, size_t n)
 {
     struct request *r = state;
-    r->streaming_failed = fwrite(text, 1, n, stdout) != n || fflush(stdout) != 0;
-    return !r->streaming_failed && stop_requested == 0;
+    if (!r->json && (fwrite(text, 1, n, stdout) != n || fflush(stdout) != 0)) r->write_error = errno;
+    return r->write_error == 0 && *r->stop == 0;
 }
 
 static tp_status print_json(tp_ctx *ctx, const tp_generated *g)
@@ -182,22 +171,27 @@ static tp_status print_json(tp_ctx *ctx, const tp_generated *g)
     return status;
 }
 
-static tp_status generate_on(tp_ctx *ctx, const tp_args *args, tp_model *model, const tp_tokenizer *tokenizer,
-                             struct request *r)
+static tp_status print_result(tp_ctx *ctx, const struct request *r, const tp_generated *result)
+{
+    if (r->write_error != 0) return tp_fail(ctx, TP_IO_WRITE, "stdout: %s", strerror(r->write_error));
+    TP_TRY(r->json ? print_json(ctx, result) : tp_cli_print(ctx, "\n", 1));
+    return *r->stop == 0 ? TP_OK : tp_fail(ctx, TP_PREEMPTED, "stopped after %zu tokens", result->n);
+}
+
+static tp_status generate_on(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, struct request *r)
 {
     tp_generator *generator;
     tp_generated result;
-    int64_t ends[TP_CLI_MAX_ENDS], context = (int64_t)r->prompt.count + r->options.max_tokens;
+    int64_t ends[TP_MAX_ENDS], context = (int64_t)r->prompt.count + r->options.max_tokens;
     if (context > model->config.max_positions) context = model->config.max_positions;
     if ((int64_t)r->prompt.count >= context)
         return tp_fail(ctx, TP_SHAPE, "the prompt has %zu tokens, the model's context %lld", r->prompt.count,
                        (long long)model->config.max_positions);
     r->options.eos_ids = ends;
-    r->options.n_eos = tp_cli_end_tokens(model, tokenizer, ends);
-    if (!tp_args_has(args, "json")) {
-        r->options.emit = emit;
-        r->options.emit_state = r;
-    }
+    r->options.n_eos = tp_end_tokens(model, tokenizer, ends);
+    r->options.emit = emit;
+    r->options.emit_state = r;
+    r->stop = tp_cli_catch_stop();
     int32_t *ids = tp_alloc(ctx, r->prompt.count, sizeof *ids);
     if (ids == NULL) return TP_NOMEM;
     for (size_t i = 0; i < r->prompt.count; i++) ids[i] = r->prompt.items[i].id;
@@ -205,37 +199,29 @@ static tp_status generate_on(tp_ctx *ctx, const tp_args *args, tp_model *model, 
     if (status == TP_OK) {
         status = tp_generate(ctx, generator, tokenizer, ids, r->prompt.count, &r->options, &result);
         if (status == TP_OK) {
-            if (tp_args_has(args, "json"))
-                status = print_json(ctx, &result);
-            else if (!r->streaming_failed)
-                status = tp_cli_print(ctx, "\n", 1);
+            status = print_result(ctx, r, &result);
             tp_generated_free(&result);
         }
         tp_generator_close(generator);
     }
     tp_free(ids);
-    if (status == TP_OK && r->streaming_failed) return tp_fail(ctx, TP_IO_WRITE, "stdout cannot be written");
-    if (status == TP_OK && stop_requested != 0) return tp_fail(ctx, TP_PREEMPTED, "stopped");
     return status;
 }
 
 static tp_status run(tp_ctx *ctx, const tp_args *args)
 {
-    struct request r = {0};
+    struct request r = {.json = tp_args_has(args, "json")};
     tp_tokenizer *tokenizer = NULL;
     tp_cli_model opened = {0};
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
     tp_status status = read_options(ctx, args, &r);
     if (status == TP_OK) status = tp_tokenizer_for(ctx, args->positional[0], &tokenizer);
-    if (status != TP_OK && tp_args_has(args, "ids") &&
-        ctx->status == TP_IO_READ) { /* ids need no tokenizer: then there is no text */
+    if (status == TP_IO_READ && r.json && tp_args_has(args, "ids")) { /* ids in, ids out: no tokenizer is needed */
         tp_ctx_clear(ctx);
         status = TP_OK;
     }
     if (status == TP_OK) status = make_prompt(ctx, args, tokenizer, &r);
     if (status == TP_OK) status = tp_cli_model_open(ctx, args, args->positional[0], &opened);
-    if (status == TP_OK) status = generate_on(ctx, args, opened.model, tokenizer, &r);
+    if (status == TP_OK) status = generate_on(ctx, opened.model, tokenizer, &r);
     tp_cli_model_close(&opened);
     tp_tokens_free(&r.prompt);
     tp_tokenizer_free(tokenizer);

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/gguf.h"
 #include "base/json.h"
+#include "base/map.h"
 #include "base/mem.h"
 #include "base/safetensors.h"
 #include "cli/command.h"
@@ -49,6 +50,14 @@ static void put_pair(struct listing *l, size_t i, const char *key, const char *v
     tp_json_write_string(l->out, value, strlen(value));
 }
 
+static void add_tensors(struct listing *l, const tp_safetensors *file)
+{
+    for (size_t i = 0; i < tp_safetensors_count(file); i++) {
+        const tp_entry *e = tp_safetensors_at(file, i);
+        add_tensor(l, e->name, tp_dtype_name(e->dtype), e->rank, e->shape, e->bytes);
+    }
+}
+
 static tp_status inspect_safetensors(tp_ctx *ctx, const char *path, struct listing *l)
 {
     tp_safetensors *file;
@@ -60,10 +69,7 @@ static tp_status inspect_safetensors(tp_ctx *ctx, const char *path, struct listi
         put_pair(l, i, key, value);
     }
     if (l->json) tp_buf_text(l->out, "}, \"tensors\": [");
-    for (size_t i = 0; i < tp_safetensors_count(file); i++) {
-        const tp_entry *e = tp_safetensors_at(file, i);
-        add_tensor(l, e->name, tp_dtype_name(e->dtype), e->rank, e->shape, e->bytes);
-    }
+    add_tensors(l, file);
     if (l->json) tp_buf_char(l->out, ']');
     tp_safetensors_close(file);
     return TP_OK;
@@ -168,10 +174,82 @@ static tp_status inspect_file_in(tp_ctx *ctx, const char *folder, const char *na
     return status;
 }
 
+/* ---- a model in several files ---- */
+
+static tp_status add_shard(tp_ctx *ctx, const char *folder, tp_span name, struct listing *l)
+{
+    char *path = NULL, *file = tp_strndup(ctx, name.data, name.len);
+    tp_safetensors *shard;
+    tp_status status = file != NULL ? tp_path_beneath(ctx, folder, file, &path) : TP_NOMEM;
+    if (status == TP_OK) status = tp_safetensors_open(ctx, path, &shard);
+    if (status == TP_OK) {
+        add_tensors(l, shard);
+        tp_safetensors_close(shard);
+    }
+    tp_free(path);
+    tp_free(file);
+    return status;
+}
+
+/* Every file that the index names, once. */
+static tp_status add_shards(tp_ctx *ctx, const char *folder, const tp_json_doc *index, tp_map *seen, struct listing *l)
+{
+    const tp_json *weights = tp_json_get(tp_json_root(index), "weight_map");
+    char where[512];
+    if (tp_json_type_of(weights) != TP_JSON_OBJECT)
+        return tp_fail(ctx, TP_FORMAT, "%s: weight_map: expected an object with tensor names and files",
+                       tp_json_where(index, weights != NULL ? weights : tp_json_root(index), where, sizeof where));
+    for (size_t i = 0; i < tp_json_count(weights); i++) {
+        tp_span name = tp_json_string(tp_json_at(weights, i));
+        int64_t known;
+        if (name.len == 0)
+            return tp_fail(ctx, TP_FORMAT, "%s: weight_map: expected the name of a file",
+                           tp_json_where(index, tp_json_at(weights, i), where, sizeof where));
+        if (tp_map_get(seen, name, &known)) continue;
+        TP_TRY(tp_map_put(ctx, seen, name, 1, NULL));
+        TP_TRY(add_shard(ctx, folder, name, l));
+    }
+    return TP_OK;
+}
+
+static tp_status inspect_shards(tp_ctx *ctx, const char *folder, struct listing *l)
+{
+    char *path = tp_path_join(ctx, folder, "model.safetensors.index.json");
+    tp_json_doc *index = NULL;
+    tp_map *seen = tp_map_new(ctx, true);
+    tp_status status = path != NULL && seen != NULL ? tp_json_read(ctx, path, (size_t)64 << 20, &index) : TP_NOMEM;
+    if (status == TP_OK) {
+        const tp_json *metadata = tp_json_get(tp_json_root(index), "metadata");
+        if (l->json) tp_buf_text(l->out, "\"format\": \"safetensors\", \"metadata\": ");
+        if (l->json && metadata != NULL) tp_json_write(l->out, metadata, 0);
+        if (l->json) tp_buf_text(l->out, metadata != NULL ? ", \"tensors\": [" : "{}, \"tensors\": [");
+        status = add_shards(ctx, folder, index, seen, l);
+        if (l->json)
+            tp_buf_char(l->out, ']');
+        else
+            tp_buf_printf(l->out, "safetensors in %zu files\n", tp_map_count(seen));
+    }
+    tp_map_free(seen);
+    tp_json_free(index);
+    tp_free(path);
+    return status;
+}
+
+/* ---- the whole ---- */
+
+static tp_status no_kind(tp_ctx *ctx, const char *folder)
+{
+    bool run = folder_has(ctx, folder, "metrics.jsonl");
+    return tp_fail(ctx, TP_IO_READ, "%s: no model, adapter or checkpoint: no config.json, adapter_config.json or state.json%s",
+                   folder, run ? " (of a run, inspect adapter/ or a ckpt-...)" : "");
+}
+
 static tp_status inspect_folder(tp_ctx *ctx, const char *folder, struct listing *l)
 {
     bool checkpoint = folder_has(ctx, folder, "state.json"), adapter = folder_has(ctx, folder, "adapter_config.json");
+    bool model = folder_has(ctx, folder, "config.json");
     if (ctx->status != TP_OK) return ctx->status;
+    if (!checkpoint && !adapter && !model) return no_kind(ctx, folder);
     tp_buf_text(l->out, l->json ? "\"kind\": " : "");
     tp_buf_printf(l->out, l->json ? "\"%s\", " : "%s\n", checkpoint ? "checkpoint" : adapter ? "adapter" : "model");
     if (checkpoint) {
@@ -194,10 +272,7 @@ static tp_status inspect_folder(tp_ctx *ctx, const char *folder, struct listing 
     TP_TRY(put_json_file(ctx, folder, "config.json", "config", l));
     bool single = folder_has(ctx, folder, "model.safetensors");
     if (ctx->status != TP_OK) return ctx->status;
-    if (single) return inspect_file_in(ctx, folder, "model.safetensors", l);
-    TP_TRY(put_json_file(ctx, folder, "model.safetensors.index.json", "index", l));
-    if (l->json) tp_buf_text(l->out, "\"tensors\": []");
-    return TP_OK;
+    return single ? inspect_file_in(ctx, folder, "model.safetensors", l) : inspect_shards(ctx, folder, l);
 }
 
 static bool is_gguf(const char *path)
@@ -208,6 +283,19 @@ static bool is_gguf(const char *path)
     bool yes = fread(magic, 1, 4, file) == 4 && memcmp(magic, "GGUF", 4) == 0;
     fclose(file);
     return yes;
+}
+
+/* Names and metadata come from strangers: on a terminal their control characters are shown, not obeyed. */
+static tp_status print(tp_ctx *ctx, const struct listing *l)
+{
+    tp_buf shown;
+    if (l->json) return tp_cli_print(ctx, l->out->data, l->out->len);
+    tp_buf_init(&shown, 0);
+    tp_cli_show_text(&shown, l->out->data, l->out->len);
+    tp_status status = tp_buf_status(ctx, &shown, "result");
+    if (status == TP_OK) status = tp_cli_print(ctx, shown.data, shown.len);
+    tp_buf_free(&shown);
+    return status;
 }
 
 static tp_status run(tp_ctx *ctx, const tp_args *args)
@@ -227,7 +315,7 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
         tp_buf_printf(&out, "%zu tensors, %s%s\n", l.n, tp_format_bytes(l.bytes, bytes),
                       l.tensors ? "" : " (--tensors lists them)");
     if (status == TP_OK) status = tp_buf_status(ctx, &out, path);
-    if (status == TP_OK) status = tp_cli_print(ctx, out.data, out.len);
+    if (status == TP_OK) status = print(ctx, &l);
     tp_buf_free(&out);
     return status;
 }

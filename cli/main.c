@@ -18,6 +18,7 @@ static const tp_command *const commands[] = {
     &tp_command_init,  &tp_command_inspect,  &tp_command_plan, &tp_command_preview, &tp_command_doctor,
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
+#define MAX_FLAGS  32 /* of one command, as far as advice goes */
 
 /* Notes and warnings go to stderr, one line each; results alone go to stdout. */
 static void print_log(tp_log_level level, const char *text, void *user)
@@ -57,15 +58,23 @@ static const tp_command *find_command(const char *name)
     return NULL;
 }
 
+/* INVALID: what was given, the nearest of what there is, where the list is. */
+static tp_status unknown(tp_ctx *ctx, const char *what, const char *dashes, const char *name, const char *const *names,
+                         const char *list)
+{
+    const char *near = tp_nearest_name(name, names);
+    if (near == NULL) return tp_fail(ctx, TP_INVALID, "unknown %s \"%s%s\"; `%s` lists them", what, dashes, name, list);
+    return tp_fail(ctx, TP_INVALID, "unknown %s \"%s%s\", did you mean \"%s%s\"? `%s` lists them", what, dashes, name, dashes,
+                   near, list);
+}
+
 static tp_status unknown_command(tp_ctx *ctx, const char *name)
 {
     const char *names[N_COMMANDS + 2];
     for (size_t i = 0; i < N_COMMANDS; i++) names[i] = commands[i]->name;
     names[N_COMMANDS] = "help";
     names[N_COMMANDS + 1] = NULL;
-    const char *near = tp_nearest_name(name, names);
-    return tp_fail(ctx, TP_INVALID, "unknown command \"%s\"%s%s%s; `tapeft help` lists them", name,
-                   near != NULL ? ", did you mean \"" : "", near != NULL ? near : "", near != NULL ? "\"?" : "");
+    return unknown(ctx, "command", "", name, names, "tapeft help");
 }
 
 static const tp_flag *find_flag(const tp_command *command, const char *name, size_t n)
@@ -75,15 +84,25 @@ static const tp_flag *find_flag(const tp_command *command, const char *name, siz
     return NULL;
 }
 
+static tp_status unknown_flag(tp_ctx *ctx, const tp_command *command, const char *text, size_t n)
+{
+    const char *names[MAX_FLAGS + 1];
+    char name[64], list[64];
+    size_t count = 0;
+    for (const tp_flag *f = command->flags; f != NULL && f->name != NULL && count < MAX_FLAGS; f++) names[count++] = f->name;
+    names[count] = NULL;
+    snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), text);
+    snprintf(list, sizeof list, "tapeft help %s", command->name);
+    return unknown(ctx, "flag", "--", name, names, list);
+}
+
 /* argv[*i] is "--name" or "--name=value"; a value may also be the next word. */
 static tp_status parse_flag(tp_ctx *ctx, tp_args *args, int argc, char **argv, int *i)
 {
     const char *text = argv[*i] + 2, *equals = strchr(text, '=');
     size_t n = equals != NULL ? (size_t)(equals - text) : strlen(text);
     const tp_flag *flag = find_flag(args->command, text, n);
-    if (flag == NULL)
-        return tp_fail(ctx, TP_INVALID, "%s: unknown flag \"--%.*s\"; `tapeft help %s` lists them", args->command->name, (int)n,
-                       text, args->command->name);
+    if (flag == NULL) return unknown_flag(ctx, args->command, text, n);
     if (!flag->repeatable && tp_args_has(args, flag->name)) return tp_fail(ctx, TP_INVALID, "--%s is given twice", flag->name);
     if (args->n_given == TP_MAX_FLAG_VALUES) return tp_fail(ctx, TP_INVALID, "more than %d flags", TP_MAX_FLAG_VALUES);
     const char *value = equals != NULL ? equals + 1 : NULL;
@@ -110,7 +129,8 @@ static tp_status parse_args(tp_ctx *ctx, tp_args *args, int argc, char **argv)
     }
     const tp_command *c = args->command;
     if (args->n_positional < c->min_positional)
-        return tp_fail(ctx, TP_INVALID, "%s: something is missing; usage: tapeft %s %s", c->name, c->name, c->usage);
+        return tp_fail(ctx, TP_INVALID, "%s: %.*s is missing; usage: tapeft %s %s", c->name, (int)strcspn(c->usage, " "),
+                       c->usage, c->name, c->usage);
     if (args->n_positional > c->max_positional)
         return tp_fail(ctx, TP_INVALID, "%s: \"%s\" is one argument too many; usage: tapeft %s %s", c->name,
                        args->positional[c->max_positional], c->name, c->usage);
@@ -120,7 +140,7 @@ static tp_status parse_args(tp_ctx *ctx, tp_args *args, int argc, char **argv)
 static bool asks_for_help(int argc, char **argv)
 {
     for (int i = 2; i < argc && strcmp(argv[i], "--") != 0; i++)
-        if (strcmp(argv[i], "--help") == 0) return true;
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return true;
     return false;
 }
 

@@ -5,10 +5,13 @@
 
 #include "base/mem.h"
 
+/* Notes, and errors if there are several: main prints the one that decides, and one alone is not said twice. */
 static void print_problems(const tp_problems *problems)
 {
-    for (size_t i = 0; i < problems->n; i++)
-        fprintf(stderr, "%s%s\n", problems->items[i].status == TP_OK ? "note: " : "", problems->items[i].text);
+    for (size_t i = 0; i < problems->n; i++) {
+        bool note = problems->items[i].status == TP_OK;
+        if (note || problems->n_errors > 1) fprintf(stderr, "%s%s\n", note ? "note: " : "", problems->items[i].text);
+    }
     if (problems->n_left_out > 0) fprintf(stderr, "... and %zu more problems\n", problems->n_left_out);
 }
 
@@ -50,7 +53,7 @@ tp_status tp_cli_model_open(tp_ctx *ctx, const tp_args *args, const char *path, 
     tp_model_options options = {.check_weights = true};
     const char *adapter = tp_args_value(args, "adapter");
     *opened = (tp_cli_model){0};
-    TP_TRY(tp_cli_open_device(ctx, args));
+    TP_TRY(tp_cli_device(ctx, args));
     TP_TRY(tp_cli_precision(ctx, args, &options.precision));
     TP_TRY(tp_model_open(ctx, path, &options, &opened->model));
     if (adapter == NULL) return TP_OK;
@@ -64,16 +67,6 @@ void tp_cli_model_close(tp_cli_model *opened)
     tp_adapter_close(opened->adapter);
     tp_model_free(opened->model);
     *opened = (tp_cli_model){0};
-}
-
-int tp_cli_end_tokens(const tp_model *model, const tp_tokenizer *tokenizer, int64_t ends[TP_CLI_MAX_ENDS])
-{
-    int n = 0;
-    const int most = (int)(sizeof model->config.eos_ids / sizeof *model->config.eos_ids);
-    for (; n < model->config.n_eos && n < most; n++) ends[n] = model->config.eos_ids[n];
-    int32_t own = tokenizer != NULL ? tp_tokenizer_role(tokenizer, TP_TOKEN_EOS) : -1;
-    if (own >= 0) ends[n++] = own;
-    return n;
 }
 
 char *tp_cli_model_file(tp_ctx *ctx, const char *model, const char *file)

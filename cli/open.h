@@ -26,10 +26,6 @@ typedef struct tp_cli_model {
 tp_status tp_cli_model_open(tp_ctx *ctx, const tp_args *args, const char *path, tp_cli_model *opened) TP_MUST_CHECK;
 void tp_cli_model_close(tp_cli_model *opened);
 
-/* Ids that end a reply: the model's, and the tokenizer's own (NULL: none). Returns how many. */
-#define TP_CLI_MAX_ENDS 16
-int tp_cli_end_tokens(const tp_model *model, const tp_tokenizer *tokenizer, int64_t ends[TP_CLI_MAX_ENDS]);
-
 /* NUL-terminated path of `file` in a model folder, or NULL if there is none (or no memory: ctx tells). tp_free. */
 char *tp_cli_model_file(tp_ctx *ctx, const char *model, const char *file);
 

@@ -25,7 +25,8 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     tp_cli_recipe recipe;
     tp_run *run;
     TP_TRY(tp_cli_recipe_open(ctx, args, optional, false, false, &recipe));
-    tp_status status = tp_run_open(ctx, recipe.recipe, &recipe.config, &options, &run);
+    tp_status status = tp_cli_open_device(ctx, recipe.config.run.device, recipe.config.run.threads);
+    if (status == TP_OK) status = tp_run_open(ctx, recipe.recipe, &recipe.config, &options, &run);
     if (status == TP_OK) {
         status = print_plan(ctx, args, run);
         status = tp_run_close(run, status);

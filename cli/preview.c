@@ -64,28 +64,15 @@ static tp_status open_data(tp_ctx *ctx, const tp_cli_recipe *r, tp_tokenizer **t
         TP_TRY(tp_tokenizer_for(ctx, c->run.tokenizer != NULL ? c->run.tokenizer : c->run.base_model, tokenizer));
     options.tokenizer = *tokenizer;
     options.micro_batch_size_given = tp_recipe_given(r->recipe, "micro_batch_size");
-    options.max_length = c->data.max_seq_length != TP_UNSET ? c->data.max_seq_length : 2048;
-    if (options.max_length > options.max_positions) options.max_length = options.max_positions;
+    options.max_length = options.max_positions < 2048 ? options.max_positions : 2048;
+    if (c->data.max_seq_length != TP_UNSET) options.max_length = c->data.max_seq_length;
+    if (options.max_length > options.max_positions)
+        return tp_fail(ctx, TP_INVALID, "%s: max_seq_length: %lld is more than the model's %lld",
+                       where_key(&place, "max_seq_length"), (long long)options.max_length, (long long)options.max_positions);
     return tp_dataset_open(ctx, &options, data);
 }
 
 /* ---- printing ---- */
-
-/* Text from data on a terminal: control characters are shown, not obeyed. */
-static void show_text(tp_buf *out, const char *text, size_t n)
-{
-    uint32_t codepoint;
-    for (size_t i = 0, step; i < n; i += step) {
-        int length = tp_utf8_decode(text + i, n - i, &codepoint);
-        step = length > 0 ? (size_t)length : 1;
-        bool control = length <= 0 || codepoint == 0x7F || (codepoint < 0x20 && codepoint != '\n' && codepoint != '\t') ||
-                       (codepoint >= 0x80 && codepoint < 0xA0);
-        if (control)
-            tp_buf_printf(out, "\\x%02x", length > 0 ? (unsigned)codepoint : (unsigned char)text[i]);
-        else
-            tp_buf_append(out, text + i, step);
-    }
-}
 
 /* What a token shows: its bytes of the text, less those an earlier token showed, or its name where it stands for none. */
 static void show_token(tp_buf *out, const tp_preview *p, const tp_tokenizer *tokenizer, size_t i, size_t *shown)
@@ -94,12 +81,12 @@ static void show_token(tp_buf *out, const tp_preview *p, const tp_tokenizer *tok
     size_t begin = token->begin > *shown ? token->begin : *shown;
     if (token->begin == token->end && tokenizer != NULL) {
         tp_span name = tp_tokenizer_token(tokenizer, token->id);
-        show_text(out, name.data != NULL ? name.data : "", name.len);
+        tp_cli_show_text(out, name.data != NULL ? name.data : "", name.len);
     } else if (token->begin == token->end) {
         tp_buf_printf(out, "%d ", (int)token->id);
     }
     if (token->end <= begin) return;
-    show_text(out, p->text.data + begin, token->end - begin);
+    tp_cli_show_text(out, p->text.data + begin, token->end - begin);
     *shown = token->end;
 }
 
@@ -109,7 +96,7 @@ static void write_text(const tp_preview *p, const tp_tokenizer *tokenizer, int64
     size_t shown = 0, labels = 0;
     for (size_t i = 0; i < p->tokens.count; i++) labels += p->labels[i] >= 0;
     tp_buf_printf(out, "row %lld, ", (long long)row);
-    show_text(out, p->file, strlen(p->file));
+    tp_cli_show_text(out, p->file, strlen(p->file));
     if (p->line > 0) tp_buf_printf(out, ":%zu", p->line);
     tp_buf_printf(out, ": %zu tokens, %zu labels%s\n", p->tokens.count, labels, p->dropped ? " (dropped)" : "");
     for (size_t i = 0; i < p->tokens.count; i++) {

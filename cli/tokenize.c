@@ -93,11 +93,13 @@ static tp_status decode_ids(struct job *job, const tp_json_doc *row, const tp_js
     size_t n = tp_json_count(ids);
     char place[1024];
     int64_t id;
+    if (tp_json_type_of(ids) != TP_JSON_ARRAY)
+        return tp_fail(job->ctx, TP_FORMAT, "%s: ids: expected an array", tp_json_where(row, ids, place, sizeof place));
     TP_TRY(tp_grow(job->ctx, &job->ids, &job->ids_capacity, n, sizeof *job->ids));
     for (size_t i = 0; i < n; i++) {
         const tp_json *item = tp_json_at(ids, i);
-        if (tp_json_type_of(ids) != TP_JSON_ARRAY || !tp_json_i64(item, &id) || id < 0 || id > INT32_MAX)
-            return tp_fail(job->ctx, TP_FORMAT, "%s: ids: expected token ids", tp_json_where(row, item, place, sizeof place));
+        if (!tp_json_i64(item, &id) || id < 0 || id > INT32_MAX)
+            return tp_fail(job->ctx, TP_FORMAT, "%s: ids: expected a token id", tp_json_where(row, item, place, sizeof place));
         job->ids[i] = (int32_t)id;
     }
     tp_buf_clear(&job->text);

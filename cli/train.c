@@ -1,38 +1,12 @@
 /* tapeft train RECIPE [key=value ...]: signals in, progress out; the work is trainers/. */
-#include <signal.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "backend/backend.h"
+#include "base/mem.h"
 #include "cli/open.h"
+#include "cli/signals.h"
 #include "trainers/metrics.h"
-#include "trainers/train.h"
-
-static volatile sig_atomic_t stop_requested, save_requested;
-
-/* The first SIGINT or SIGTERM asks the run to save and stop; a second SIGINT ends the process at once, which loses nothing that
- * was saved. Handlers set flags and nothing else. */
-static void on_signal(int number)
-{
-    if (number == SIGUSR1) {
-        save_requested = 1;
-        return;
-    }
-    if (stop_requested != 0 && number == SIGINT) {
-        signal(SIGINT, SIG_DFL);
-        raise(SIGINT);
-    }
-    stop_requested = 1;
-}
-
-static void install_handlers(void)
-{
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
-}
+#include "trainers/run.h"
 
 static tp_status read_accept(tp_ctx *ctx, const char *text, unsigned *accept)
 {
@@ -56,22 +30,85 @@ static tp_status read_accept(tp_ctx *ctx, const char *text, unsigned *accept)
     return TP_OK;
 }
 
-static void print_plan(const tp_run *run, FILE *to)
+/* ---- what is about to happen ---- */
+
+/* Adapted modules that differ in their layer alone. */
+struct kind {
+    const char *name; /* "q_proj" */
+    const tp_lora_module *first;
+    int64_t n, parameters;
+};
+
+static const char *last_component(const char *path)
+{
+    const char *dot = strrchr(path, '.');
+    return dot != NULL ? dot + 1 : path;
+}
+
+static bool is_of_kind(const struct kind *kind, const tp_lora_module *m)
+{
+    const tp_matrix *ours = &m->module->weight, *theirs = &kind->first->module->weight;
+    return strcmp(kind->name, last_component(m->module->path)) == 0 && m->rank == kind->first->rank &&
+           m->alpha == kind->first->alpha && ours->rows == theirs->rows && ours->cols == theirs->cols;
+}
+
+static size_t sort_kinds(const tp_lora *lora, struct kind *kinds)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < lora->n_modules; i++) {
+        const tp_lora_module *m = &lora->modules[i];
+        size_t k = 0;
+        while (k < n && !is_of_kind(&kinds[k], m)) k++;
+        if (k == n) kinds[n++] = (struct kind){.name = last_component(m->module->path), .first = m};
+        kinds[k].n++;
+        kinds[k].parameters += m->rank * (m->module->weight.rows + m->module->weight.cols);
+    }
+    return n;
+}
+
+static tp_status write_modules(tp_ctx *ctx, const tp_lora *lora, tp_buf *out)
+{
+    struct kind *kinds = tp_alloc(ctx, lora->n_modules, sizeof *kinds);
+    if (kinds == NULL) return TP_NOMEM;
+    size_t n = sort_kinds(lora, kinds);
+    tp_buf_printf(out, "%-12s %7s %14s %5s %8s %11s\n", "module", "layers", "out x in", "rank", "scaling", "parameters");
+    for (size_t i = 0; i < n; i++) {
+        const tp_lora_module *m = kinds[i].first;
+        char shape[48];
+        snprintf(shape, sizeof shape, "%lld x %lld", (long long)m->module->weight.rows, (long long)m->module->weight.cols);
+        tp_buf_printf(out, "%-12s %7lld %14s %5lld %8.4g %11lld\n", kinds[i].name, (long long)kinds[i].n, shape,
+                      (long long)m->rank, (double)m->term.scaling, (long long)kinds[i].parameters);
+    }
+    tp_free(kinds);
+    return TP_OK;
+}
+
+/* Results go to stdout: of a dry run the plan is the result. */
+static tp_status print_beginning(const tp_run *run)
 {
     tp_buf text;
     tp_buf_init(&text, 0);
+    tp_buf_printf(&text, "device %s, precision %s\n", run->ctx->device->backend->name,
+                  run->precision == TP_BF16 ? "bf16" : "fp32");
+    tp_status status = run->lora != NULL ? write_modules(run->ctx, run->lora, &text) : TP_OK;
     tp_plan_write_text(tp_run_plan(run), &text);
-    fputs(tp_buf_cstr(&text), to);
+    if (status == TP_OK) status = tp_buf_status(run->ctx, &text, "plan");
+    if (status == TP_OK && run->options.dry_run)
+        status = tp_cli_print(run->ctx, text.data, text.len);
+    else if (status == TP_OK)
+        fputs(tp_buf_cstr(&text), stderr);
     tp_buf_free(&text);
+    return status;
 }
 
-static tp_status run_training(tp_ctx *ctx, const tp_args *args, const tp_cli_recipe *recipe, tp_train_options *options)
+/* ---- the command ---- */
+
+static tp_status run_training(tp_ctx *ctx, const tp_cli_recipe *recipe, const tp_train_options *options)
 {
     tp_run *run;
     TP_TRY(tp_run_open(ctx, recipe->recipe, &recipe->config, options, &run));
-    print_plan(run, options->dry_run ? stdout : stderr);
-    (void)args;
-    return tp_run_close(run, tp_run_train(run));
+    tp_status status = run->finished || !(options->progress || options->dry_run) ? TP_OK : print_beginning(run);
+    return tp_run_close(run, status == TP_OK ? tp_run_train(run) : status);
 }
 
 static tp_status run(tp_ctx *ctx, const tp_args *args)
@@ -83,16 +120,15 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
                                 .force = tp_args_has(args, "force"),
                                 .dry_run = tp_args_has(args, "dry-run"),
                                 .dump_gradients = tp_args_value(args, "dump-gradients"),
-                                .stop = &stop_requested,
-                                .save = &save_requested,
+                                .stop = tp_cli_catch_stop(),
+                                .save = tp_cli_catch_save(),
                                 .progress = !tp_args_has(args, "quiet"),
                                 .process_start = tp_now()};
     tp_cli_recipe recipe;
     for (size_t i = 0; tp_args_value_at(args, "accept", i) != NULL; i++)
         TP_TRY(read_accept(ctx, tp_args_value_at(args, "accept", i), &options.accept));
-    install_handlers();
     TP_TRY(tp_cli_recipe_open(ctx, args, NULL, !options.dry_run, resume, &recipe));
-    tp_status status = run_training(ctx, args, &recipe, &options);
+    tp_status status = run_training(ctx, &recipe, &options);
     tp_cli_recipe_close(&recipe);
     return status;
 }
@@ -103,7 +139,7 @@ static const tp_flag flags[] = {
     {"fresh-optimizer", NULL, false, false, "resume without the optimizer's state"},
     {"accept", "WHAT", false, true, "what may differ on resume: recipe, data, base, version, devices"},
     {"dump-gradients", "FILE", false, false, "write the gradients of step 1 before clipping"},
-    {"quiet", NULL, false, false, "no progress on stderr"},
+    {"quiet", NULL, false, false, "no plan and no progress on stderr"},
     TP_FLAG_FORCE,
     TP_FLAG_END,
 };

@@ -114,6 +114,10 @@ const char *tp_dataset_fingerprint(const tp_dataset *dataset)
 {
     return dataset->fingerprint;
 }
+const tp_prompt *tp_dataset_prompt(const tp_dataset *dataset)
+{
+    return dataset->prompt;
+}
 tp_status tp_dataset_check(tp_ctx *ctx, const tp_dataset *dataset)
 {
     return dataset->kind->check(ctx, dataset);

@@ -12,6 +12,7 @@
 
 #include "base/status.h"
 #include "base/text.h"
+#include "data/prompt.h"
 #include "data/template.h"
 #include "data/tokenizer.h"
 #include "recipes/keys.h"
@@ -61,6 +62,8 @@ TP_API tp_status tp_dataset_get(tp_ctx *ctx, const tp_dataset *dataset, int64_t 
                                 tp_host_batch *batch) TP_MUST_CHECK;
 /* SHA-256 over sizes and block hashes of the files, types and options that shape the batches: hex. */
 TP_API const char *tp_dataset_fingerprint(const tp_dataset *dataset);
+/* What the rows are rendered by; NULL where none is (completion, tokens). Borrowed. */
+TP_API const tp_prompt *tp_dataset_prompt(const tp_dataset *dataset);
 /* CHECKPOINT (exit 6) if a file is not what it was at open. */
 TP_API tp_status tp_dataset_check(tp_ctx *ctx, const tp_dataset *dataset) TP_MUST_CHECK;
 

@@ -188,6 +188,7 @@ static tp_status open_prompt(struct indexing *x)
     /* Tokens must not depend on the day: templates that ask for the date are told the one that Llama's fall back to. */
     d->prompt.now = (tp_template_time){2024, 7, 26, 0, 0, 0};
     d->prompt_open = true;
+    d->base.prompt = &d->prompt;
     return TP_OK;
 }
 

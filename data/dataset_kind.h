@@ -14,6 +14,7 @@ struct tp_dataset {
     tp_dataset_counts counts;
     int64_t micro_batches; /* per epoch */
     tp_dataset_largest_batch largest;
+    const tp_prompt *prompt; /* what rows are rendered by; NULL: nothing */
     char fingerprint[65];
 };
 

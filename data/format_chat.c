@@ -202,4 +202,5 @@ static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc 
     return status;
 }
 
-const tp_row_format tp_format_chat = {"chat", TP_DATASET_CHAT, "messages (or conversations)", true, fits, make};
+static const char *const names[] = {"messages", "conversations", "tools", NULL};
+const tp_row_format tp_format_chat = {"chat", TP_DATASET_CHAT, "messages (or conversations)", names, true, fits, make};

@@ -27,5 +27,6 @@ static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc 
     return tp_sample_from_text(ctx, text, sample);
 }
 
-const tp_row_format tp_format_completion = {"completion", TP_DATASET_COMPLETION, "text, or prompt and completion", false, fits,
-                                            make};
+static const char *const names[] = {"text", "prompt", "completion", NULL};
+const tp_row_format tp_format_completion = {
+    "completion", TP_DATASET_COMPLETION, "text, or prompt and completion", names, false, fits, make};

@@ -45,4 +45,6 @@ static tp_status make(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc 
     return status;
 }
 
-const tp_row_format tp_format_instruction = {"instruction", TP_DATASET_INSTRUCTION, "instruction and output", true, fits, make};
+static const char *const names[] = {"instruction", "input", "output", "system", NULL};
+const tp_row_format tp_format_instruction = {"instruction", TP_DATASET_INSTRUCTION, "instruction and output", names, true, fits,
+                                             make};

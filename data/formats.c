@@ -67,6 +67,22 @@ static tp_status need_object(tp_ctx *ctx, const tp_json_doc *row)
                    tp_json_where(row, tp_json_root(row), place, sizeof place), tp_json_type_name(type));
 }
 
+/* A renamed column that nobody reads is a slip of the pen. */
+static tp_status check_renamed(tp_ctx *ctx, const tp_row_rules *rules)
+{
+    const tp_string_map *map = &rules->block->columns;
+    for (size_t i = 0; i < map->n; i++) {
+        const char *const *known = rules->format->names;
+        while (*known != NULL && strcmp(*known, map->items[i].name) != 0) known++;
+        if (*known != NULL) continue;
+        const char *near = tp_nearest_name(map->items[i].name, rules->format->names);
+        return tp_fail(ctx, TP_INVALID, "%s: columns: rows of type %s have no column \"%s\"%s%s%s", rules->block->path,
+                       rules->format->name, map->items[i].name, near != NULL ? "; did you mean " : "", near != NULL ? near : "",
+                       near != NULL ? "?" : "");
+    }
+    return TP_OK;
+}
+
 tp_status tp_rules_choose(tp_ctx *ctx, tp_row_rules *rules, const tp_json_doc *first_row)
 {
     const tp_json *row = tp_json_root(first_row);
@@ -78,6 +94,7 @@ tp_status tp_rules_choose(tp_ctx *ctx, tp_row_rules *rules, const tp_json_doc *f
     if (rules->format == NULL && type != TP_DATASET_AUTO)
         return tp_fail(ctx, TP_UNSUPPORTED, "%s: rows of type %s are not available in this version", rules->block->path,
                        tp_config_word("datasets[].type", type));
+    if (rules->format != NULL) TP_TRY(check_renamed(ctx, rules));
     if (rules->format == NULL || !rules->format->fits(rules, row)) return no_format(ctx, rules, first_row);
     rules->pairs = rules->format == &tp_format_completion && !tp_rules_has(rules, row, "text");
     return TP_OK;

@@ -21,8 +21,9 @@ typedef struct tp_row_rules {
 
 struct tp_row_format {
     const char *name;
-    int type;            /* tp_dataset_type */
-    const char *columns; /* what it wants, for messages */
+    int type;                 /* tp_dataset_type */
+    const char *columns;      /* what it wants, for messages */
+    const char *const *names; /* every column it reads; ends with NULL */
     bool needs_template;
     bool (*fits)(const tp_row_rules *rules, const tp_json *row);
     tp_status (*make)(tp_ctx *ctx, const tp_row_rules *rules, const tp_json_doc *doc, tp_sample *sample);
@@ -31,7 +32,8 @@ struct tp_row_format {
 extern const tp_row_format tp_format_completion, tp_format_instruction, tp_format_chat;
 
 /* Sets rules->format and ->pairs by the first row of a file: the block's type, or for auto the first format whose columns are
- * there. FORMAT, listing the columns that are there, if none fits; UNSUPPORTED for a type without format. */
+ * there. FORMAT, listing the columns that are there, if none fits; UNSUPPORTED for a type without format; INVALID if the block
+ * renames a column that the format does not know. */
 TP_API tp_status tp_rules_choose(tp_ctx *ctx, tp_row_rules *rules, const tp_json_doc *first_row) TP_MUST_CHECK;
 
 /* A row to a sample, replacing what it held. FORMAT with file:line:column for a row that is not as the rules say or that the

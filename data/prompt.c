@@ -84,3 +84,18 @@ void tp_prompt_fill(const tp_prompt *prompt, tp_chat_input *input)
     input->n_tokens = prompt->n_tokens;
     input->options.now = &prompt->now;
 }
+
+tp_status tp_prompt_encode_turn(tp_ctx *ctx, const tp_prompt *prompt, const tp_tokenizer *tokenizer, tp_span text,
+                                tp_tokens *tokens)
+{
+    tp_chat_text rendered;
+    tp_chat_message message = {.role = "user", .content = text};
+    tp_chat_input input = {.rows = &message, .n_rows = 1, .add_generation_prompt = true};
+    tp_prompt_fill(prompt, &input);
+    tp_status status = tp_chat_render(ctx, prompt->tmpl, &input, &rendered);
+    if (status == TP_OK)
+        status = tp_tokenizer_encode(ctx, tokenizer, (tp_span){tp_buf_cstr(&rendered.text), rendered.text.len}, TP_ENCODE_PLAIN,
+                                     tokens);
+    tp_template_output_free(&rendered);
+    return status;
+}

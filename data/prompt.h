@@ -20,5 +20,8 @@ TP_API tp_status tp_prompt_open(tp_ctx *ctx, const tp_tokenizer *tokenizer, cons
 TP_API void tp_prompt_close(tp_prompt *prompt);
 /* Fills in template variables, clock and limits of an input whose messages are set. */
 TP_API void tp_prompt_fill(const tp_prompt *prompt, tp_chat_input *input);
+/* Tokens of one user turn through the template, ending where the reply begins, in place of what `tokens` held. */
+TP_API tp_status tp_prompt_encode_turn(tp_ctx *ctx, const tp_prompt *prompt, const tp_tokenizer *tokenizer, tp_span text,
+                                       tp_tokens *tokens) TP_MUST_CHECK;
 
 #endif

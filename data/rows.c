@@ -57,7 +57,7 @@ static tp_status check_kind(tp_ctx *ctx, const char *path)
 
 static tp_status open_resolved(tp_ctx *ctx, const char *path, tp_row_file *f)
 {
-    TP_TRY(check_kind(ctx, path));
+    if (tp_path_exists(path)) TP_TRY(check_kind(ctx, path)); /* a missing file is missing, whatever its name */
     TP_TRY(tp_file_open(ctx, path, &f->file));
     f->plain = tp_ends_with(path, ".txt");
     f->size = tp_file_size(f->file);

@@ -12,6 +12,8 @@
 #define CHUNK_ROWS 512
 /* Beyond what the measured pass needs: low-rank products of adapters attached later. */
 #define ARENA_SLACK_BYTES ((size_t)4 << 20)
+/* Of the sampler's arrays, rounded up. */
+#define SAMPLER_BYTES_PER_ID 16
 
 struct tp_generator {
     tp_model *model;
@@ -40,13 +42,26 @@ static tp_tensor *run_pass(tp_model *model, tp_tape *tape, tp_kv_cache *cache, c
     return logits;
 }
 
+static int64_t rows_of_a_pass(int64_t context)
+{
+    return context < CHUNK_ROWS ? context : CHUNK_ROWS;
+}
+
+static tp_status measure_arena(tp_ctx *ctx, const tp_model *model, int64_t context, size_t *bytes)
+{
+    tp_measure what = {.rows = rows_of_a_pass(context), .logits_rows = 1, .context = context};
+    TP_TRY(tp_model_measure(ctx, model, &what, bytes));
+    *bytes += ARENA_SLACK_BYTES;
+    return TP_OK;
+}
+
 static tp_status open_parts(tp_ctx *ctx, tp_model *model, int64_t context, tp_generator *g)
 {
     size_t bytes = 0;
-    int64_t rows = context < CHUNK_ROWS ? context : CHUNK_ROWS;
+    int64_t rows = rows_of_a_pass(context);
     g->model = model;
-    TP_TRY(tp_model_measure(ctx, model, &(tp_measure){.rows = rows, .logits_rows = 1, .context = context}, &bytes));
-    TP_TRY(tp_tape_new(ctx, bytes + ARENA_SLACK_BYTES, model->precision, &g->tape));
+    TP_TRY(measure_arena(ctx, model, context, &bytes));
+    TP_TRY(tp_tape_new(ctx, bytes, model->precision, &g->tape));
     TP_TRY(tp_kv_cache_open(ctx, model, context, &g->cache));
     TP_TRY(tp_batch_buffers_open(ctx, rows, 1, &g->buffers));
     TP_TRY(tp_sampler_new(ctx, model->config.vocab_size, &g->sampler));
@@ -81,6 +96,18 @@ void tp_generator_close(tp_generator *g)
     tp_narrow_close(g->narrow);
     tp_free(g->logits);
     tp_free(g);
+}
+
+tp_status tp_generator_measure(tp_ctx *dry, const tp_model *model, int64_t context, uint64_t *bytes)
+{
+    size_t arena = 0;
+    tp_kv_cache cache;
+    TP_TRY(measure_arena(dry, model, context, &arena));
+    TP_TRY(tp_kv_cache_open(dry, model, context, &cache));
+    *bytes = arena + cache.bytes + sizeof(tp_generator) + (uint64_t)rows_of_a_pass(context) * 2 * sizeof(int32_t) +
+             (uint64_t)model->config.vocab_size * (sizeof(float) + SAMPLER_BYTES_PER_ID);
+    tp_kv_cache_close(&cache);
+    return TP_OK;
 }
 
 void tp_generator_reset(tp_generator *g)
@@ -138,6 +165,16 @@ tp_status tp_generator_run(tp_ctx *ctx, tp_generator *g, const int32_t *ids, int
 }
 
 /* ---- text ---- */
+
+int tp_end_tokens(const tp_model *model, const tp_tokenizer *tokenizer, int64_t ends[TP_MAX_ENDS])
+{
+    int n = 0;
+    const int most = (int)(sizeof model->config.eos_ids / sizeof *model->config.eos_ids);
+    for (; n < model->config.n_eos && n < most; n++) ends[n] = model->config.eos_ids[n];
+    int32_t own = tokenizer != NULL ? tp_tokenizer_role(tokenizer, TP_TOKEN_EOS) : -1;
+    if (own >= 0) ends[n++] = own;
+    return n;
+}
 
 /* What has been decoded and how much of it was handed out. */
 struct writer {

@@ -15,6 +15,10 @@ typedef struct tp_generator tp_generator;
 TP_API tp_status tp_generator_open(tp_ctx *ctx, tp_model *model, int64_t context, tp_generator **generator) TP_MUST_CHECK;
 TP_API void tp_generator_close(tp_generator *generator);
 
+/* Bytes that an open generator holds for such a context, with the adapters that sit in the model's slots now; their copies
+ * under bf16 come on top. On a dry device, with a model of shapes alone. */
+TP_API tp_status tp_generator_measure(tp_ctx *dry, const tp_model *model, int64_t context, uint64_t *bytes) TP_MUST_CHECK;
+
 /* ---- token level ---- */
 /* Forgets the sequence. */
 TP_API void tp_generator_reset(tp_generator *generator);
@@ -25,6 +29,10 @@ TP_API tp_status tp_generator_run(tp_ctx *ctx, tp_generator *generator, const in
 TP_API int64_t tp_generator_used(const tp_generator *generator);
 
 /* ---- text level ---- */
+/* Ids that end a reply: the model's, and the tokenizer's own (NULL: none). Returns how many. */
+#define TP_MAX_ENDS 16
+TP_API int tp_end_tokens(const tp_model *model, const tp_tokenizer *tokenizer, int64_t ends[TP_MAX_ENDS]);
+
 typedef enum tp_finish { TP_FINISH_STOP, TP_FINISH_LENGTH, TP_FINISH_CANCELLED } tp_finish;
 
 typedef struct tp_generate_options {

@@ -6,8 +6,6 @@
 
 #include "base/mem.h"
 
-#define MAX_SLOT_TERMS 16
-
 static const char *last_component(const char *path)
 {
     const char *dot = strrchr(path, '.');
@@ -16,10 +14,9 @@ static const char *last_component(const char *path)
 
 tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_tensor *x, tp_tensor *residual)
 {
-    tp_lowrank terms[MAX_SLOT_TERMS];
+    tp_lowrank terms[TP_LINEAR_TERMS];
     int n_terms = pass->adapters_off ? 0 : module->slot.n_terms;
-    if (n_terms > MAX_SLOT_TERMS) n_terms = MAX_SLOT_TERMS;
-    for (int t = 0; t < n_terms; t++) {
+    for (int t = 0; t < n_terms && t < TP_LINEAR_TERMS; t++) { /* more are refused by tp_linear */
         terms[t] = module->slot.terms[t];
         if (!pass->training) terms[t].dropout = 0;
     }

@@ -64,8 +64,6 @@ static const struct missing {
     {"optimizer", "adafactor"},
     {"gradient_checkpointing", "offload"},
     {"activation_offloading", NULL},
-    {"sample_prompts", NULL},
-    {"sample_steps", NULL},
     {"report_to", "tensorboard"},
     {"merge", NULL},
     {"serve", NULL},

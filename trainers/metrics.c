@@ -21,12 +21,14 @@
 #define METRICS_DIGITS 9 /* significant digits: exact for f32 */
 
 struct tp_metrics {
-    int metrics, timing; /* file descriptors; -1 once lost */
+    int metrics, timing, samples; /* file descriptors; -1: not open, or lost */
     bool progress, terminal, line_open;
     double last_line; /* when the progress was last shown */
     double smooth;    /* running mean of the loss for the progress line */
     bool any;
     int64_t evaluated; /* step of the held-out row that metrics.jsonl ended with when it was opened; -1: none */
+    int64_t sampled;   /* step of the last row of samples.jsonl; -1: none */
+    size_t n_sampled;  /* rows of that step */
 };
 
 double tp_now(void)
@@ -62,11 +64,17 @@ uint64_t tp_peak_resident_bytes(void)
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
 }
 
-/* ---- the two files ---- */
+/* ---- the files ---- */
 
-/* Bytes of `text` up to the last complete row whose step is at most `step`. *evaluated: the step of the last of these rows if
- * it is one of held-out loss, else -1. */
-static size_t kept_length(tp_ctx *ctx, const char *name, const char *text, size_t n, int64_t step, int64_t *evaluated)
+/* What a file ended with when it was opened. */
+struct tail {
+    int64_t step;  /* of the last row; -1: there is none */
+    size_t rows;   /* at the end that are of this step */
+    bool held_out; /* the last one is of held-out loss */
+};
+
+/* Bytes of `text` up to the last complete row whose step is at most `step`. */
+static size_t kept_length(tp_ctx *ctx, const char *name, const char *text, size_t n, int64_t step, struct tail *tail)
 {
     size_t kept = 0;
     while (kept < n) {
@@ -84,21 +92,22 @@ static size_t kept_length(tp_ctx *ctx, const char *name, const char *text, size_
             tp_ctx_clear(ctx); /* a torn or foreign line ends what is kept */
         tp_json_free(doc);
         if (row_step > step) break;
-        *evaluated = held_out ? row_step : -1;
+        *tail = (struct tail){row_step, row_step == tail->step ? tail->rows + 1 : 1, held_out};
         kept += length + 1;
     }
     return kept;
 }
 
-static tp_status open_log(tp_ctx *ctx, const char *folder, const char *name, int64_t step, int *fd, int64_t *evaluated)
+static tp_status open_log(tp_ctx *ctx, const char *folder, const char *name, int64_t step, int *fd, struct tail *tail)
 {
     char *path = tp_path_join(ctx, folder, name), *text = NULL;
     size_t n = 0, kept = 0;
+    *tail = (struct tail){.step = -1};
     if (path == NULL) return TP_NOMEM;
     tp_status status = TP_OK;
     if (step > 0 && tp_path_exists(path)) {
         status = tp_file_read(ctx, path, LOG_MAX_BYTES, &text, &n);
-        if (status == TP_OK) kept = kept_length(ctx, path, text, n, step, evaluated);
+        if (status == TP_OK) kept = kept_length(ctx, path, text, n, step, tail);
         tp_free(text);
     }
     if (status == TP_OK) {
@@ -113,18 +122,28 @@ tp_status tp_metrics_open(tp_ctx *ctx, const char *folder, int64_t step, bool pr
 {
     tp_metrics *m = tp_alloc(ctx, 1, sizeof *m);
     if (m == NULL) return TP_NOMEM;
-    m->metrics = m->timing = -1;
-    m->evaluated = -1;
+    m->metrics = m->timing = m->samples = -1;
+    m->evaluated = m->sampled = -1;
     m->progress = progress;
     m->terminal = isatty(STDERR_FILENO) == 1;
-    int64_t unused = -1;
-    tp_status status = open_log(ctx, folder, "metrics.jsonl", step, &m->metrics, &m->evaluated);
-    if (status == TP_OK) status = open_log(ctx, folder, "timing.jsonl", step, &m->timing, &unused);
+    struct tail tail;
+    tp_status status = open_log(ctx, folder, "metrics.jsonl", step, &m->metrics, &tail);
+    if (status == TP_OK && tail.held_out) m->evaluated = tail.step;
+    if (status == TP_OK) status = open_log(ctx, folder, "timing.jsonl", step, &m->timing, &tail);
     if (status != TP_OK) {
         tp_metrics_close(m);
         return status;
     }
     *result = m;
+    return TP_OK;
+}
+
+tp_status tp_metrics_open_samples(tp_ctx *ctx, tp_metrics *m, const char *folder, int64_t step)
+{
+    struct tail tail;
+    TP_TRY(open_log(ctx, folder, "samples.jsonl", step, &m->samples, &tail));
+    m->sampled = tail.step;
+    m->n_sampled = tail.rows;
     return TP_OK;
 }
 
@@ -134,6 +153,7 @@ void tp_metrics_close(tp_metrics *m)
     if (m->line_open) fputc('\n', stderr);
     if (m->metrics >= 0) close(m->metrics);
     if (m->timing >= 0) close(m->timing);
+    if (m->samples >= 0) close(m->samples);
     tp_free(m);
 }
 
@@ -250,4 +270,39 @@ void tp_metrics_say(tp_metrics *m, const char *format, ...)
     vfprintf(stderr, format, args);
     va_end(args);
     fputc('\n', stderr);
+}
+
+/* ---- samples ---- */
+
+/* As JSON strings: what a model writes may hold line ends and the escape codes of terminals. */
+static void say_sample(tp_metrics *m, int64_t step, const char *prompt, const char *text, size_t n)
+{
+    tp_buf line;
+    tp_buf_init(&line, 0);
+    tp_json_write_string(&line, prompt, strlen(prompt));
+    tp_buf_text(&line, ": ");
+    tp_json_write_string(&line, text, n);
+    if (!line.failed) tp_metrics_say(m, "step %lld, %s", (long long)step, tp_buf_cstr(&line));
+    tp_buf_free(&line);
+}
+
+size_t tp_metrics_sampled(const tp_metrics *m, int64_t step)
+{
+    return m->sampled == step ? m->n_sampled : 0;
+}
+
+void tp_metrics_sample(tp_ctx *ctx, tp_metrics *m, int64_t step, const char *prompt, const char *text, size_t n)
+{
+    tp_buf row;
+    tp_buf_init(&row, 0);
+    tp_buf_printf(&row, "{\"step\": %lld, \"prompt\": ", (long long)step);
+    tp_json_write_string(&row, prompt, strlen(prompt));
+    tp_buf_text(&row, ", \"text\": ");
+    tp_json_write_string(&row, text, n);
+    tp_buf_text(&row, "}\n");
+    append(ctx, &m->samples, &row, "samples.jsonl");
+    if (m->progress) say_sample(m, step, prompt, text, n);
+    tp_buf_free(&row);
+    m->n_sampled = m->sampled == step ? m->n_sampled + 1 : 1;
+    m->sampled = step;
 }

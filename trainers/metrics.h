@@ -1,4 +1,4 @@
-/* What a run reports: metrics.jsonl (repeats bit for bit), timing.jsonl (does not), the progress line. */
+/* What a run reports: metrics.jsonl and samples.jsonl (repeat bit for bit), timing.jsonl (does not), the progress line. */
 #ifndef TP_TRAINERS_METRICS_H
 #define TP_TRAINERS_METRICS_H
 
@@ -29,6 +29,12 @@ TP_API void tp_metrics_start(tp_ctx *ctx, tp_metrics *metrics, int64_t step, dou
 /* log: also write the rows (logging_steps). */
 TP_API void tp_metrics_step(tp_ctx *ctx, tp_metrics *metrics, const tp_step_report *report, bool log);
 TP_API void tp_metrics_eval(tp_ctx *ctx, tp_metrics *metrics, int64_t step, double eval_loss);
+/* Opens samples.jsonl beside them, cut back in the same way. */
+TP_API tp_status tp_metrics_open_samples(tp_ctx *ctx, tp_metrics *metrics, const char *folder, int64_t step) TP_MUST_CHECK;
+/* Rows that samples.jsonl ends with and that are of this step: prompts that are done. */
+TP_API size_t tp_metrics_sampled(const tp_metrics *metrics, int64_t step);
+/* {"step", "prompt", "text"}: a row, and a line like those of tp_metrics_say. `text` has n bytes of UTF-8. */
+TP_API void tp_metrics_sample(tp_ctx *ctx, tp_metrics *metrics, int64_t step, const char *prompt, const char *text, size_t n);
 /* One line above the progress line. */
 TP_API void tp_metrics_say(tp_metrics *metrics, const char *format, ...) TP_PRINTF(2, 3);
 

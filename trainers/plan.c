@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "autograd/upload.h"
+#include "inference/generate.h"
 
 /* The program itself, its libraries and allocator, measured as the resident size after start-up. */
 #define PROCESS_BYTES ((uint64_t)12 << 20)
@@ -52,6 +53,15 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     return status;
 }
 
+/* Decoding under bf16 holds every factor a second time, in half the bytes. */
+static tp_status plan_samples(tp_ctx *dry, const tp_model *model, const tp_plan_shape *shape, uint64_t flat, uint64_t *bytes)
+{
+    if (shape->sample_context == 0) return TP_OK;
+    TP_TRY(tp_generator_measure(dry, model, shape->sample_context, bytes));
+    if (model->precision == TP_BF16) *bytes += flat / 2;
+    return TP_OK;
+}
+
 static uint64_t larger(int64_t a, int64_t b)
 {
     return (uint64_t)(a > b ? a : b);
@@ -69,6 +79,7 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     plan->bytes_moved = dry->device->bytes_moved * (double)shape->accumulation;
     if (shape->eval_rows > 0)
         TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations));
+    TP_TRY(plan_samples(dry, model, shape, flat, &plan->samples));
     plan->arena = plan->activations;
     plan->weights = model->weight_bytes;
     plan->adapter = flat;
@@ -80,7 +91,7 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     plan->save = shape->train ? flat * (uint64_t)(shape->optimizer_states > 1 ? shape->optimizer_states : 1) : 0;
     plan->host = PROCESS_BYTES + shape->host_bytes;
     plan->peak = plan->weights + plan->adapter + plan->gradients + plan->optimizer + plan->activations + plan->batch +
-                 plan->workspace + plan->save + plan->host;
+                 plan->workspace + plan->samples + plan->save + plan->host;
     plan->trained_parameters = lora != NULL ? lora->params.trained : 0;
     plan->all_parameters = tp_config_parameters(&model->config);
     return TP_OK;
@@ -97,6 +108,7 @@ static const struct {
     {"activations", offsetof(tp_plan, activations)},
     {"batch", offsetof(tp_plan, batch)},
     {"workspace", offsetof(tp_plan, workspace)},
+    {"samples", offsetof(tp_plan, samples)},
     {"save", offsetof(tp_plan, save)},
     {"host", offsetof(tp_plan, host)},
 };
@@ -129,7 +141,8 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
                   plan->all_parameters > 0 ? 100.0 * (double)plan->trained_parameters / (double)plan->all_parameters : 0.0);
     tp_buf_printf(out, "memory %s:", tp_format_bytes(plan->peak, text));
     for (size_t i = 0; i < sizeof categories / sizeof *categories; i++)
-        tp_buf_printf(out, "%s %s %s", i > 0 ? "," : "", categories[i].name, tp_format_bytes(category(plan, i), text));
+        if (i == 0 || category(plan, i) > 0)
+            tp_buf_printf(out, "%s %s %s", i > 0 ? "," : "", categories[i].name, tp_format_bytes(category(plan, i), text));
     tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_bf16) * 1e-12,
                   (long long)(plan->shape.rows * plan->shape.accumulation));
     if (plan->seconds_per_step > 0) tp_buf_printf(out, ", about %.3g s", plan->seconds_per_step);

@@ -10,6 +10,7 @@ typedef struct tp_plan_shape {
     int64_t rows, labels, segments, longest_segment;
     int64_t eval_rows, eval_labels; /* largest held-out batch; 0: none */
     int64_t accumulation;           /* micro-batches per step */
+    int64_t sample_context;         /* tokens that the KV cache of samples holds; 0: no samples */
     int recompute_every;            /* tp_pass.recompute_every */
     bool train;                     /* false: forward and loss only */
     int optimizer_states;           /* f32 numbers kept per parameter */
@@ -19,8 +20,10 @@ typedef struct tp_plan_shape {
 
 typedef struct tp_plan {
     tp_plan_shape shape;
-    uint64_t weights, adapter, gradients, optimizer, activations, batch, workspace, save,
-        host;                     /* save: host copies while a checkpoint is written */
+    uint64_t weights, adapter, gradients, optimizer, activations, batch, workspace;
+    uint64_t samples; /* KV cache, arena and copies of the factors that samples are decoded with */
+    uint64_t save;    /* host copies while a checkpoint is written */
+    uint64_t host;
     uint64_t peak;                /* sum: what the process will hold at most, in bytes */
     uint64_t arena;               /* capacity the step arena gets (activations, exactly) */
     double flops_f32, flops_bf16; /* of one optimizer step, by precision of the product */

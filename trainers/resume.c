@@ -14,7 +14,8 @@
 
 /* Everything a run writes, by name; checkpoints by prefix. Overwriting removes these and nothing else. */
 static const char *const our_folders[] = {"adapter", "best", NULL};
-static const char *const our_files[] = {"metrics.jsonl", "timing.jsonl", "loss.svg", "recipe.yaml", "plan.json", NULL};
+static const char *const our_files[] = {
+    "metrics.jsonl", "timing.jsonl", "samples.jsonl", "loss.svg", "recipe.yaml", "plan.json", NULL};
 
 static const char *resume_mode(const tp_run *run)
 {
@@ -240,6 +241,8 @@ tp_status tp_run_resume(tp_run *run)
         return TP_OK;
     }
     TP_TRY(tp_metrics_open(run->ctx, run->config->output.output_dir, run->state.step, run->options.progress, &run->metrics));
+    if (run->samples != NULL)
+        TP_TRY(tp_metrics_open_samples(run->ctx, run->metrics, run->config->output.output_dir, run->state.step));
     TP_TRY(find_checkpoint(run, &path));
     if (path == NULL) return TP_OK;
     tp_status status = tp_checkpoint_load(run->ctx, path, run->lora, run->options.fresh_optimizer ? NULL : run->optim);

@@ -6,6 +6,7 @@
 #include "data/dataset.h"
 #include "trainers/checkpoint.h"
 #include "trainers/metrics.h"
+#include "trainers/sample.h"
 #include "trainers/schedule.h"
 #include "trainers/train.h"
 
@@ -39,6 +40,7 @@ struct tp_run {
     tp_optim *optim;
     tp_schedule schedule;
     tp_metrics *metrics;
+    tp_samples *samples; /* NULL: none are wanted */
 
     int lock; /* flock on the output folder; -1: none */
     tp_run_state state;

@@ -53,6 +53,11 @@ static bool needs_tokenizer(const tp_data_config *data)
     return false;
 }
 
+static const char *tokenizer_path(const tp_config *config)
+{
+    return config->run.tokenizer != NULL ? config->run.tokenizer : config->run.base_model;
+}
+
 struct where {
     const tp_recipe *recipe;
     char text[512];
@@ -64,13 +69,26 @@ static const char *where_key(void *state, const char *key)
     return tp_recipe_where(w->recipe, key, w->text, sizeof w->text);
 }
 
+/* Their prompts, which say how long the KV cache gets. */
+static tp_status open_samples(tp_run *run)
+{
+    const tp_config *config = run->config;
+    char where[512];
+    if (config->output.sample_prompts.n == 0) return TP_OK;
+    tp_samples_options options = {.prompts = config->output.sample_prompts,
+                                  .tokenizer = run->tokenizer,
+                                  .tokenizer_path = tokenizer_path(config),
+                                  .prompt = tp_dataset_prompt(run->data),
+                                  .model = run->shape_model};
+    if (tp_samples_open(run->ctx, &options, &run->samples) == TP_OK) return TP_OK;
+    return tp_fail_in(run->ctx, "%s: sample_prompts", tp_recipe_where(run->recipe, "sample_prompts", where, sizeof where));
+}
+
 static tp_status open_data(tp_run *run)
 {
     const tp_config *config = run->config;
     const tp_model_config *model = &run->shape_model->config;
-    if (needs_tokenizer(&config->data))
-        TP_TRY(tp_tokenizer_for(run->ctx, config->run.tokenizer != NULL ? config->run.tokenizer : config->run.base_model,
-                                &run->tokenizer));
+    if (needs_tokenizer(&config->data)) TP_TRY(tp_tokenizer_for(run->ctx, tokenizer_path(config), &run->tokenizer));
     run->max_length = config->data.max_seq_length != TP_UNSET ? config->data.max_seq_length
                       : model->max_positions < 2048           ? model->max_positions
                                                               : 2048;
@@ -94,6 +112,7 @@ static tp_status open_data(tp_run *run)
     TP_TRY(tp_dataset_open(run->ctx, &options, &run->data));
     options.held_out = true;
     TP_TRY(tp_dataset_open(run->ctx, &options, &run->held_out));
+    TP_TRY(open_samples(run));
     run->micro_batches = tp_dataset_micro_batches(run->data);
     return run->micro_batches > 0 ? TP_OK : tp_fail(run->ctx, TP_FORMAT, "the data sets hold no row to train on");
 }
@@ -245,6 +264,7 @@ static tp_status make_plan(tp_run *run)
                            .recompute_every = group_size(run),
                            .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
+                           .sample_context = run->samples != NULL ? tp_samples_context(run->samples) : 0,
                            .workspace_bytes = run->ctx->device->workspace_bytes,
                            .host_bytes = (uint64_t)counts.rows_used * 64};
     tp_status status = from_dry(run, tp_params_train(&run->dry, &lora->params));
@@ -289,6 +309,7 @@ static tp_status open_trainer(tp_run *run)
     TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
     TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
     TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
+    if (run->samples != NULL) TP_TRY(tp_samples_begin(ctx, run->samples, run->model));
     run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);
     run->losses = ctx->device->backend->alloc(ctx, ctx->device, (size_t)labels * sizeof *run->losses);
     run->host_losses = tp_alloc(ctx, (size_t)labels, sizeof *run->host_losses);
@@ -325,6 +346,7 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     if (run == NULL) return status;
     tp_ctx *ctx = run->ctx;
     tp_metrics_close(run->metrics);
+    tp_samples_close(run->samples);
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
     tp_batch_buffers_close(&run->buffers);

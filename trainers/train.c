@@ -215,6 +215,16 @@ static tp_status evaluate(tp_run *run)
     return TP_OK;
 }
 
+/* What the adapter makes of the prompts, every sample_steps steps and at the end. A finished run has nothing left to stop for.
+ */
+static void sample(tp_run *run)
+{
+    bool last = run->state.step == run->steps || tp_run_stops_early(run);
+    if (run->samples == NULL || run->state.step == 0) return;
+    if (last || is_due(run, run->config->output.sample_steps, 0))
+        tp_samples_make(run->ctx, run->samples, run->metrics, run->state.step, last ? NULL : run->options.stop);
+}
+
 static bool save_is_due(const tp_run *run)
 {
     const tp_output_config *c = &run->config->output;
@@ -230,6 +240,7 @@ tp_status tp_run_train(tp_run *run)
 {
     if (run->finished || run->options.dry_run) return TP_OK;
     tp_metrics_start(run->ctx, run->metrics, run->state.step, tp_now() - run->options.process_start);
+    if (!run->state.eval_pending) sample(run); /* what was not done when the run was told to stop */
     while ((run->state.step < run->steps || run->state.eval_pending) && !tp_run_stops_early(run)) {
         if (told_to(run->options.stop)) {
             TP_TRY(tp_run_save(run, "stopped"));
@@ -246,6 +257,7 @@ tp_status tp_run_train(tp_run *run)
             continue;
         }
         TP_TRY(status);
+        sample(run);
         if (save_is_due(run)) (void)tp_run_save(run, "interval"); /* a failed save is warned about and tried again later */
     }
     if (tp_run_stops_early(run)) run->steps = run->state.step;

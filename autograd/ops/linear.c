@@ -13,8 +13,6 @@
 #include "autograd/op.h"
 #include "autograd/ops.h"
 
-#define MAX_TERMS 16
-
 struct linear_record {
     tp_record record;
     tp_tensor *x, *bias, *residual;
@@ -204,7 +202,7 @@ static tp_status linear_backward(tp_tape *tape, tp_record *base)
     struct linear_record *r = (struct linear_record *)base;
     tp_tensor *y = base->out[0];
     tp_rows dy = tp_tensor_grad_rows(y), dx = {0};
-    tp_storage *du[MAX_TERMS] = {0};
+    tp_storage *du[TP_LINEAR_TERMS] = {0};
     tp_lowrank_args rider;
     bool rides = false;
     for (int t = 0; t < r->n_terms; t++) {
@@ -258,9 +256,9 @@ static bool check_shapes(tp_tape *tape, const tp_tensor *x, const tp_linear_spec
         return tp_op_fail(tape, op_name, TP_SHAPE, "the residual is [%lld, %lld], the result is [%lld, %lld]",
                           (long long)spec->residual->rows, (long long)spec->residual->cols, (long long)x->rows,
                           (long long)w->rows) != NULL;
-    if (spec->n_terms > MAX_TERMS)
-        return tp_op_fail(tape, op_name, TP_UNSUPPORTED, "%d adapters on one layer, at most %d", spec->n_terms, MAX_TERMS) !=
-               NULL;
+    if (spec->n_terms > TP_LINEAR_TERMS)
+        return tp_op_fail(tape, op_name, TP_UNSUPPORTED, "%d adapters on one layer, at most %d", spec->n_terms,
+                          TP_LINEAR_TERMS) != NULL;
     for (int t = 0; t < spec->n_terms; t++) {
         const tp_lowrank *term = &spec->terms[t];
         if (term->a->cols != x->cols || term->b->rows != w->rows || term->a->rows != term->b->cols || term->begin < 0 ||
@@ -287,7 +285,7 @@ tp_tensor *tp_linear(tp_tape *tape, tp_tensor *x, const tp_linear_spec *spec)
     bool wants = wants_grad(x, spec), record = wants && tp_tape_recording(tape);
     tp_tensor *y = tp_op_output(tape, op_name, tp_tape_precision(tape), x->rows, spec->weight->rows, wants);
     if (y == NULL) return NULL;
-    tp_storage *u[MAX_TERMS] = {0};
+    tp_storage *u[TP_LINEAR_TERMS] = {0};
     if (!forward(tape, x, spec, y, u)) return NULL;
     for (int t = 0; t < spec->n_terms && !record; t++) tp_op_release(tape, u[t]);
     if (!record) return y;

@@ -1,0 +1,72 @@
+#!/bin/bash
+# Commands as people mistype them and stop them: one line that says what to do, the exit code of the class, no results out of thin air.
+. "$(dirname "$0")/tap.inc"
+golden=${TAPEFT_GOLDEN:-tests/golden}
+model=$golden/models/llama
+data=$golden/curves/llama-lora/batches.safetensors
+
+# fails STATUS TEXT ARGUMENTS...: exit status, and a single line on stderr that has the text.
+fails() {
+    local expected=$1 text=$2
+    shift 2
+    "$TAPEFT" "$@" >"$scratch/out" 2>"$scratch/errors"
+    test $? = "$expected" && test "$(wc -l <"$scratch/errors")" = 1 && grep -qF -- "$text" "$scratch/errors"
+}
+check "a command with a typo" fails 2 'did you mean "train"' trian
+check "a flag with a typo" fails 2 'did you mean "--max-tokens"' generate "$model" --max-token 5
+check "an argument too few" fails 2 'RECIPE is missing' train
+check "a recipe that is not there, said once" fails 3 'none.yaml' train "$scratch/none.yaml"
+check "a file of the model's folder" fails 2 'expected the model' generate "$model/config.json" --prompt x
+check "data that is not there" fails 3 'does not exist' eval "$model" --data "$scratch/none.jsonl"
+check "rows that are not there" fails 3 'No such file' tokenize "$golden/tokenizers/gpt2" --in "$scratch/none"
+check "-h is help" "$TAPEFT" train -h
+
+# The device without arithmetic is for plans: what it computes are no results.
+check "generate on no device" fails 2 '--device' generate "$model" --ids 1,2 --json --device dry
+check "eval on no device" fails 2 '--device' eval "$model" --data "$data" --device dry
+check "logits on no device" fails 2 '--device' logits "$model" --in "$model/expect.safetensors" --out "$scratch/out.safetensors" --device dry
+check "doctor of no device" fails 2 '--device' doctor --device dry
+
+# A model in several files has the tensors of all of them.
+count_tensors() { "$TAPEFT" inspect "$1" --json | python3 -c 'import json, sys; print(len(json.load(sys.stdin)["tensors"]))'; }
+named=$(python3 -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["weight_map"]))' "$golden/models/llama-sharded/model.safetensors.index.json")
+check "inspect counts the tensors of all shards" test "$(count_tensors "$golden/models/llama-sharded")" = "$named"
+
+# {"__metadata__": {"a": ESC [31m}, ...}: on a terminal it would be obeyed.
+header='{"__metadata__":{"a":"\u001b[31m"},"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+printf '%b\0\0\0\0\0\0\0%s\0' "\\x$(printf %x ${#header})" "$header" >"$scratch/escape.safetensors"
+check "inspect reads it" "$TAPEFT" inspect "$scratch/escape.safetensors"
+check_exit "and shows no control character" 1 bash -c "'$TAPEFT' inspect '$scratch/escape.safetensors' | grep -q \$'\\x1b'"
+
+printf '{"ids": 5}\n' >"$scratch/ids.jsonl"
+check "ids that are no list" fails 3 'expected an array' tokenize "$golden/tokenizers/gpt2" --in "$scratch/ids.jsonl" --decode
+
+# What preview shows is what train would take.
+printf '%s\n' "base_model: $model" "datasets: [{path: $data, type: tokens}]" "max_steps: 1" "output_dir: $scratch/run" >"$scratch/r.yaml"
+check "preview refuses a length that train refuses" fails 2 'max_seq_length' preview "$scratch/r.yaml" max_seq_length=100000
+check "plan too" fails 2 'max_seq_length' plan "$scratch/r.yaml" max_seq_length=100000
+check "--quiet is quiet about the plan" bash -c "'$TAPEFT' train '$scratch/r.yaml' --quiet device=cpu 2>&1 | cmp -s - /dev/null"
+check "without it, modules and scaling are told" bash -c "'$TAPEFT' train '$scratch/r.yaml' overwrite=true 2>&1 | grep -Eq '^q_proj +2 +64 x 64 +16 +2 +4096'"
+check "plan has nothing to say on stderr" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' 2>&1 >/dev/null | cmp -s - /dev/null"
+
+# Waiting for a prompt, the command is as easy to interrupt as any.
+interrupt() {
+    python3 - "$TAPEFT" "$@" <<'PYTHON'
+import signal, subprocess, sys, time
+p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+time.sleep(1)
+p.send_signal(signal.SIGINT)
+try:
+    sys.exit(p.wait(20) != -signal.SIGINT)
+except subprocess.TimeoutExpired:
+    p.kill()
+    sys.exit(1)
+PYTHON
+}
+cp -r "$model" "$scratch/model" && chmod -R u+w "$scratch/model" && cp "$golden/tokenizers/gpt2/tokenizer.json" "$scratch/model/"
+printf '{"prompt": "a", "completion": "b"}\n' >"$scratch/rows.jsonl"
+check "a renamed column that no row has" fails 2 'did you mean completion' \
+    eval "$scratch/model" --data "$scratch/rows.jsonl" --columns completions=reply
+check "SIGINT while waiting for standard input" interrupt generate "$scratch/model" --file -
+finish
