@@ -4,28 +4,28 @@
 int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK_PARTS])
 {
     const tp_lowrank_args *l = args->lowrank;
-    int n = 0;
-    if (l->down.data != NULL)
-        parts[n++] = (tp_matmul_args){.n = args->n,
-                                      .m = l->rank,
-                                      .k = args->k,
-                                      .a = args->a,
-                                      .b = l->down,
-                                      .nt = args->nt,
-                                      .c = l->low,
-                                      .alpha = l->scaling,
-                                      .precision = args->precision};
+    int n = l->down.data != NULL ? 1 : 0;
+    if (n > 0)
+        parts[0] = (tp_matmul_args){.n = args->n,
+                                    .m = l->rank,
+                                    .k = args->k,
+                                    .a = args->a,
+                                    .b = l->down,
+                                    .nt = args->nt,
+                                    .c = l->low,
+                                    .alpha = l->scaling,
+                                    .precision = args->precision};
     parts[n] = *args;
-    parts[n++].lowrank = NULL;
-    parts[n++] = (tp_matmul_args){.n = args->n,
-                                  .m = args->m,
-                                  .k = l->rank,
-                                  .a = l->low,
-                                  .b = l->up,
-                                  .nt = args->nt,
-                                  .c = args->c,
-                                  .alpha = args->alpha,
-                                  .beta = 1,
-                                  .precision = args->precision};
-    return n;
+    parts[n].lowrank = NULL;
+    parts[n + 1] = (tp_matmul_args){.n = args->n,
+                                    .m = args->m,
+                                    .k = l->rank,
+                                    .a = l->low,
+                                    .b = l->up,
+                                    .nt = args->nt,
+                                    .c = args->c,
+                                    .alpha = args->alpha,
+                                    .beta = 1,
+                                    .precision = args->precision};
+    return n + 2;
 }
