@@ -257,7 +257,5 @@ void tp_checkpoint_rotate(tp_ctx *ctx, const char *folder, const char *run_id, i
 
 tp_status tp_checkpoint_sweep(tp_ctx *ctx, const char *folder)
 {
-    TP_TRY(tp_publish_sweep(ctx, folder, PREFIX));
-    TP_TRY(tp_publish_sweep(ctx, folder, "adapter"));
-    return tp_publish_sweep(ctx, folder, "best");
+    return tp_publish_sweep(ctx, folder, ""); /* folders, and files such as plan.json */
 }
