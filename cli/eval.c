@@ -334,17 +334,7 @@ static void count_right(struct job *job)
 static tp_status rank_batch(struct job *job)
 {
     const tp_host_batch *b = &job->batch;
-    tp_batch host = {.n = b->n,
-                     .ids = b->ids,
-                     .positions = b->positions,
-                     .max_position = b->max_position,
-                     .segments = b->segments,
-                     .n_segments = b->n_segments,
-                     .label_rows = b->label_rows,
-                     .labels = b->labels,
-                     .n_labels = b->n_labels,
-                     .n_tokens = b->n_tokens},
-             batch;
+    tp_batch host = tp_host_batch_view(b), batch;
     if (b->n_labels == 0) return TP_OK;
     TP_TRY(tp_batch_upload(job->ctx, &job->buffers, &host, &batch));
     tp_pass pass = {.tape = job->tape, .batch = &batch};

@@ -55,6 +55,20 @@ void tp_host_batch_free(tp_host_batch *b)
     *b = (tp_host_batch){0};
 }
 
+tp_batch tp_host_batch_view(const tp_host_batch *b)
+{
+    return (tp_batch){.n = b->n,
+                      .ids = b->ids,
+                      .positions = b->positions,
+                      .max_position = b->max_position,
+                      .segments = b->segments,
+                      .n_segments = b->n_segments,
+                      .label_rows = b->label_rows,
+                      .labels = b->labels,
+                      .n_labels = b->n_labels,
+                      .n_tokens = b->n_tokens};
+}
+
 /* ---- opening ---- */
 
 static bool is_tokens(const tp_dataset_config *block)

@@ -17,7 +17,7 @@
 #include "data/tokenizer.h"
 #include "recipes/keys.h"
 
-#include "backend/kernels.h"
+#include "autograd/batch.h"
 
 /* One micro-batch in host memory, rows concatenated without padding (a tp_batch once copied to the device). */
 typedef struct tp_host_batch {
@@ -28,6 +28,8 @@ typedef struct tp_host_batch {
     size_t capacity;              /* rows the arrays hold; they grow as needed */
 } tp_host_batch;
 TP_API void tp_host_batch_free(tp_host_batch *batch);
+/* The same as tp_batch_upload takes it: borrowed host memory. */
+TP_API tp_batch tp_host_batch_view(const tp_host_batch *batch);
 
 typedef struct tp_dataset_options {
     const tp_data_config *config;

@@ -5,17 +5,7 @@
 
 static tp_status batch_loss(tp_ctx *ctx, const tp_eval_parts *p, const tp_host_batch *host, double *sum)
 {
-    tp_batch view = {.n = host->n,
-                     .ids = host->ids,
-                     .positions = host->positions,
-                     .max_position = host->max_position,
-                     .segments = host->segments,
-                     .n_segments = host->n_segments,
-                     .label_rows = host->label_rows,
-                     .labels = host->labels,
-                     .n_labels = host->n_labels,
-                     .n_tokens = host->n_tokens};
-    tp_batch batch;
+    tp_batch view = tp_host_batch_view(host), batch;
     if (host->n_labels == 0) return TP_OK;
     TP_TRY(tp_batch_upload(ctx, p->buffers, &view, &batch));
     tp_pass pass = {.tape = p->tape, .batch = &batch, .adapters_off = p->adapters_off};

@@ -32,24 +32,10 @@ static tp_status next_group(tp_run *run, int64_t step, int64_t *n, int64_t *labe
     return TP_OK;
 }
 
-static tp_batch host_view(const tp_host_batch *b)
-{
-    return (tp_batch){.n = b->n,
-                      .ids = b->ids,
-                      .positions = b->positions,
-                      .max_position = b->max_position,
-                      .segments = b->segments,
-                      .n_segments = b->n_segments,
-                      .label_rows = b->label_rows,
-                      .labels = b->labels,
-                      .n_labels = b->n_labels,
-                      .n_tokens = b->n_tokens};
-}
-
 /* Forward and backward of one micro-batch; its gradients are added, its loss (already divided by the step's labels) too. */
 static tp_status run_micro_batch(tp_run *run, const tp_host_batch *host, uint64_t counter, float grad_scale, double *loss)
 {
-    tp_batch view = host_view(host), batch;
+    tp_batch view = tp_host_batch_view(host), batch;
     float value = 0;
     if (host->n_labels == 0) return TP_OK; /* no labels, no gradient: contributes nothing */
     TP_TRY(tp_batch_upload(run->ctx, &run->buffers, &view, &batch));

@@ -114,7 +114,7 @@ bool tp_mm_folds(const tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *
 {
     if (p->n < TP_MM_FEW) return tp_mm_few_folds(p);
     int64_t per_word = e->per_word, words = tp_mm_ceil(p->k, per_word), rank = p->lowrank->rank;
-    bool whole_runs = p->k % (TP_MM_RUN * per_word) == 0, wide = p->n >= TP_MM_FEW && p->m > THIN_COLS && p->k > THIN_COLS;
+    bool whole_runs = p->k % (TP_MM_RUN * per_word) == 0, wide = p->m > THIN_COLS && p->k > THIN_COLS;
     return wide && whole_runs && !p->left_transposed && (e != &tp_mm_generic || cpu->openblas == NULL) &&
            tp_mm_ceil(rank, per_word) <= TP_MM_TAIL_WORDS && ROWS_MAX * (words + TP_MM_TAIL_WORDS) * 4 <= LEFT_BYTES &&
            tp_mm_ceil(rank, e->nr) * e->nr * words * 4 <= SUMS_BYTES;
