@@ -269,32 +269,43 @@ static tp_status write_tensors(tp_ctx *ctx, const tp_lora *lora, tp_publish *pub
     return status;
 }
 
-static tp_status write_texts(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, tp_publish *publish, tp_buf *text)
+static void put_fingerprint(tp_buf *text, const char *of, const char *fingerprint)
+{
+    if (fingerprint != NULL && fingerprint[0] != '\0') tp_buf_printf(text, ",\n  \"%s_fingerprint\": \"%s\"", of, fingerprint);
+}
+
+static tp_status write_texts(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const tp_adapter_origin *origin,
+                             tp_publish *publish, tp_buf *text)
 {
     TP_TRY(tp_adapter_config_write(ctx, lora, model->path, text));
     TP_TRY(tp_publish_add(ctx, publish, "adapter_config.json", text->data, text->len));
     tp_buf_clear(text);
-    tp_buf_printf(text, "{\n  \"base_fingerprint\": \"%s\",\n  \"trained_parameters\": %lld,\n  \"version\": \"%s\"\n}\n",
-                  model->fingerprint, (long long)lora->params.trained, TP_VERSION);
+    tp_buf_printf(text, "{\n  \"base_fingerprint\": \"%s\"", model->fingerprint);
+    put_fingerprint(text, "tokenizer", origin != NULL ? origin->tokenizer : NULL);
+    put_fingerprint(text, "data", origin != NULL ? origin->data : NULL);
+    tp_buf_printf(text, ",\n  \"trained_parameters\": %lld,\n  \"version\": \"%s\"\n}\n", (long long)lora->params.trained,
+                  TP_VERSION);
     TP_TRY(tp_buf_status(ctx, text, "tapeft.json"));
     return tp_publish_add(ctx, publish, "tapeft.json", text->data, text->len);
 }
 
-tp_status tp_adapter_write(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, tp_publish *publish)
+tp_status tp_adapter_write(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const tp_adapter_origin *origin,
+                           tp_publish *publish)
 {
     tp_buf text;
     TP_TRY(write_tensors(ctx, lora, publish));
     tp_buf_init(&text, 0);
-    tp_status status = write_texts(ctx, lora, model, publish, &text);
+    tp_status status = write_texts(ctx, lora, model, origin, publish, &text);
     tp_buf_free(&text);
     return status;
 }
 
-tp_status tp_adapter_save(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const char *folder, const char *const *extra)
+tp_status tp_adapter_save(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const tp_adapter_origin *origin,
+                          const char *folder, const char *const *extra)
 {
     tp_publish *publish;
     TP_TRY(tp_publish_begin(ctx, folder, &publish));
-    tp_status status = tp_adapter_write(ctx, lora, model, publish);
+    tp_status status = tp_adapter_write(ctx, lora, model, origin, publish);
     for (; status == TP_OK && extra != NULL && extra[0] != NULL; extra += 2)
         status = tp_publish_add(ctx, publish, extra[0], extra[1], strlen(extra[1]));
     if (status != TP_OK) {

@@ -21,13 +21,19 @@ TP_API void tp_adapter_close(tp_adapter *adapter);
 /* Values of adapter_model.safetensors at `path` into parameters that exist already (resume, start from a folder). */
 TP_API tp_status tp_adapter_load_values(tp_ctx *ctx, const char *path, tp_params *params) TP_MUST_CHECK;
 
-/* Adds adapter_config.json, adapter_model.safetensors and tapeft.json (base fingerprint, version) to a folder under way.
- * NUMERIC, and nothing written, if a value is not finite. */
-TP_API tp_status tp_adapter_write(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, tp_publish *publish) TP_MUST_CHECK;
+/* What it was trained with besides the base: fingerprints in hexadecimal; NULL or "": none. */
+typedef struct tp_adapter_origin {
+    const char *tokenizer, *data;
+} tp_adapter_origin;
+
+/* Adds adapter_config.json, adapter_model.safetensors and tapeft.json (fingerprints of base, tokenizer and data, version) to
+ * a folder under way. NUMERIC, and nothing written, if a value is not finite. origin may be NULL. */
+TP_API tp_status tp_adapter_write(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const tp_adapter_origin *origin,
+                                  tp_publish *publish) TP_MUST_CHECK;
 /* A whole adapter folder in one step; an existing one is replaced at once. `extra` names and texts (NULL-terminated pairs,
  * may be NULL) are further files, such as the chat template. */
-TP_API tp_status tp_adapter_save(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const char *folder,
-                                 const char *const *extra) TP_MUST_CHECK;
+TP_API tp_status tp_adapter_save(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const tp_adapter_origin *origin,
+                                 const char *folder, const char *const *extra) TP_MUST_CHECK;
 
 /* One safetensors file of parameters or their gradients under PEFT's names (--dump-gradients, checkpoints). */
 TP_API tp_status tp_params_save(tp_ctx *ctx, const tp_params *params, const float *flat, const char *path) TP_MUST_CHECK;

@@ -8,11 +8,8 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-#define CONFIG_MAX_BYTES ((size_t)4 << 20)
-#define MAX_LIST         65536
-#define MAX_PATTERNS     4096  /* expressions, each tried on every module */
-#define ALPHA_MIN        1e-30 /* so that the scaling, alpha by rank, is a number in fp32 */
-#define ALPHA_MAX        1e30
+#define ALPHA_MIN 1e-30 /* so that the scaling, alpha by rank, is a number in fp32 */
+#define ALPHA_MAX 1e30
 
 /* Options of PEFT that change what the tensors mean; fine only while null, false, empty or at the stated value. */
 static const char *const variants[] = {"use_dora",
@@ -103,7 +100,7 @@ static tp_status read_names(tp_ctx *ctx, tp_adapter_config *config, const tp_jso
     tp_json_type type = tp_json_type_of(value);
     size_t n = type == TP_JSON_ARRAY ? tp_json_count(value) : 1;
     if (type == TP_JSON_NULL) return TP_OK;
-    if ((type != TP_JSON_ARRAY && type != TP_JSON_STRING) || n > MAX_LIST)
+    if ((type != TP_JSON_ARRAY && type != TP_JSON_STRING) || n > TP_ADAPTER_LIST_MAX)
         return wrong(ctx, doc, value, key, "a list of names, or a string");
     if (n == 0) return TP_OK; /* as if it were absent */
     const char **list = tp_alloc(ctx, n, sizeof *list);
@@ -126,7 +123,7 @@ static tp_status read_layers(tp_ctx *ctx, tp_adapter_config *config, const tp_js
     tp_json_type type = tp_json_type_of(value);
     size_t n = type == TP_JSON_ARRAY ? tp_json_count(value) : 1;
     if (type == TP_JSON_NULL) return TP_OK;
-    if (n > MAX_LIST) return wrong(ctx, doc, value, "layers_to_transform", "fewer layers");
+    if (n > TP_ADAPTER_LIST_MAX) return wrong(ctx, doc, value, "layers_to_transform", "fewer layers");
     config->layers = tp_alloc(ctx, n, sizeof *config->layers);
     if (config->layers == NULL) return TP_NOMEM;
     for (size_t i = 0; i < n; i++)
@@ -143,7 +140,7 @@ static tp_status read_pattern(tp_ctx *ctx, tp_adapter_config *config, const tp_j
     const tp_json *value = tp_json_get(tp_json_root(doc), key);
     size_t n = tp_json_count(value);
     if (tp_json_type_of(value) == TP_JSON_NULL) return TP_OK;
-    if (tp_json_type_of(value) != TP_JSON_OBJECT || n > MAX_PATTERNS)
+    if (tp_json_type_of(value) != TP_JSON_OBJECT || n > TP_LIMIT_PATTERNS)
         return wrong(ctx, doc, value, key, "an object of at most 4096 times pattern: number");
     *patterns = tp_alloc(ctx, n, sizeof **patterns);
     if (*patterns == NULL) return TP_NOMEM;
@@ -229,12 +226,26 @@ static tp_status read_config(tp_ctx *ctx, const tp_json_doc *doc, tp_adapter_con
     return TP_OK;
 }
 
+/* A run's folder in place of what it holds is a likely slip. */
+static tp_status check_place(tp_ctx *ctx, const char *folder, const char *path)
+{
+    if (tp_path_exists(path)) return TP_OK;
+    char *inside = tp_path_join(ctx, folder, "adapter/adapter_config.json");
+    if (inside == NULL) return TP_NOMEM;
+    bool run = tp_path_exists(inside);
+    tp_free(inside);
+    if (!run) return TP_OK; /* reading says what is missing */
+    return tp_fail(ctx, TP_IO_READ, "%s: no such file; %s is the folder of a run: its adapter is in %s/adapter", path, folder,
+                   folder);
+}
+
 tp_status tp_adapter_config_read(tp_ctx *ctx, const char *folder, tp_adapter_config *config)
 {
     *config = (tp_adapter_config){0};
     char *path = tp_path_join(ctx, folder, "adapter_config.json");
     tp_json_doc *doc = NULL;
-    tp_status status = path != NULL ? tp_json_read(ctx, path, CONFIG_MAX_BYTES, &doc) : TP_NOMEM;
+    tp_status status = path != NULL ? check_place(ctx, folder, path) : TP_NOMEM;
+    if (status == TP_OK) status = tp_json_read(ctx, path, TP_ADAPTER_CONFIG_BYTES, &doc);
     if (status == TP_OK) status = read_config(ctx, doc, config);
     tp_json_free(doc);
     tp_free(path);

@@ -5,6 +5,9 @@
 #include "base/json.h"
 #include "peft/lora.h"
 
+#define TP_ADAPTER_CONFIG_BYTES ((size_t)4 << 20)
+#define TP_ADAPTER_LIST_MAX     65536 /* entries of one of its lists */
+
 typedef struct tp_adapter_config {
     tp_lora_spec spec; /* its strings live in this struct */
     char *base_model;  /* base_model_name_or_path; may be "" */

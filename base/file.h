@@ -10,6 +10,10 @@
 #include "base/status.h"
 #include "base/text.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* ---- reading ---- */
 /* The whole file with a NUL behind it; IO_READ if it is missing or unreadable, FORMAT if longer than max_bytes.
  * *bytes is released with tp_free. */
@@ -51,6 +55,8 @@ TP_API void tp_writer_discard(tp_writer *writer);                               
 /* Whole contents in one call. */
 TP_API tp_status tp_file_write(tp_ctx *ctx, const char *path, const void *bytes, size_t n) TP_MUST_CHECK;
 
+#define TP_MANIFEST_BYTES ((size_t)16 << 20) /* longest manifest.json that is read */
+
 /* A folder that appears under its name only when complete (reliability: checkpoints, adapters, exports).
  *   begin    makes "<path>.tmp-<pid>-<random>/" beside the final name; *staging is its path (owned by the object)
  *   add      writes one file into it: O_EXCL, fsync, close checked; remembers length and SHA-256
@@ -81,5 +87,9 @@ TP_API tp_status tp_folder_make(tp_ctx *ctx, const char *path) TP_MUST_CHECK; /*
 TP_API void tp_sha256(const void *bytes, size_t n, uint8_t digest[32]);
 TP_API void tp_sha256_hex(const void *bytes, size_t n, char hex[65]);
 TP_API tp_status tp_sha256_file(tp_ctx *ctx, const char *path, char hex[65]) TP_MUST_CHECK;
+TP_API tp_status tp_file_sha256(tp_ctx *ctx, tp_file *file, char hex[65]) TP_MUST_CHECK; /* of an open file */
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -64,6 +64,9 @@ static tp_status need(tp_ctx *ctx, tp_gguf *g, uint64_t n, const char *what)
                        (unsigned long long)(g->size - g->position));
     uint64_t end = g->position + n;
     if (end <= g->head_bytes) return TP_OK;
+    if (end > TP_GGUF_HEAD_MAX)
+        return tp_fail(ctx, TP_FORMAT, "%s: at byte %llu: metadata of more than %llu bytes", g->path,
+                       (unsigned long long)g->position, (unsigned long long)TP_GGUF_HEAD_MAX);
     uint64_t want = end > FIRST_READ ? end + end / 2 : FIRST_READ; /* some more each time; end is at most 2^63 */
     if (want > g->size) want = g->size;
     if (want > SIZE_MAX) return tp_fail(ctx, TP_NOMEM, "%s: metadata of %llu bytes", g->path, (unsigned long long)end);

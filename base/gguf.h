@@ -12,6 +12,7 @@
 #define TP_GGUF_MAX_TENSORS (1u << 18)
 #define TP_GGUF_NAME_MAX    512
 #define TP_GGUF_STRING_MAX  ((uint64_t)64 << 20)
+#define TP_GGUF_HEAD_MAX    ((uint64_t)512 << 20) /* everything before the data */
 #define TP_GGUF_RANK_MAX    4
 #define TP_GGUF_ALIGN_MIN   8 /* general.alignment */
 #define TP_GGUF_ALIGN_MAX   65536

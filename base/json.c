@@ -15,11 +15,12 @@
 #include "base/map.h"
 #include "base/mem.h"
 
-#define CHUNK_MIN   1024u
-#define CHUNK_MAX   (1u << 20)
-#define SMALL_COUNT 16u        /* objects up to here are searched member by member */
-#define AHEAD       8u         /* members between a prefetch and its use */
-#define NO_PARENT   UINT32_MAX /* of the root on the stack */
+#define CHUNK_MIN      1024u
+#define CHUNK_MAX      (1u << 20)
+#define SMALL_COUNT    16u               /* objects up to here are searched member by member */
+#define AHEAD          8u                /* members between a prefetch and its use */
+#define NO_PARENT      UINT32_MAX        /* of the root on the stack */
+#define READ_MAX_NODES ((size_t)1 << 22) /* of a whole file: 100 MB */
 
 typedef struct chunk {
     struct chunk *next;
@@ -620,7 +621,7 @@ tp_status tp_json_read(tp_ctx *ctx, const char *path, size_t max_bytes, tp_json_
     size_t n;
     *out = NULL;
     TP_TRY(tp_file_read(ctx, path, max_bytes, &text, &n));
-    tp_status status = tp_json_parse(ctx, text, n, &(tp_json_options){.name = path}, out);
+    tp_status status = tp_json_parse(ctx, text, n, &(tp_json_options){.name = path, .max_nodes = READ_MAX_NODES}, out);
     if (status == TP_OK)
         (*out)->owned_text = text;
     else

@@ -7,17 +7,23 @@
 #include "base/json_node.h"
 #include "base/mem.h"
 
-static void write_escape(tp_buf *out, unsigned char c)
+/* Terminals obey the controls from U+007F to U+009F, too; JSON would let them pass. */
+static bool is_control(uint32_t c)
+{
+    return c < 0x20 || (c >= 0x7f && c < 0xa0);
+}
+
+static void write_escape(tp_buf *out, uint32_t c)
 {
     static const char letters[32] = {['\b'] = 'b', ['\f'] = 'f', ['\n'] = 'n', ['\r'] = 'r', ['\t'] = 't'};
-    if (c >= 0x20) {
+    if (!is_control(c)) {
         tp_buf_char(out, '\\');
         tp_buf_char(out, (char)c);
-    } else if (letters[c] != 0) {
+    } else if (c < 0x20 && letters[c] != 0) {
         tp_buf_char(out, '\\');
         tp_buf_char(out, letters[c]);
     } else {
-        tp_buf_printf(out, "\\u%04x", c);
+        tp_buf_printf(out, "\\u%04x", (unsigned)c);
     }
 }
 
@@ -26,10 +32,9 @@ void tp_json_write_string(tp_buf *out, const char *text, size_t n)
     tp_buf_char(out, '"');
     size_t done = 0, i = 0; /* text[done..i) is copied as it is */
     while (i < n) {
-        unsigned char c = (unsigned char)text[i];
-        uint32_t codepoint;
-        int bytes = tp_utf8_decode(text + i, n - i, &codepoint);
-        if (bytes > 0 && c >= 0x20 && c != '"' && c != '\\') {
+        uint32_t c;
+        int bytes = tp_utf8_decode(text + i, n - i, &c);
+        if (bytes > 0 && !is_control(c) && c != '"' && c != '\\') {
             i += (size_t)bytes;
             continue;
         }
@@ -38,7 +43,8 @@ void tp_json_write_string(tp_buf *out, const char *text, size_t n)
             tp_buf_codepoint(out, 0xfffd);
         else
             write_escape(out, c);
-        done = ++i;
+        i += bytes > 0 ? (size_t)bytes : 1;
+        done = i;
     }
     tp_buf_append(out, text + done, n - done);
     tp_buf_char(out, '"');

@@ -20,8 +20,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 
-#define MANIFEST       "manifest.json"
-#define MANIFEST_BYTES ((size_t)16 << 20)
+#define MANIFEST "manifest.json"
 
 typedef struct item {
     char *name;
@@ -189,7 +188,7 @@ static tp_status merge_manifest(tp_ctx *ctx, const tp_publish *p, const char *ma
 static tp_status write_manifest(tp_ctx *ctx, const tp_publish *p, const char *manifest)
 {
     tp_buf text;
-    tp_buf_init(&text, MANIFEST_BYTES);
+    tp_buf_init(&text, TP_MANIFEST_BYTES);
     char *path = tp_path_join(ctx, p->staging, MANIFEST);
     tp_status status = path == NULL ? TP_NOMEM : merge_manifest(ctx, p, manifest, &text);
     if (status == TP_OK) status = write_new(ctx, path, text.data, text.len);
@@ -346,7 +345,7 @@ static tp_status verify(tp_ctx *ctx, const char *folder, const char *path, char 
     tp_json_doc *doc = NULL;
     char *text = NULL;
     size_t n;
-    tp_status status = tp_file_read(ctx, path, MANIFEST_BYTES, &text, &n);
+    tp_status status = tp_file_read(ctx, path, TP_MANIFEST_BYTES, &text, &n);
     if (status == TP_OK) status = tp_json_parse(ctx, text, n, &(tp_json_options){.name = path}, &doc);
     if (status == TP_OK) status = verify_files(ctx, folder, doc);
     tp_json_free(doc);

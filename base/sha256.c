@@ -34,6 +34,22 @@ void tp_sha256_hex(const void *bytes, size_t n, char hex[65])
     to_hex(digest, hex);
 }
 
+tp_status tp_file_sha256(tp_ctx *ctx, tp_file *file, char hex[65])
+{
+    struct sha256_ctx sha;
+    uint8_t piece[PIECE_BYTES], digest[32];
+    uint64_t size = tp_file_size(file);
+    sha256_init(&sha);
+    for (uint64_t at = 0; at < size; at += PIECE_BYTES) {
+        size_t n = size - at < PIECE_BYTES ? (size_t)(size - at) : PIECE_BYTES;
+        TP_TRY(tp_file_pread(ctx, file, at, piece, n));
+        sha256_update(&sha, n, piece);
+    }
+    sha256_digest(&sha, 32, digest);
+    to_hex(digest, hex);
+    return TP_OK;
+}
+
 tp_status tp_sha256_file(tp_ctx *ctx, const char *path, char hex[65])
 {
     struct sha256_ctx sha;

@@ -39,7 +39,7 @@ typedef struct tp_command {
 } tp_command;
 
 extern const tp_command tp_command_train, tp_command_generate, tp_command_eval, tp_command_logits, tp_command_tokenize,
-    tp_command_init, tp_command_inspect, tp_command_plan, tp_command_preview, tp_command_doctor;
+    tp_command_init, tp_command_inspect, tp_command_plan, tp_command_preview, tp_command_doctor, tp_command_tune;
 
 /* ---- flags ---- */
 bool tp_args_has(const tp_args *args, const char *flag);

@@ -2,9 +2,11 @@
 #include <string.h>
 
 #include "backend/backend.h"
+#include "base/allowance.h"
 #include "base/json.h"
 #include "base/version.h"
 #include "cli/command.h"
+#include "cli/limits.h"
 
 /* {"device": ..., "opens": true, ...} of one device, or why it does not open. */
 static tp_status describe(const char *name, tp_buf *out)
@@ -29,6 +31,28 @@ static tp_status describe(const char *name, tp_buf *out)
     return status;
 }
 
+/* What the system allows this process. */
+static void describe_process(tp_buf *out)
+{
+    tp_allowance a;
+    tp_allowance_read("", &a);
+    const struct {
+        const char *name;
+        uint64_t value;
+    } all[] = {{"container_memory_bytes", a.container_bytes},
+               {"address_space_bytes", a.address_bytes},
+               {"file_bytes", a.file_bytes},
+               {"open_files", a.open_files}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        tp_buf_printf(out, "%s\"%s\": ", i > 0 ? ", " : "{", all[i].name);
+        if (all[i].value == TP_NO_LIMIT)
+            tp_buf_text(out, "null");
+        else
+            tp_buf_printf(out, "%llu", (unsigned long long)all[i].value);
+    }
+    tp_buf_char(out, '}');
+}
+
 /* "key: value" lines from an object, nested ones indented. */
 static void print_object(const tp_json *object, int indent, tp_buf *out)
 {
@@ -42,7 +66,9 @@ static void print_object(const tp_json *object, int indent, tp_buf *out)
             continue;
         }
         tp_buf_char(out, ' ');
-        if (tp_json_type_of(value) == TP_JSON_STRING)
+        if (tp_json_type_of(value) == TP_JSON_NULL)
+            tp_buf_text(out, "none");
+        else if (tp_json_type_of(value) == TP_JSON_STRING)
             tp_buf_append(out, tp_json_string(value).data, tp_json_string(value).len);
         else
             tp_json_write(out, value, 0);
@@ -63,6 +89,10 @@ static tp_status print_text(tp_ctx *ctx, const tp_buf *json)
         tp_buf_char(&text, '\n');
         print_object(tp_json_at(devices, i), 0, &text);
     }
+    tp_buf_text(&text, "\nlimits of this process\n");
+    print_object(tp_json_get(tp_json_root(doc), "process"), 2, &text);
+    tp_buf_text(&text, "\nlimits of tapeft\n");
+    print_object(tp_json_get(tp_json_root(doc), "limits"), 2, &text);
     tp_status status = tp_buf_status(ctx, &text, "doctor");
     if (status == TP_OK) status = tp_cli_print(ctx, text.data, text.len);
     tp_buf_free(&text);
@@ -85,7 +115,11 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
         tp_buf_text(&json, ", ");
         (void)describe("cuda", &json); /* a machine without a GPU is fine */
     }
-    tp_buf_text(&json, "]}\n");
+    tp_buf_text(&json, "], \"process\": ");
+    describe_process(&json);
+    tp_buf_text(&json, ", \"limits\": ");
+    tp_cli_write_limits(&json);
+    tp_buf_text(&json, "}\n");
     tp_status status = tp_buf_status(ctx, &json, "doctor");
     if (status == TP_OK) status = tp_args_has(args, "json") ? tp_cli_print(ctx, json.data, json.len) : print_text(ctx, &json);
     tp_buf_free(&json);
@@ -96,5 +130,10 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 static const tp_flag flags[] = {
     {"device", "NAME", false, false, "auto, cpu, cuda or cuda:N: fails with 4 if it does not open"}, TP_FLAG_JSON, TP_FLAG_END};
 
-const tp_command tp_command_doctor = {
-    "doctor", "[--device NAME] [--json]", "what this machine offers: CPU features, BLAS kernel, GPU, memory", flags, 0, 0, run};
+const tp_command tp_command_doctor = {"doctor",
+                                      "[--device NAME] [--json]",
+                                      "what this machine offers: CPU features, BLAS kernel, GPU, memory, limits",
+                                      flags,
+                                      0,
+                                      0,
+                                      run};

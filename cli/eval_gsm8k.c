@@ -104,20 +104,25 @@ static bool goes_on(void *state, const char *text, size_t n)
     return **stop == 0;
 }
 
-static tp_status answer(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const tp_generate_options *options,
-                        const struct problem *p, tp_gsm8k_score *score)
+struct answers {
+    const struct problems *all;
+    const volatile sig_atomic_t *stop;
+    tp_gsm8k_score *score;
+};
+
+static bool score_reply(void *state, size_t index, tp_generated *reply)
 {
-    tp_generated reply;
+    const struct answers *a = state;
     double number;
-    TP_TRY(tp_generate(ctx, generator, tokenizer, p->prompt, p->n_prompt, options, &reply));
-    bool answered = tp_gsm8k_number(tp_buf_cstr(&reply.text), reply.text.len, &number);
-    tp_finish finish = reply.finish;
-    tp_generated_free(&reply);
-    if (finish == TP_FINISH_CANCELLED) return TP_OK; /* whoever calls sees the flag too */
-    score->problems++;
-    score->answered += answered;
-    score->correct += answered && number == p->answer;
-    return TP_OK;
+    bool answered = tp_gsm8k_number(tp_buf_cstr(&reply->text), reply->text.len, &number);
+    tp_finish finish = reply->finish;
+    tp_generated_free(reply);
+    if (finish == TP_FINISH_CANCELLED) return false;
+    a->score->problems++;
+    a->score->answered += answered;
+    a->score->correct += answered && number == a->all->items[index].answer;
+    if (*a->stop == 0) report(a->score, a->all->n);
+    return *a->stop == 0;
 }
 
 static tp_status answer_all(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, const struct problems *all,
@@ -125,19 +130,22 @@ static tp_status answer_all(tp_ctx *ctx, tp_model *model, const tp_tokenizer *to
 {
     tp_generator *generator;
     int64_t ends[TP_MAX_ENDS], context = (int64_t)all->longest_prompt + NEW_TOKENS;
+    struct answers answers = {all, stop, score};
     tp_generate_options options = {
         .sampling = TP_SAMPLING_GREEDY, .max_tokens = NEW_TOKENS, .eos_ids = ends, .emit = goes_on, .emit_state = &stop};
     options.n_eos = tp_end_tokens(model, tokenizer, ends);
     if (context > model->config.max_positions) context = model->config.max_positions;
-    TP_TRY(tp_generator_open(ctx, model, context, &generator));
-    tp_status status = TP_OK;
-    for (size_t i = 0; i < all->n && status == TP_OK; i++) {
-        status = answer(ctx, generator, tokenizer, &options, &all->items[i], score);
-        if (status == TP_OK && *stop != 0)
-            status = tp_fail(ctx, TP_PREEMPTED, "stopped after %lld of %zu problems", (long long)score->problems, all->n);
-        if (status == TP_OK) report(score, all->n);
+    tp_prompt_ids *prompts = tp_alloc(ctx, all->n, sizeof *prompts);
+    if (prompts == NULL) return TP_NOMEM;
+    for (size_t i = 0; i < all->n; i++) prompts[i] = (tp_prompt_ids){all->items[i].prompt, all->items[i].n_prompt};
+    tp_status status = tp_generator_open_many(ctx, model, context, all->n, &generator);
+    if (status == TP_OK) {
+        status = tp_generate_all(ctx, generator, tokenizer, prompts, all->n, &options, score_reply, &answers);
+        tp_generator_close(generator);
     }
-    tp_generator_close(generator);
+    tp_free(prompts);
+    if (status == TP_OK && *stop != 0)
+        status = tp_fail(ctx, TP_PREEMPTED, "stopped after %lld of %zu problems", (long long)score->problems, all->n);
     return status;
 }
 

@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "cli/open.h"
+#include "cli/prompts.h"
 #include "cli/signals.h"
 #include "data/prompt.h"
 #include "data/source.h"
@@ -15,10 +16,10 @@
 
 struct request {
     tp_generate_options options;
-    tp_tokens prompt;
+    tp_prompts prompts;
     const char *stops[MAX_STOPS + 1];
-    char *text; /* of --file; owned */
-    bool json;
+    char *text;      /* of --file; owned */
+    bool json, rows; /* rows: a prompt per row, JSON out */
     int write_error; /* errno of stdout; 0: none */
     const volatile sig_atomic_t *stop;
 };
@@ -74,23 +75,57 @@ static tp_status read_ids(tp_ctx *ctx, const char *text, tp_tokens *out)
     return out->count > 0 ? TP_OK : tp_fail(ctx, TP_INVALID, "--ids: no token ids");
 }
 
-/* One user turn through the chat template, ending where the reply begins. */
-static tp_status encode_chat(tp_ctx *ctx, const tp_tokenizer *tokenizer, tp_span text, tp_tokens *out)
+/* One user turn through the chat template, ending where the reply begins. An adapter brings the template it was trained by. */
+static tp_status encode_chat(tp_ctx *ctx, const tp_args *args, const tp_tokenizer *tokenizer, tp_span text, tp_tokens *out)
 {
     tp_prompt prompt;
-    TP_TRY(tp_prompt_open(ctx, tokenizer, "tokenizer_default", &prompt));
+    const char *adapter = tp_args_value(args, "adapter");
+    char *own = adapter != NULL ? tp_cli_model_file(ctx, adapter, "chat_template.jinja") : NULL;
+    TP_TRY(ctx->status);
+    tp_status opened = tp_prompt_open(ctx, tokenizer, own != NULL ? own : "tokenizer_default", &prompt);
+    tp_free(own);
+    TP_TRY(opened);
     tp_status status = tp_prompt_encode_turn(ctx, &prompt, tokenizer, text, out);
     tp_prompt_close(&prompt);
     return status;
 }
 
-static tp_status make_prompt(tp_ctx *ctx, const tp_args *args, const tp_tokenizer *tokenizer, struct request *r)
+/* How a text becomes tokens. */
+struct encoding {
+    const tp_args *args;
+    const tp_tokenizer *tokenizer;
+};
+
+static tp_status encode_text(tp_ctx *ctx, void *state, tp_span text, tp_tokens *out)
+{
+    const struct encoding *e = state;
+    if (e->tokenizer == NULL) return tp_fail(ctx, TP_INVALID, "generate: the model has no tokenizer; prompts must be ids");
+    if (tp_args_has(e->args, "chat")) return encode_chat(ctx, e->args, e->tokenizer, text, out);
+    return tp_tokenizer_encode(ctx, e->tokenizer, text, TP_ENCODE_ADD_SPECIAL, out);
+}
+
+static tp_status one_prompt(tp_ctx *ctx, const tp_args *args, struct encoding *encoding, struct request *r)
 {
     tp_span text = {"", 0};
-    TP_TRY(prompt_text(ctx, args, r, &text));
-    if (tp_args_has(args, "ids")) return read_ids(ctx, tp_args_value(args, "ids"), &r->prompt);
-    if (tp_args_has(args, "chat")) return encode_chat(ctx, tokenizer, text, &r->prompt);
-    return tp_tokenizer_encode(ctx, tokenizer, text, TP_ENCODE_ADD_SPECIAL, &r->prompt);
+    tp_tokens tokens = {0};
+    tp_status status = prompt_text(ctx, args, r, &text);
+    if (status == TP_OK && tp_args_has(args, "ids") && tp_args_has(args, "chat"))
+        status = tp_fail(ctx, TP_INVALID, "--chat: without effect with --ids");
+    if (status == TP_OK)
+        status = tp_args_has(args, "ids") ? read_ids(ctx, tp_args_value(args, "ids"), &tokens)
+                                          : encode_text(ctx, encoding, text, &tokens);
+    if (status == TP_OK) status = tp_prompts_add(ctx, &r->prompts, &tokens);
+    tp_tokens_free(&tokens);
+    return status;
+}
+
+static tp_status make_prompts(tp_ctx *ctx, const tp_args *args, const tp_tokenizer *tokenizer, struct request *r)
+{
+    struct encoding encoding = {args, tokenizer};
+    if (!r->rows) return one_prompt(ctx, args, &encoding, r);
+    if (tp_args_has(args, "prompt") || tp_args_has(args, "ids"))
+        return tp_fail(ctx, TP_INVALID, "generate: exactly one of --prompt, --file and --ids is needed");
+    return tp_prompts_read(ctx, &r->prompts, tp_args_value(args, "file"), encode_text, &encoding);
 }
 
 /* ---- options ---- */
@@ -150,7 +185,7 @@ static tp_status read_options(tp_ctx *ctx, const tp_args *args, struct request *
 static bool emit(void *state, const char *text, size_t n)
 {
     struct request *r = state;
-    if (!r->json && (fwrite(text, 1, n, stdout) != n || fflush(stdout) != 0)) r->write_error = errno;
+    if (!r->json && !r->rows && (fwrite(text, 1, n, stdout) != n || fflush(stdout) != 0)) r->write_error = errno;
     return r->write_error == 0 && *r->stop == 0;
 }
 
@@ -171,59 +206,87 @@ static tp_status print_json(tp_ctx *ctx, const tp_generated *g)
     return status;
 }
 
-static tp_status print_result(tp_ctx *ctx, const struct request *r, const tp_generated *result)
+/* Replies wait for those to earlier prompts. */
+struct replies {
+    tp_ctx *ctx;
+    struct request *request;
+    tp_generated *all; /* [prompts] */
+    bool *ready;
+    size_t printed, tokens;
+    tp_status status;
+};
+
+static bool take_reply(void *state, size_t index, tp_generated *reply)
 {
-    if (r->write_error != 0) return tp_fail(ctx, TP_IO_WRITE, "stdout: %s", strerror(r->write_error));
-    TP_TRY(r->json ? print_json(ctx, result) : tp_cli_print(ctx, "\n", 1));
-    return *r->stop == 0 ? TP_OK : tp_fail(ctx, TP_PREEMPTED, "stopped after %zu tokens", result->n);
+    struct replies *replies = state;
+    struct request *r = replies->request;
+    replies->all[index] = *reply;
+    replies->ready[index] = true;
+    replies->tokens += reply->n;
+    while (replies->status == TP_OK && r->write_error == 0 && replies->printed < r->prompts.n &&
+           replies->ready[replies->printed]) {
+        tp_generated *next = &replies->all[replies->printed++];
+        if (*r->stop == 0 || !r->rows) /* or it may be cut off */
+            replies->status = r->json || r->rows ? print_json(replies->ctx, next) : tp_cli_print(replies->ctx, "\n", 1);
+        tp_generated_free(next);
+    }
+    return replies->status == TP_OK && r->write_error == 0 && *r->stop == 0;
+}
+
+static tp_status generate_with(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, struct request *r)
+{
+    struct replies replies = {.ctx = ctx, .request = r};
+    replies.all = tp_alloc(ctx, r->prompts.n, sizeof *replies.all);
+    replies.ready = tp_alloc(ctx, r->prompts.n, sizeof *replies.ready);
+    tp_status status = replies.all != NULL && replies.ready != NULL ? TP_OK : TP_NOMEM;
+    if (status == TP_OK)
+        status = tp_generate_all(ctx, generator, tokenizer, r->prompts.items, r->prompts.n, &r->options, take_reply, &replies);
+    if (status == TP_OK) status = replies.status;
+    if (status == TP_OK && r->write_error != 0) status = tp_fail(ctx, TP_IO_WRITE, "stdout: %s", strerror(r->write_error));
+    if (status == TP_OK && *r->stop != 0) status = tp_fail(ctx, TP_PREEMPTED, "stopped after %zu tokens", replies.tokens);
+    for (size_t i = 0; replies.all != NULL && i < r->prompts.n; i++) tp_generated_free(&replies.all[i]);
+    tp_free(replies.all);
+    tp_free(replies.ready);
+    return status;
 }
 
 static tp_status generate_on(tp_ctx *ctx, tp_model *model, const tp_tokenizer *tokenizer, struct request *r)
 {
     tp_generator *generator;
-    tp_generated result;
-    int64_t ends[TP_MAX_ENDS], context = (int64_t)r->prompt.count + r->options.max_tokens;
+    int64_t ends[TP_MAX_ENDS], context = (int64_t)r->prompts.longest + r->options.max_tokens;
     if (context > model->config.max_positions) context = model->config.max_positions;
-    if ((int64_t)r->prompt.count >= context)
-        return tp_fail(ctx, TP_SHAPE, "the prompt has %zu tokens, the model's context %lld", r->prompt.count,
+    if ((int64_t)r->prompts.longest >= context)
+        return tp_fail(ctx, TP_SHAPE, "the prompt has %zu tokens, the model's context %lld", r->prompts.longest,
                        (long long)model->config.max_positions);
     r->options.eos_ids = ends;
     r->options.n_eos = tp_end_tokens(model, tokenizer, ends);
     r->options.emit = emit;
     r->options.emit_state = r;
     r->stop = tp_cli_catch_stop();
-    int32_t *ids = tp_alloc(ctx, r->prompt.count, sizeof *ids);
-    if (ids == NULL) return TP_NOMEM;
-    for (size_t i = 0; i < r->prompt.count; i++) ids[i] = r->prompt.items[i].id;
-    tp_status status = tp_generator_open(ctx, model, context, &generator);
-    if (status == TP_OK) {
-        status = tp_generate(ctx, generator, tokenizer, ids, r->prompt.count, &r->options, &result);
-        if (status == TP_OK) {
-            status = print_result(ctx, r, &result);
-            tp_generated_free(&result);
-        }
-        tp_generator_close(generator);
-    }
-    tp_free(ids);
+    TP_TRY(tp_generator_open_many(ctx, model, context, r->prompts.n, &generator));
+    tp_status status = generate_with(ctx, generator, tokenizer, r);
+    tp_generator_close(generator);
     return status;
 }
 
 static tp_status run(tp_ctx *ctx, const tp_args *args)
 {
-    struct request r = {.json = tp_args_has(args, "json")};
+    const char *file = tp_args_value(args, "file");
+    struct request r = {.json = tp_args_has(args, "json"), .rows = file != NULL && tp_prompts_are_rows(file)};
     tp_tokenizer *tokenizer = NULL;
     tp_cli_model opened = {0};
     tp_status status = read_options(ctx, args, &r);
     if (status == TP_OK) status = tp_tokenizer_for(ctx, args->positional[0], &tokenizer);
-    if (status == TP_IO_READ && r.json && tp_args_has(args, "ids")) { /* ids in, ids out: no tokenizer is needed */
+    if (status == TP_IO_READ &&
+        (r.rows || (r.json && tp_args_has(args, "ids")))) { /* ids in, ids out: no tokenizer is needed */
         tp_ctx_clear(ctx);
         status = TP_OK;
     }
-    if (status == TP_OK) status = make_prompt(ctx, args, tokenizer, &r);
+    if (status == TP_OK) status = make_prompts(ctx, args, tokenizer, &r);
     if (status == TP_OK) status = tp_cli_model_open(ctx, args, args->positional[0], &opened);
     if (status == TP_OK) status = generate_on(ctx, opened.model, tokenizer, &r);
     tp_cli_model_close(&opened);
-    tp_tokens_free(&r.prompt);
+    tp_prompts_free(&r.prompts);
     tp_tokenizer_free(tokenizer);
     tp_free(r.text);
     return status;
@@ -232,7 +295,7 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 static const tp_flag flags[] = {
     {"adapter", "DIR", false, false, "a PEFT adapter folder"},
     {"prompt", "TEXT", false, false, "encoded as it is, special tokens recognised"},
-    {"file", "FILE", false, false, "the prompt is the file's text; - reads standard input"},
+    {"file", "FILE", false, false, "the prompt is the file's text; - reads standard input; .jsonl: a prompt per row"},
     {"ids", "I,J,...", false, false, "the prompt as token ids"},
     {"chat", NULL, false, false, "the prompt is one user turn, rendered by the chat template"},
     {"max-tokens", "N", false, false, "new tokens at most (default 256)"},

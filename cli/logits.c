@@ -211,6 +211,7 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     struct job job = {.ctx = ctx, .in = in, .hidden = tp_args_has(args, "hidden")};
     tp_cli_model opened = {0};
     if (in == NULL || out == NULL) return tp_fail(ctx, TP_INVALID, "logits: --in FILE and --out FILE are needed");
+    TP_TRY(tp_cli_check_out_file(ctx, "out", out));
     tp_status status = read_input(ctx, in, &job);
     if (status == TP_OK) status = tp_cli_model_open(ctx, args, args->positional[0], &opened);
     if (status == TP_OK) {

@@ -11,11 +11,12 @@
 #include "backend/backend.h"
 #include "base/version.h"
 #include "cli/command.h"
+#include "cli/help.h"
 #include "cli/limits.h"
 
 static const tp_command *const commands[] = {
-    &tp_command_train, &tp_command_generate, &tp_command_eval, &tp_command_logits,  &tp_command_tokenize,
-    &tp_command_init,  &tp_command_inspect,  &tp_command_plan, &tp_command_preview, &tp_command_doctor,
+    &tp_command_train,   &tp_command_generate, &tp_command_eval,    &tp_command_logits, &tp_command_tokenize, &tp_command_init,
+    &tp_command_inspect, &tp_command_plan,     &tp_command_preview, &tp_command_doctor, &tp_command_tune,
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
 #define MAX_FLAGS  32 /* of one command, as far as advice goes */
@@ -31,7 +32,8 @@ static void print_overview(FILE *to)
 {
     fprintf(to, "tapeft %s: parameter-efficient fine-tuning of language models\n\nusage: tapeft COMMAND ...\n\n", TP_VERSION);
     for (size_t i = 0; i < N_COMMANDS; i++) fprintf(to, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
-    fprintf(to, "  %-10s %s\n\n", "help", "this text, or `tapeft help COMMAND`");
+    fprintf(to, "  %-10s %s\n\n", "help",
+            "this text, or `tapeft help COMMAND`; `help KEY`: a key of recipes; `help recipe`: all of them");
     fprintf(to, "--version and --limits print what they say. Exit codes: 0 done, 2 usage or recipe, 3 bad input file, 4 "
                 "memory, disk or device,\n"
                 "5 numeric guard, 6 checkpoint unusable, 70 a bug of tapeft, 75 stopped and resumable.\n");
@@ -49,6 +51,8 @@ static void print_help(const tp_command *command, FILE *to)
                  f->value != NULL ? f->value : "", f->optional_value ? "]" : "");
         fprintf(to, "  %-28s %s\n", left, f->help);
     }
+    if (strncmp(command->usage, "RECIPE", 6) == 0)
+        fprintf(to, "\n`tapeft help recipe` lists the keys of a recipe, `tapeft help KEY` explains one.\n");
 }
 
 static const tp_command *find_command(const char *name)
@@ -169,6 +173,11 @@ static tp_status dispatch(tp_ctx *ctx, int argc, char **argv)
         return TP_OK;
     }
     const tp_command *command = find_command(argv[help ? 2 : 1]);
+    if (command == NULL && help) {
+        bool known;
+        TP_TRY(tp_cli_print_key(ctx, argv[2], &known));
+        if (known) return TP_OK;
+    }
     if (command == NULL) return unknown_command(ctx, argv[help ? 2 : 1]);
     if (help || asks_for_help(argc, argv)) {
         print_help(command, stdout);

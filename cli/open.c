@@ -1,7 +1,10 @@
 /* Opening what commands work on. */
 #include "cli/open.h"
 
+#include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 
@@ -25,6 +28,7 @@ static tp_status check(tp_ctx *ctx, const tp_args *args, const char *const *opti
     TP_TRY(tp_recipe_load(ctx, args->positional[0], &options, &r->config, problems, &r->recipe));
     TP_TRY(tp_config_available(ctx, r->recipe, &r->config, problems));
     TP_TRY(tp_recipe_check_inputs(ctx, r->recipe, problems));
+    TP_TRY(tp_config_check_splits(ctx, r->recipe, &r->config, problems));
     if (!check_output) return TP_OK;
     if (resumes) r->config.output.resume_from_checkpoint = "auto"; /* the flag stands for the key */
     return tp_config_check_output(ctx, r->recipe, &r->config, problems);
@@ -67,6 +71,24 @@ void tp_cli_model_close(tp_cli_model *opened)
     tp_adapter_close(opened->adapter);
     tp_model_free(opened->model);
     *opened = (tp_cli_model){0};
+}
+
+tp_status tp_cli_check_out_file(tp_ctx *ctx, const char *flag, const char *path)
+{
+    struct stat info;
+    const char *slash = path != NULL ? strrchr(path, '/') : NULL;
+    if (path == NULL) return TP_OK;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return tp_fail(ctx, TP_IO_WRITE, "--%s: %s exists and is not a regular file", flag, path);
+    char *folder = slash != NULL ? tp_strndup(ctx, path, slash > path ? (size_t)(slash - path) : 1) : tp_strdup(ctx, ".");
+    if (folder == NULL) return TP_NOMEM;
+    tp_status status = TP_OK;
+    if (!tp_path_is_folder(folder))
+        status = tp_fail(ctx, TP_IO_WRITE, "--%s: %s: there is no folder %s", flag, path, folder);
+    else if (faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) != 0)
+        status = tp_fail(ctx, TP_IO_WRITE, "--%s: %s: the folder cannot be written (read-only, or no permission)", flag, path);
+    tp_free(folder);
+    return status;
 }
 
 char *tp_cli_model_file(tp_ctx *ctx, const char *model, const char *file)

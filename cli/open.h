@@ -26,6 +26,9 @@ typedef struct tp_cli_model {
 tp_status tp_cli_model_open(tp_ctx *ctx, const tp_args *args, const char *path, tp_cli_model *opened) TP_MUST_CHECK;
 void tp_cli_model_close(tp_cli_model *opened);
 
+/* Before any work: IO_WRITE unless a file could be made, or replaced, at the path that --<flag> names. NULL is fine. */
+tp_status tp_cli_check_out_file(tp_ctx *ctx, const char *flag, const char *path) TP_MUST_CHECK;
+
 /* NUL-terminated path of `file` in a model folder, or NULL if there is none (or no memory: ctx tells). tp_free. */
 char *tp_cli_model_file(tp_ctx *ctx, const char *model, const char *file);
 

@@ -28,7 +28,9 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     tp_status status = tp_cli_open_device(ctx, recipe.config.run.device, recipe.config.run.threads);
     if (status == TP_OK) status = tp_run_open(ctx, recipe.recipe, &recipe.config, &options, &run);
     if (status == TP_OK) {
-        status = print_plan(ctx, args, run);
+        status = tp_run_estimate(run);
+        if (status == TP_OK) status = print_plan(ctx, args, run);
+        if (status == TP_OK) status = tp_run_fits(run);
         status = tp_run_close(run, status);
     }
     tp_cli_recipe_close(&recipe);

@@ -56,6 +56,7 @@ static tp_status open_data(tp_ctx *ctx, const tp_cli_recipe *r, tp_tokenizer **t
     struct place place = {.recipe = r->recipe};
     tp_dataset_options options = {.config = &c->data,
                                   .micro_batch_size = c->train.micro_batch_size,
+                                  .shows = true,
                                   .seed = (uint64_t)c->run.seed,
                                   .where = where_key,
                                   .where_state = &place};
@@ -138,10 +139,9 @@ static tp_status print_row(tp_ctx *ctx, const tp_args *args, const tp_dataset *d
     return status;
 }
 
-static tp_status print_rows(tp_ctx *ctx, const tp_args *args, const tp_dataset *data, const tp_tokenizer *tokenizer)
+static tp_status print_rows(tp_ctx *ctx, const tp_args *args, const tp_dataset *data, const tp_tokenizer *tokenizer,
+                            int64_t rows)
 {
-    int64_t rows = DEFAULT_ROWS;
-    TP_TRY(tp_args_i64(ctx, args, "rows", 1, INT64_MAX, &rows));
     for (int64_t i = 0; i < rows; i++) {
         tp_status status = print_row(ctx, args, data, tokenizer, i);
         if (status == TP_INVALID && i > 0) { /* behind the last row */
@@ -159,9 +159,11 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     tp_cli_recipe recipe;
     tp_tokenizer *tokenizer = NULL;
     tp_dataset *data = NULL;
+    int64_t rows = DEFAULT_ROWS;
+    TP_TRY(tp_args_i64(ctx, args, "rows", 1, INT64_MAX, &rows));
     TP_TRY(tp_cli_recipe_open(ctx, args, optional, false, false, &recipe));
     tp_status status = open_data(ctx, &recipe, &tokenizer, &data);
-    if (status == TP_OK) status = print_rows(ctx, args, data, tokenizer);
+    if (status == TP_OK) status = print_rows(ctx, args, data, tokenizer, rows);
     tp_dataset_close(data);
     tp_tokenizer_free(tokenizer);
     tp_cli_recipe_close(&recipe);

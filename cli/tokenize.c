@@ -139,7 +139,7 @@ static tp_status each_row(struct job *job, tp_row_file *file)
             status = encode_text(job, (tp_span){place.text, place.bytes});
             continue;
         }
-        tp_json_options options = {.name = tp_row_file_path(file), .first_line = place.line};
+        tp_json_options options = {.name = tp_row_file_path(file), .first_line = place.line, .max_nodes = TP_ROW_MAX_VALUES};
         status = tp_json_parse(job->ctx, place.text, place.bytes, &options, &doc);
         if (status != TP_OK) break;
         status = handle_row(job, doc);
@@ -159,6 +159,12 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
                       .skip_special = tp_args_has(args, "skip-special")};
     tp_row_file *file = NULL;
     if (in == NULL) return tp_fail(ctx, TP_INVALID, "tokenize: --in FILE is needed");
+    if (job.skip_special && !job.decode) return tp_fail(ctx, TP_INVALID, "--skip-special: without effect but with --decode");
+    if (job.decode && (job.no_special || job.generation_prompt))
+        return tp_fail(ctx, TP_INVALID, "--%s: without effect with --decode",
+                       job.no_special ? "no-special" : "generation-prompt");
+    if (job.decode && tp_ends_with(in, ".txt"))
+        return tp_fail(ctx, TP_INVALID, "%s: --decode reads rows with ids, from a .jsonl file", in);
     tp_buf_init(&job.out, 0);
     tp_buf_init(&job.text, 0);
     tp_status status = tp_tokenizer_for(ctx, args->positional[0], &job.tokenizer);

@@ -107,8 +107,23 @@ static tp_status run_training(tp_ctx *ctx, const tp_cli_recipe *recipe, const tp
 {
     tp_run *run;
     TP_TRY(tp_run_open(ctx, recipe->recipe, &recipe->config, options, &run));
-    tp_status status = run->finished || !(options->progress || options->dry_run) ? TP_OK : print_beginning(run);
+    tp_status status = options->dry_run ? tp_run_estimate(run) : TP_OK;
+    if (status != TP_OK) return tp_run_close(run, status);
+    status = run->finished || !(options->progress || options->dry_run) ? TP_OK : print_beginning(run);
+    if (status == TP_OK) status = tp_run_fits(run);
     return tp_run_close(run, status == TP_OK ? tp_run_train(run) : status);
+}
+
+/* Flags about resuming in a run that begins afresh are a mistake, most likely a forgotten --resume. */
+static tp_status check_resuming(tp_ctx *ctx, const tp_args *args, const tp_cli_recipe *recipe)
+{
+    static const char *const flags_of_resuming[] = {"fresh-optimizer", "accept"};
+    if (tp_args_has(args, "resume") || strcmp(recipe->config.output.resume_from_checkpoint, "none") != 0) return TP_OK;
+    for (size_t i = 0; i < sizeof flags_of_resuming / sizeof *flags_of_resuming; i++)
+        if (tp_args_has(args, flags_of_resuming[i]))
+            return tp_fail(ctx, TP_INVALID, "--%s: without effect, since nothing is resumed; add --resume",
+                           flags_of_resuming[i]);
+    return TP_OK;
 }
 
 static tp_status run(tp_ctx *ctx, const tp_args *args)
@@ -127,8 +142,10 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     tp_cli_recipe recipe;
     for (size_t i = 0; tp_args_value_at(args, "accept", i) != NULL; i++)
         TP_TRY(read_accept(ctx, tp_args_value_at(args, "accept", i), &options.accept));
+    TP_TRY(tp_cli_check_out_file(ctx, "dump-gradients", options.dump_gradients));
     TP_TRY(tp_cli_recipe_open(ctx, args, NULL, !options.dry_run, resume, &recipe));
-    tp_status status = run_training(ctx, &recipe, &options);
+    tp_status status = check_resuming(ctx, args, &recipe);
+    if (status == TP_OK) status = run_training(ctx, &recipe, &options);
     tp_cli_recipe_close(&recipe);
     return status;
 }

@@ -91,8 +91,13 @@ static const tp_added_token *longest_at(const tp_added_set *set, const char *tex
     size_t low = set->first[(unsigned char)text[0]], high = set->first[(unsigned char)text[0] + 1];
     for (size_t depth = 1; low < high; depth++) {
         if (set->tokens[low].content.len == depth) best = &set->tokens[low++];
-        if (depth == n) break;
+        if (depth == n || low == high) break;
         unsigned char next = (unsigned char)text[depth];
+        unsigned char least = (unsigned char)set->tokens[low].content.data[depth];
+        if (least == (unsigned char)set->tokens[high - 1].content.data[depth]) { /* all of them go on with one byte */
+            if (least != next) break;
+            continue;
+        }
         size_t end = high;
         while (low < end) { /* first candidate whose byte is not smaller */
             size_t middle = low + (end - low) / 2;
@@ -145,15 +150,19 @@ static size_t spaces_before(const char *text, size_t begin, size_t at)
     return at;
 }
 
-static size_t spaces_behind(const char *text, size_t end, size_t at)
+/* End of the whitespace behind `at`. `seen` is the last stretch that was found: tokens that are blanks themselves ask at every
+ * place of it. */
+static size_t spaces_behind(const char *text, size_t end, size_t at, tp_segment *seen)
 {
+    if (at >= seen->begin && at < seen->end) return seen->end;
+    seen->begin = at;
     while (at < end) {
         uint32_t c;
         size_t length = tp_char_next(text + at, end - at, &c);
         if (!tp_char_is_space(c)) break;
         at += length;
     }
-    return at;
+    return seen->end = at;
 }
 
 static tp_status push(tp_ctx *ctx, tp_segments *out, const tp_added_token *token, size_t begin, size_t end)
@@ -168,6 +177,7 @@ tp_status tp_added_split(tp_ctx *ctx, const tp_added_set *set, bool skip_special
                          tp_segments *out)
 {
     size_t done = begin;
+    tp_segment blanks = {NULL, 0, 0};
     for (size_t at = begin; at < end && set->count > 0;) {
         const tp_added_token *token = NULL;
         unsigned char byte = (unsigned char)text[at];
@@ -181,7 +191,7 @@ tp_status tp_added_split(tp_ctx *ctx, const tp_added_set *set, bool skip_special
         if (skip_special && token->special) continue;
         if (token->single_word && !stands_alone(text, begin, end, from, to)) continue;
         if (token->lstrip) from = spaces_before(text, done < from ? done : from, from);
-        if (token->rstrip) to = spaces_behind(text, end, to);
+        if (token->rstrip) to = spaces_behind(text, end, to, &blanks);
         TP_TRY(push(ctx, out, NULL, done, from));
         TP_TRY(push(ctx, out, token, from, to));
         done = to;

@@ -8,12 +8,11 @@
 
 #include "base/status.h"
 #include "base/text.h"
+#include "data/tokens.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#define TP_ADDED_TOKEN_MAX 4096 /* bytes an added token may have: bounds the time per place */
 
 typedef struct tp_added_token {
     tp_span content; /* what is looked for */

@@ -18,6 +18,7 @@ void tp_layers_start(tp_layers *layers, const char *text, size_t n, size_t base)
     layers->text = text;
     layers->n = n;
     layers->base = base;
+    layers->room = n < SIZE_MAX / (2 * TP_LAYERS_GROWTH) ? TP_LAYERS_GROWTH * n + TP_LAYERS_BASE : SIZE_MAX;
     layers->count = 0;
 }
 
@@ -44,7 +45,8 @@ tp_status tp_layers_open(tp_ctx *ctx, tp_layers *layers, size_t from, tp_layer *
     tp_buf_clear(&(*layer)->text);
     (*layer)->n_runs = (*layer)->near = 0;
     (*layer)->from_end = from;
-    (*layer)->copying = (*layer)->failed = false;
+    (*layer)->room = layers->room;
+    (*layer)->copying = (*layer)->overfull = (*layer)->failed = false;
     return TP_OK;
 }
 
@@ -65,9 +67,17 @@ static void begin_run(tp_layer *layer, size_t from)
     add_run(layer, from);
 }
 
+static bool take_room(tp_layer *layer, size_t n)
+{
+    layer->overfull = layer->overfull || n > layer->room;
+    if (layer->overfull) return false;
+    layer->room -= n;
+    return true;
+}
+
 void tp_layer_keep(tp_layer *layer, const char *bytes, size_t n, size_t from)
 {
-    if (n == 0) return;
+    if (n == 0 || !take_room(layer, n)) return;
     if (!layer->copying || layer->from_end != from) begin_run(layer, from);
     tp_buf_append(&layer->text, bytes, n);
     layer->from_end = from + n;
@@ -80,6 +90,7 @@ void tp_layer_replace(tp_layer *layer, const char *bytes, size_t n, size_t from,
         tp_layer_keep(layer, bytes, n, from);
         return;
     }
+    if (!take_room(layer, n)) return;
     begin_run(layer, from);
     tp_buf_append(&layer->text, bytes, n);
     layer->from_end = from + from_n;
@@ -92,6 +103,10 @@ tp_status tp_layers_close(tp_ctx *ctx, tp_layers *layers, size_t from_end)
     begin_run(layer, from_end);
     TP_TRY(tp_buf_status(ctx, &layer->text, "normalized text"));
     if (layer->failed) return tp_fail(ctx, TP_NOMEM, "normalized text: out of memory");
+    if (layer->overfull)
+        return tp_fail(ctx, TP_UNSUPPORTED, "normalized text: the tokenizer's steps make more than %d bytes of each one",
+                       TP_LAYERS_GROWTH);
+    layers->room = layer->room;
     layers->count++;
     return TP_OK;
 }

@@ -3,7 +3,10 @@
  * Normalizers and pre-tokenizers rewrite text (drop marks, put a blank in front, replace blanks by U+2581), while the
  * caller wants to know which bytes of the original a token stands for. Each rewriting is a layer: its new bytes, and
  * runs that say from which bytes of the layer below they were made. A run either copies byte for byte or stands as a
- * whole for what it replaced. */
+ * whole for what it replaced.
+ *
+ * Steps that replace come from a file and may each make text longer: all layers of a stretch together may be written
+ * with no more than a multiple of its bytes. */
 #ifndef TP_DATA_ALIGNED_H
 #define TP_DATA_ALIGNED_H
 
@@ -25,15 +28,22 @@ typedef struct tp_layer {
     size_t n_runs, capacity;
     size_t from_end; /* end of what has been consumed below */
     size_t near;     /* the run that was looked up last: places are mostly asked for in order */
+    size_t room;     /* bytes that may still be written */
     bool copying;    /* the last run copies byte for byte */
-    bool failed;     /* an allocation failed; reported by tp_layers_close */
+    bool overfull;   /* more was to be written; reported by tp_layers_close */
+    bool failed;     /* an allocation failed; likewise */
 } tp_layer;
+
+#define TP_LAYERS_GROWTH 64   /* bytes that layers may have for each byte of the stretch */
+#define TP_LAYERS_BASE   4096 /* and for the stretch as such */
 
 /* A stretch of the original and the layers above it. Zero-initialised is empty; memory is kept until tp_layers_free. */
 typedef struct tp_layers {
     const char *text; /* borrowed */
     size_t n;
-    size_t base; /* offset of text in the original */
+    size_t base;     /* offset of text in the original */
+    size_t room;     /* bytes that layers may still be written with */
+    uint64_t budget; /* of the regexes (data/regex.h), for the caller to set; only he knows the whole text */
     tp_layer *items;
     size_t count, capacity, ready; /* layers in use; allocated; initialised */
 } tp_layers;

@@ -6,6 +6,8 @@
  *
  *   completion, instruction, chat   JSONL (or .txt): rendered, encoded, masked as recipes.md section 4 says
  *   tokens                          safetensors of ready micro-batches, in order unless shuffled
+ *
+ * With config->cache_dir the tokens of text are kept on disk (data/token_cache.h): the next run neither renders nor encodes.
  */
 #ifndef TP_DATA_DATASET_H
 #define TP_DATA_DATASET_H
@@ -40,6 +42,8 @@ typedef struct tp_dataset_options {
     int64_t micro_batch_size;
     bool micro_batch_size_given; /* the recipe sets it: then ready tokens must agree */
     int64_t max_length;          /* effective max_seq_length */
+    bool shows;                  /* for tp_dataset_preview alone: what speaks against the rows as a whole is a warning */
+    bool keeps_tokens;           /* config->cache_dir is written where it lacks the tokens; otherwise it is only read */
     uint64_t seed;
     const char *(*where)(void *state, const char *key); /* file:line:column of a recipe key for messages; may be NULL */
     void *where_state;

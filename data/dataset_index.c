@@ -1,10 +1,12 @@
-/* The one pass over the files in which a data set learns where its rows are and how long they get. */
+/* The one pass over the files in which a data set learns where its rows are and how long they get; or, in its place, what a
+ * token cache remembers of it. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "data/dataset_text.h"
+#include "data/token_cache.h"
 
 #define PLACE_BYTES 1024
 
@@ -23,8 +25,6 @@ struct indexing {
     bool holds_out;
     uint32_t copies; /* draws of this row */
     bool fatal;      /* the failure is not of the kind that on_bad_row skips */
-    bool learns_end;
-    int64_t too_long, masked;
 };
 
 static const char *where(const tp_dataset_options *options, const char *key)
@@ -73,7 +73,7 @@ static tp_status preflight(struct indexing *x)
     const tp_encoded *e = &d->scratch->encoded;
     int32_t bos = tp_tokenizer_role(d->tokenizer, TP_TOKEN_BOS), eos = tp_tokenizer_role(d->tokenizer, TP_TOKEN_EOS);
     char text[256];
-    if (e->learns_end) x->learns_end = true;
+    if (e->learns_end) x->d->findings.learns_end = true;
     if (bos >= 0 && bos != eos && e->tokens.count > 1 && e->ids[0] == bos && e->ids[1] == bos)
         return row_fail(x, "the row begins with bos twice: the text has it already, and the tokenizer or the template adds it");
     for (size_t i = 0; i < e->tokens.count; i++) {
@@ -108,6 +108,7 @@ static tp_status push_row(struct indexing *x, size_t block, size_t first, size_t
                                            (uint32_t)block, (uint32_t)first,    (uint32_t)tokens,  labels};
     for (uint32_t i = 0; labels > 0 && i < x->copies; i++) d->draws[d->n_draws++] = (uint32_t)d->n_rows;
     d->n_rows++;
+    if (labels > 0) TP_TRY(tp_token_cache_add(x->ctx, d->cache, &d->scratch->encoded, first, tokens));
     if (labels > 0 && (int64_t)tokens > d->base.counts.longest_row) d->base.counts.longest_row = (int64_t)tokens;
     return TP_OK;
 }
@@ -130,11 +131,11 @@ static tp_status index_whole(struct indexing *x)
     if ((int64_t)n > d->max_length) {
         snprintf(text, sizeof text, "the row has %zu tokens, max_seq_length is %lld", n, (long long)d->max_length);
         if (d->config->excess_length == TP_EXCESS_RAISE) return row_fail(x, text);
-        if (d->config->excess_length != TP_EXCESS_TRUNCATE) return drop(x, n, &x->too_long);
+        if (d->config->excess_length != TP_EXCESS_TRUNCATE) return drop(x, n, &d->findings.too_long);
         n = (size_t)d->max_length;
     }
     uint32_t labels = count_labels(e, 0, n);
-    if (labels == 0) return drop(x, n, &x->masked);
+    if (labels == 0) return drop(x, n, &d->findings.masked);
     d->base.counts.rows_used++;
     return push_row(x, 0, 0, n, labels);
 }
@@ -168,7 +169,7 @@ static tp_status index_split(struct indexing *x)
         TP_TRY(index_block(x, begin, &used));
         begin = end;
     } while (begin < text->len);
-    if (!used) return drop(x, 0, &x->masked);
+    if (!used) return drop(x, 0, &d->findings.masked);
     d->base.counts.rows_used++;
     return TP_OK;
 }
@@ -202,6 +203,8 @@ static tp_status choose(struct indexing *x, const tp_json_doc *doc)
                        where(x->options, "excess_length_strategy"), tp_row_file_path(f->rows),
                        f->rules.pairs ? "prompts and completions" : f->rules.format->name);
     f->chosen = true;
+    f->chose_by = x->place;
+    f->chose_by.text = NULL;
     return TP_OK;
 }
 
@@ -225,7 +228,8 @@ static tp_status index_sample(struct indexing *x)
 static tp_status index_json(struct indexing *x, tp_span bytes)
 {
     tp_json_doc *doc;
-    tp_json_options options = {.name = tp_row_file_path(x->file->rows), .first_line = x->place.line};
+    tp_json_options options = {
+        .name = tp_row_file_path(x->file->rows), .first_line = x->place.line, .max_nodes = TP_ROW_MAX_VALUES};
     TP_TRY(tp_json_parse(x->ctx, bytes.data, bytes.len, &options, &doc));
     tp_status status = x->file->chosen ? TP_OK : fatal(x, choose(x, doc));
     if (status == TP_OK) status = tp_text_sample(x->ctx, x->d, x->file, doc, bytes);
@@ -292,8 +296,10 @@ static tp_status take_row(struct indexing *x)
     counts->rows_read++;
     before = *counts;
     tp_status status = index_row(x);
+    if (status == TP_OK) tp_token_cache_accept(x->ctx, d->cache);
     if (status != TP_FORMAT || x->fatal || d->config->on_bad_row != TP_BAD_ROW_SKIP) return status;
     tp_ctx_clear(x->ctx);
+    tp_token_cache_reject(d->cache);
     *counts = before;
     counts->rows_bad++;
     d->n_rows = n_rows;
@@ -386,17 +392,17 @@ static tp_status check_counts(struct indexing *x)
     char counts[256];
     snprintf(counts, sizeof counts,
              "of %lld rows %lld are malformed, %lld longer than %lld tokens, %lld without a token to learn",
-             (long long)c->rows_read, (long long)c->rows_bad, (long long)x->too_long, (long long)d->max_length,
-             (long long)x->masked);
+             (long long)c->rows_read, (long long)c->rows_bad, (long long)d->findings.too_long, (long long)d->max_length,
+             (long long)d->findings.masked);
     if (!((double)c->rows_dropped <= d->config->max_dropped * (double)c->rows_read))
-        return tp_fail(x->ctx, TP_FORMAT, "%s: %lld rows would be dropped, max_dropped allows %g of %lld: %s",
+        return tp_fail(x->ctx, TP_FORMAT, "%s: %lld rows would be dropped, max_dropped allows %g of %lld: %s%s",
                        x->d->files[0].block->path, (long long)c->rows_dropped, d->config->max_dropped, (long long)c->rows_read,
-                       counts);
+                       counts, d->findings.too_long > 0 ? "; see max_seq_length and excess_length_strategy" : "");
     if (d->n_draws == 0)
         return tp_fail(x->ctx, TP_FORMAT, "%s: no row is left to %s: %s", d->files[0].block->path,
                        d->held_out ? "hold out" : "learn from", counts);
     if (c->rows_dropped + c->rows_bad > 0) tp_note(x->ctx, "%s: %s; the rest is used", d->files[0].block->path, counts);
-    if (x->learns_end || d->held_out) return TP_OK;
+    if (d->findings.learns_end || d->held_out) return TP_OK;
     tp_span eos = tp_tokenizer_role_text(d->tokenizer, TP_TOKEN_EOS);
     return tp_fail(
         x->ctx, TP_FORMAT,
@@ -404,10 +410,55 @@ static tp_status check_counts(struct indexing *x)
         d->files[0].block->path, (int)(eos.len < 64 ? eos.len : 64), eos.data != NULL ? eos.data : "");
 }
 
+static tp_status judge(struct indexing *x)
+{
+    tp_status status = check_counts(x);
+    if (status != TP_FORMAT || !x->options->shows) return status;
+    tp_warn(x->ctx, "%s", x->ctx->message);
+    tp_ctx_clear(x->ctx);
+    return TP_OK;
+}
+
+/* ---- the pass, or what is remembered of it ---- */
+
+static tp_status choose_again(struct indexing *x)
+{
+    tp_json_doc *doc;
+    struct text_file *f = x->file;
+    size_t n = f->chose_by.bytes;
+    tp_json_options options = {
+        .name = tp_row_file_path(f->rows), .first_line = f->chose_by.line, .max_nodes = TP_ROW_MAX_VALUES};
+    char *line = tp_alloc_raw(x->ctx, n, 1);
+    if (line == NULL) return TP_NOMEM;
+    x->place = f->chose_by;
+    tp_status status = tp_row_file_read(x->ctx, f->rows, x->place.offset, line, n);
+    if (status == TP_OK) status = tp_json_parse(x->ctx, line, n, &options, &doc);
+    if (status == TP_OK) {
+        status = choose(x, doc);
+        tp_json_free(doc);
+    }
+    tp_free(line);
+    return status;
+}
+
+/* Previews and samples render by the rules, too. */
+static tp_status remember(struct indexing *x)
+{
+    for (size_t i = 0; i < x->d->n_files; i++) {
+        x->file = &x->d->files[i];
+        if (x->file->chose_by.bytes > 0) TP_TRY(choose_again(x));
+    }
+    return judge(x);
+}
+
 tp_status tp_text_index(tp_ctx *ctx, struct text_dataset *d, const tp_dataset_options *options)
 {
     struct indexing x = {.ctx = ctx, .d = d, .options = options};
+    bool remembered;
+    TP_TRY(tp_token_cache_open(ctx, d, options->keeps_tokens, &remembered));
+    if (remembered) return remember(&x);
     TP_TRY(find_share(&x));
     TP_TRY(each_file(&x, take_row));
-    return check_counts(&x);
+    TP_TRY(judge(&x));
+    return tp_token_cache_publish(ctx, d);
 }

@@ -1,11 +1,12 @@
 /* Data sets of text: rows are rendered, encoded and masked when a micro-batch asks for them, from the place where the index
- * says they are. */
+ * says they are; or their tokens come from a cache. */
 #include "data/dataset_text.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "data/token_cache.h"
 
 /* ---- one row's tokens ---- */
 
@@ -18,7 +19,7 @@ static tp_status read_sample(tp_ctx *ctx, const struct text_dataset *base, const
     tp_json_doc *doc = NULL;
     TP_TRY(tp_grow(ctx, &s->line, &s->line_capacity, (size_t)row->bytes + 1, 1));
     TP_TRY(tp_row_file_read(ctx, file->rows, row->offset, s->line, row->bytes));
-    tp_json_options options = {.name = tp_row_file_path(file->rows), .first_line = row->line};
+    tp_json_options options = {.name = tp_row_file_path(file->rows), .first_line = row->line, .max_nodes = TP_ROW_MAX_VALUES};
     if (!tp_row_file_is_plain(file->rows)) TP_TRY(tp_json_parse(ctx, s->line, row->bytes, &options, &doc));
     tp_status status = tp_text_sample(ctx, d, file, doc, (tp_span){s->line, row->bytes});
     tp_json_free(doc);
@@ -53,9 +54,15 @@ static tp_status append_draw(tp_ctx *ctx, const struct text_dataset *d, uint32_t
 {
     const struct text_row *row = &d->rows[d->draws[draw]];
     const tp_encoded *e = &d->scratch->encoded;
-    TP_TRY(load_row(ctx, d, row));
+    const int32_t *ids, *labels;
+    TP_TRY(tp_token_cache_read(ctx, d->cache, d, d->draws[draw], &ids, &labels));
+    if (ids == NULL) {
+        TP_TRY(load_row(ctx, d, row));
+        ids = e->ids + row->first;
+        labels = e->labels + row->first;
+    }
     TP_TRY(tp_host_batch_reserve(ctx, batch, row->tokens));
-    tp_host_batch_append(batch, e->ids + row->first, e->labels + row->first, row->tokens);
+    tp_host_batch_append(batch, ids, labels, row->tokens);
     return TP_OK;
 }
 
@@ -145,6 +152,7 @@ static void close_text(tp_dataset *base)
     tp_free(d->draws);
     tp_free(d->lengths);
     tp_packs_free(&d->packs);
+    tp_token_cache_close(d->cache);
     if (d->scratch != NULL) {
         tp_free(d->scratch->line);
         tp_sample_free(&d->scratch->sample);
@@ -286,8 +294,10 @@ static void describe_file(const struct text_file *f, tp_buf *out)
 {
     const tp_dataset_config *b = f->block;
     tp_buf_printf(out, "\n%s side=%d weight=%.17g limit=%lld system=%s",
-                  tp_row_file_is_plain(f->rows) ? "text" : f->rules.format->name, (int)f->side, b->weight, (long long)b->limit,
-                  b->system != NULL ? b->system : "");
+                  tp_row_file_is_plain(f->rows) ? "text"
+                  : f->chosen                   ? f->rules.format->name
+                                                : "no row",
+                  (int)f->side, b->weight, (long long)b->limit, b->system != NULL ? b->system : "");
     for (size_t i = 0; i < b->columns.n; i++) tp_buf_printf(out, " %s=%s", b->columns.items[i].name, b->columns.items[i].value);
     tp_buf_char(out, ' ');
 }
@@ -299,11 +309,11 @@ static tp_status fingerprint(tp_ctx *ctx, struct text_dataset *d)
     tp_buf text;
     tp_buf_init(&text, 0);
     tp_buf_printf(&text,
-                  "text 1 seed=%llu length=%lld batch=%llu shuffle=%d group=%d packing=%d excess=%d bad=%d inputs=%d turns=%d "
-                  "share=%.17g,%lld vocabulary=%zu",
+                  "text 2 seed=%llu length=%lld batch=%llu shuffle=%d group=%d packing=%d excess=%d bad=%d inputs=%d turns=%d "
+                  "share=%.17g,%lld tokenizer=%s",
                   (unsigned long long)d->seed, (long long)d->max_length, (unsigned long long)d->batch_size, c->shuffle,
                   c->group_by_length, c->packing, c->excess_length, c->on_bad_row, c->train_on_inputs, c->train_on_turns,
-                  c->val_set_size.fraction, (long long)c->val_set_size.rows, tp_tokenizer_size(d->tokenizer));
+                  c->val_set_size.fraction, (long long)c->val_set_size.rows, tp_tokenizer_identity(d->tokenizer));
     for (size_t i = 0; i < d->n_files && status == TP_OK; i++) {
         describe_file(&d->files[i], &text);
         status = tp_row_file_hash(ctx, d->files[i].rows, &text);
@@ -324,6 +334,7 @@ static tp_status open_text(tp_ctx *ctx, struct text_dataset *d, const tp_dataset
     if (d->scratch == NULL) return TP_NOMEM;
     TP_TRY(open_files(ctx, d, options));
     TP_TRY(tp_text_index(ctx, d, options));
+    if (options->shows) return TP_OK;
     TP_TRY(make_order(ctx, d));
     TP_TRY(measure(ctx, d));
     return fingerprint(ctx, d);

@@ -1,4 +1,4 @@
-/* Inside of text data sets: what the index knows of each row. For data/dataset_text.c and data/dataset_index.c. */
+/* Inside of text data sets: what the index knows of each row. For data/dataset_text.c, dataset_index.c and token_cache.c. */
 #ifndef TP_DATA_DATASET_TEXT_H
 #define TP_DATA_DATASET_TEXT_H
 
@@ -25,7 +25,14 @@ struct text_file {
     const char *list; /* recipe key the block stands in */
     enum side side;
     tp_row_rules rules;
-    bool chosen; /* the rules, by the first row */
+    bool chosen;           /* the rules, by the first row */
+    tp_row_place chose_by; /* that row; its text is gone */
+};
+
+/* What the pass over the files found besides rows, draws and counts. */
+struct text_findings {
+    int64_t too_long, masked;
+    bool learns_end;
 };
 
 /* Working memory of one row, kept for the next. One thread at a time. */
@@ -51,7 +58,9 @@ struct text_dataset {
     size_t n_rows, rows_capacity;
     uint32_t *draws; /* row numbers, each as often as an epoch draws it */
     size_t n_draws, draws_capacity;
-    uint32_t *lengths; /* [order.n] tokens of each draw, or of each pack */
+    struct text_findings findings;
+    struct tp_token_cache *cache; /* NULL: none */
+    uint32_t *lengths;            /* [order.n] tokens of each draw, or of each pack */
     tp_packs packs;
     tp_order order;
     struct text_scratch *scratch;

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/safetensors.h"
@@ -283,6 +284,8 @@ tp_status tp_token_dataset_open(tp_ctx *ctx, const tp_dataset_options *options, 
     struct token_dataset *d = tp_alloc(ctx, 1, sizeof *d);
     if (d == NULL) return TP_NOMEM;
     d->base.kind = &token_kind;
+    if (options->keeps_tokens && !options->held_out && options->config->cache_dir != NULL)
+        tp_note(ctx, "cache_dir: without effect, these are tokens already");
     d->shuffle = options->config->shuffle && !options->held_out;
     d->seed = options->seed;
     d->vocab_size = options->vocab_size;

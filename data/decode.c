@@ -141,37 +141,47 @@ static tp_status byte_fallback(struct flow *f, size_t stage, tp_span token)
 
 /* ---- replacing ---- */
 
-static void replace_text(tp_buf *work, tp_span text, tp_span pattern, tp_span content)
+/* Appends to `work`, if that is not more than a file may make of the text. */
+static tp_status write_text(struct flow *f, tp_buf *work, const char *text, size_t n)
+{
+    if (n > f->walk->room)
+        return tp_fail(f->ctx, TP_UNSUPPORTED, "decoded text: the decoder's steps make more than %d bytes of each one",
+                       TP_DECODE_GROWTH);
+    f->walk->room -= n;
+    tp_buf_append(work, text, n);
+    return TP_OK;
+}
+
+static tp_status replace_text(struct flow *f, tp_buf *work, tp_span text, tp_span pattern, tp_span content)
 {
     size_t done = 0;
     tp_buf_clear(work);
     while (done < text.len && pattern.len > 0) {
         const char *found = memmem(text.data + done, text.len - done, pattern.data, pattern.len);
         if (found == NULL) break;
-        tp_buf_append(work, text.data + done, (size_t)(found - text.data) - done);
-        tp_buf_append(work, content.data, content.len);
+        TP_TRY(write_text(f, work, text.data + done, (size_t)(found - text.data) - done));
+        TP_TRY(write_text(f, work, content.data, content.len));
         done = (size_t)(found - text.data) + pattern.len;
     }
-    tp_buf_append(work, text.data + done, text.len - done);
+    return write_text(f, work, text.data + done, text.len - done);
 }
 
-static tp_status replace_matches(tp_ctx *ctx, tp_buf *work, tp_span text, const tp_regex *regex, tp_span content)
+static tp_status replace_matches(struct flow *f, tp_buf *work, tp_span text, const tp_regex *regex, tp_span content)
 {
     tp_regex_walk walk;
     size_t done = 0, begin, end;
     bool found = true;
     tp_buf_clear(work);
-    tp_status status = tp_regex_begin(ctx, regex, text.data, text.len, &walk);
+    tp_status status = tp_regex_begin(f->ctx, regex, text.data, text.len, &f->walk->budget, &walk);
     while (status == TP_OK) {
-        status = tp_regex_next(ctx, &walk, &found, &begin, &end);
+        status = tp_regex_next(f->ctx, &walk, &found, &begin, &end);
         if (status != TP_OK || !found) break;
-        tp_buf_append(work, text.data + done, begin - done);
-        tp_buf_append(work, content.data, content.len);
+        status = write_text(f, work, text.data + done, begin - done);
+        if (status == TP_OK) status = write_text(f, work, content.data, content.len);
         done = end;
     }
     tp_regex_end(&walk);
-    tp_buf_append(work, text.data + done, text.len - done);
-    return status;
+    return status == TP_OK ? write_text(f, work, text.data + done, text.len - done) : status;
 }
 
 static tp_status pass_replaced(struct flow *f, size_t stage, tp_span text, tp_span content)
@@ -179,9 +189,9 @@ static tp_status pass_replaced(struct flow *f, size_t stage, tp_span text, tp_sp
     const tp_decode_stage *s = &f->walk->decoder->stages[stage];
     tp_buf *work = &f->walk->states[stage].work;
     if (s->regex != NULL)
-        TP_TRY(replace_matches(f->ctx, work, text, s->regex, content));
+        TP_TRY(replace_matches(f, work, text, s->regex, content));
     else
-        replace_text(work, text, s->pattern, content);
+        TP_TRY(replace_text(f, work, text, s->pattern, content));
     TP_TRY(tp_buf_status(f->ctx, work, "decoded text"));
     return enter(f, stage + 1, span_of(work), false);
 }
@@ -302,6 +312,13 @@ static tp_status finish_stage(struct flow *f, size_t stage)
 tp_status tp_decode_push(tp_ctx *ctx, tp_decode_walk *walk, tp_span token, tp_buf *out)
 {
     struct flow f = {ctx, walk, out};
+    if (!walk->running) {
+        walk->running = true;
+        walk->room = TP_DECODE_BASE;
+        walk->budget = tp_regex_budget(0);
+    }
+    walk->room += TP_DECODE_GROWTH * (token.len + 1); /* a blank may come to each */
+    walk->budget += tp_regex_budget(token.len) - tp_regex_budget(0);
     return enter(&f, 0, token, false);
 }
 
@@ -321,6 +338,7 @@ tp_status tp_decode_end(tp_ctx *ctx, tp_decode_walk *walk, tp_buf *out)
         if (status == TP_OK) status = finish_stage(&f, i);
         start_over(&walk->states[i]);
     }
+    walk->running = false;
     return status;
 }
 

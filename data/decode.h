@@ -36,7 +36,10 @@ typedef struct tp_decode_stage {
     bool whole; /* set by tp_decoder_finish: a joining stage must wait for the end, since a later one needs the whole */
 } tp_decode_stage;
 
-#define TP_DECODE_STAGES 16
+#define TP_DECODE_STAGES    16
+#define TP_DECODE_STRIP_MAX 1024 /* characters that a stage may take off an end */
+#define TP_DECODE_GROWTH    64   /* bytes that replacing may write for each byte that comes in, over all stages */
+#define TP_DECODE_BASE      4096 /* and once */
 
 typedef struct tp_decoder {
     tp_decode_stage stages[TP_DECODE_STAGES];
@@ -62,6 +65,9 @@ typedef struct tp_decode_state {
 
 typedef struct tp_decode_walk {
     const tp_decoder *decoder;
+    bool running;    /* a token has come */
+    size_t room;     /* bytes that replacing may still write */
+    uint64_t budget; /* of regexes (data/regex.h) */
     tp_decode_state states[TP_DECODE_STAGES];
 } tp_decode_walk;
 

@@ -184,7 +184,7 @@ static tp_status replace_regex(tp_ctx *ctx, tp_layers *layers, const tp_regex *r
     tp_regex_walk walk;
     bool found = true;
     TP_TRY(begin(ctx, layers, &r));
-    tp_status status = tp_regex_begin(ctx, regex, r.in.data, r.in.len, &walk);
+    tp_status status = tp_regex_begin(ctx, regex, r.in.data, r.in.len, &layers->budget, &walk);
     while (status == TP_OK && found) {
         size_t from, to;
         status = tp_regex_next(ctx, &walk, &found, &from, &to);

@@ -19,6 +19,9 @@ typedef struct tp_template_item {
     int32_t type_id;
 } tp_template_item;
 
+#define TP_TEMPLATE_ITEMS 256 /* that a list may have, */
+#define TP_TEMPLATE_TEXTS 4   /* and texts among them: each makes the result longer by a whole text */
+
 typedef struct tp_template {
     tp_template_item *items;
     size_t count, capacity;
@@ -28,6 +31,7 @@ typedef struct tp_postprocessor {
     tp_template single, pair; /* without items: the text alone; both texts, with type ids 0 and 1 */
 } tp_postprocessor;
 
+/* UNSUPPORTED beyond the limits above. */
 TP_API tp_status tp_template_add(tp_ctx *ctx, tp_template *template_, tp_template_kind kind, int32_t id,
                                  int32_t type_id) TP_MUST_CHECK;
 TP_API void tp_postprocessor_free(tp_postprocessor *post);

@@ -12,9 +12,10 @@ struct splitter {
     tp_ranges *out;
     tp_split_behavior behavior;
     bool invert;
-    size_t first;  /* pieces in `out` that belong to earlier input */
-    bool previous; /* the last range was a match */
-    tp_range held; /* a match that waits for its successor (merged with next) */
+    uint64_t *budget; /* of regexes */
+    size_t first;     /* pieces in `out` that belong to earlier input */
+    bool previous;    /* the last range was a match */
+    tp_range held;    /* a match that waits for its successor (merged with next) */
     bool holding;
 };
 
@@ -88,7 +89,7 @@ static tp_status cut_by_regex(struct splitter *s, const tp_regex *regex, tp_span
     tp_regex_walk walk;
     size_t done = 0, begin, end, n = piece.end - piece.begin;
     bool found = true;
-    tp_status status = tp_regex_begin(s->ctx, regex, text.data + piece.begin, n, &walk);
+    tp_status status = tp_regex_begin(s->ctx, regex, text.data + piece.begin, n, s->budget, &walk);
     while (status == TP_OK) {
         status = tp_regex_next(s->ctx, &walk, &found, &begin, &end);
         if (status != TP_OK || !found) break;
@@ -165,12 +166,17 @@ static tp_status cut_piece(struct splitter *s, const tp_cut_step *step, tp_span 
     }
 }
 
-static tp_status cut(tp_ctx *ctx, const tp_cut_step *step, tp_span text, tp_pieces *pieces)
+static tp_status cut(tp_ctx *ctx, const tp_cut_step *step, tp_layers *layers, tp_pieces *pieces)
 {
+    tp_span text = tp_layers_top(layers);
     pieces->next.count = 0;
     for (size_t i = 0; i < pieces->now.count; i++) {
-        struct splitter s = {
-            .ctx = ctx, .out = &pieces->next, .behavior = step->behavior, .invert = step->invert, .first = pieces->next.count};
+        struct splitter s = {.ctx = ctx,
+                             .out = &pieces->next,
+                             .behavior = step->behavior,
+                             .invert = step->invert,
+                             .budget = &layers->budget,
+                             .first = pieces->next.count};
         TP_TRY(cut_piece(&s, step, text, pieces->now.items[i]));
         TP_TRY(release_held(&s));
     }
@@ -279,7 +285,7 @@ tp_status tp_pretokenize(tp_ctx *ctx, const tp_pretokenizer *pre, tp_layers *lay
         if (rewrites(step->kind))
             TP_TRY(rewrite(ctx, step, layers, pieces));
         else
-            TP_TRY(cut(ctx, step, tp_layers_top(layers), pieces));
+            TP_TRY(cut(ctx, step, layers, pieces));
     }
     return TP_OK;
 }

@@ -6,8 +6,6 @@
 #include "base/file.h"
 #include "base/mem.h"
 
-#define TEMPLATE_MAX_BYTES ((size_t)1 << 20)
-
 static tp_status compile_choice(tp_ctx *ctx, const tp_tokenizer *tokenizer, const char *choice, tp_prompt *prompt)
 {
     const char *builtin = tp_chat_builtin(choice);
@@ -22,7 +20,7 @@ static tp_status compile_choice(tp_ctx *ctx, const tp_tokenizer *tokenizer, cons
     }
     char *text;
     size_t n;
-    TP_TRY(tp_file_read(ctx, choice, TEMPLATE_MAX_BYTES, &text, &n));
+    TP_TRY(tp_file_read(ctx, choice, TP_TEMPLATE_FILE_BYTES, &text, &n));
     tp_status status = tp_template_compile(ctx, choice, text, n, &prompt->tmpl);
     tp_free(text);
     return status;

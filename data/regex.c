@@ -197,16 +197,20 @@ void tp_regex_free(tp_regex *regex)
 
 /* ---- matching ---- */
 
-#define STEPS_AT_FIRST  8192u
+#define STEPS_AT_FIRST  1024u
 #define STEPS_AT_MOST   (1u << 30)
-#define BUDGET_BASE     (UINT64_C(1) << 25)
+#define BUDGET_BASE     (UINT64_C(1) << 20)
 #define BUDGET_PER_BYTE 64u
 #define HEAP_LIMIT_KIB  65536u
 
-tp_status tp_regex_begin(tp_ctx *ctx, const tp_regex *regex, const char *text, size_t n, tp_regex_walk *walk)
+uint64_t tp_regex_budget(size_t n)
 {
-    *walk = (tp_regex_walk){.regex = regex, .text = text, .n = n, .last_end = SIZE_MAX};
-    walk->budget = BUDGET_BASE + (n < UINT64_MAX / (2 * BUDGET_PER_BYTE) ? BUDGET_PER_BYTE * (uint64_t)n : UINT64_MAX / 2);
+    return BUDGET_BASE + (n < UINT64_MAX / (2 * BUDGET_PER_BYTE) ? BUDGET_PER_BYTE * (uint64_t)n : UINT64_MAX / 2);
+}
+
+tp_status tp_regex_begin(tp_ctx *ctx, const tp_regex *regex, const char *text, size_t n, uint64_t *budget, tp_regex_walk *walk)
+{
+    *walk = (tp_regex_walk){.regex = regex, .text = text, .n = n, .last_end = SIZE_MAX, .budget = budget};
     pcre2_general_context *memory = pcre2_general_context_create(pcre_alloc, pcre_free, NULL);
     if (memory != NULL) {
         walk->data = pcre2_match_data_create_from_pattern(regex->code, memory);
@@ -233,8 +237,8 @@ static int match_with_budget(tp_regex_walk *walk)
         pcre2_set_match_limit(walk->context, steps);
         int rc = pcre2_match(walk->regex->code, (PCRE2_SPTR)walk->text, walk->n, walk->at, PCRE2_NO_UTF_CHECK, walk->data,
                              walk->context);
-        if (rc != PCRE2_ERROR_MATCHLIMIT || steps > STEPS_AT_MOST / 16 || walk->budget < steps * UINT64_C(16)) return rc;
-        walk->budget -= steps * UINT64_C(16);
+        if (rc != PCRE2_ERROR_MATCHLIMIT || steps > STEPS_AT_MOST / 16 || *walk->budget < steps * UINT64_C(16)) return rc;
+        *walk->budget -= steps * UINT64_C(16);
     }
 }
 

@@ -141,6 +141,11 @@ tp_status tp_row_file_hash(tp_ctx *ctx, tp_row_file *f, tp_buf *out)
     return status;
 }
 
+tp_status tp_row_file_sha256(tp_ctx *ctx, const tp_row_file *f, char hex[65])
+{
+    return tp_file_sha256(ctx, f->file, hex);
+}
+
 /* ---- rows ---- */
 
 void tp_row_reader_begin(tp_row_reader *r, tp_row_file *file, size_t block_bytes)

@@ -9,7 +9,8 @@
 #include "base/file.h"
 #include "base/status.h"
 
-#define TP_ROW_MAX_BYTES ((size_t)64 << 20)
+#define TP_ROW_MAX_BYTES  ((size_t)64 << 20)
+#define TP_ROW_MAX_VALUES ((size_t)1 << 22) /* of its JSON, keys included: 100 MB once they are parsed */
 
 typedef struct tp_row_file tp_row_file;
 
@@ -23,6 +24,8 @@ TP_API bool tp_row_file_is_plain(const tp_row_file *file); /* .txt: a row is tex
 TP_API tp_status tp_row_file_check(tp_ctx *ctx, const tp_row_file *file) TP_MUST_CHECK;
 /* Appends size and hashes of up to 257 blocks, evenly spread, first and last among them. */
 TP_API tp_status tp_row_file_hash(tp_ctx *ctx, tp_row_file *file, tp_buf *out) TP_MUST_CHECK;
+/* SHA-256 of the whole file as it lies on disk, in hexadecimal. */
+TP_API tp_status tp_row_file_sha256(tp_ctx *ctx, const tp_row_file *file, char hex[65]) TP_MUST_CHECK;
 /* Bytes of a row that a reader found. */
 TP_API tp_status tp_row_file_read(tp_ctx *ctx, tp_row_file *file, uint64_t offset, void *bytes, size_t n) TP_MUST_CHECK;
 

@@ -226,7 +226,7 @@ tp_status tp_jcompare(tp_jinja *j, const char *op, const tp_jvalue *a, const tp_
     }
     if (a->type == b->type && (a->type == TP_J_STRING || a->type == TP_J_BYTES)) {
         *order = compare_bytes(a, b); /* the order of UTF-8 bytes is that of code points */
-        return TP_OK;
+        return tp_jinja_charge_bytes(j, a->len < b->len ? a->len : b->len);
     }
     if (a->type == b->type && tp_jis_list(a)) return compare_lists(j, op, a->list, b->list, order);
     return tp_jinja_fail(j, TP_TEMPLATE_TYPE, "'%s' not supported between instances of '%s' and '%s'", op, tp_jtype_name(a),

@@ -70,6 +70,7 @@ static tp_status keyword_argument(tp_jparser *p, node_list *values, tp_span **na
     tp_jnode *value;
     TP_TRY(tp_jparse_expression(p, &value));
     size_t n = values->n, capacity = values->capacity;
+    if (n >= TP_J_MAX_KEYWORDS) return tp_jparse_fail(p, "at most 1024 keywords in a call");
     for (size_t i = 0; i < n; i++)
         if (tp_span_equal((*names)[i], name)) return tp_jparse_fail(p, "each keyword once in a call");
     TP_TRY(push(p, values, value));

@@ -153,6 +153,7 @@ static tp_status filter_wordcount(tp_jinja *j, const tp_jvalue *self, const tp_j
     bool inside = false;
     TP_TRY(tp_jbind(j, "wordcount", args, "", 0, NULL));
     TP_TRY(tp_jstr(j, self, &text));
+    TP_TRY(tp_jinja_charge_bytes(j, 16 * text.len));
     for (size_t at = 0; at < text.len;) {
         bool word = tp_jword_at(text.text + at, text.len - at) > 0;
         words += word && !inside;

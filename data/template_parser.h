@@ -7,6 +7,7 @@
 #define TP_J_MAX_SOURCE     ((size_t)1 << 20)
 #define TP_J_MAX_STATEMENTS 128  /* nested */
 #define TP_J_MAX_PARENS     256  /* nested parentheses, unary operators, inline ifs */
+#define TP_J_MAX_KEYWORDS   1024 /* in a call: each is compared with those before */
 #define TP_J_MAX_HEIGHT     1000 /* of one expression's tree: a + b + c + ... leans left */
 
 typedef enum tp_jnode_kind {

@@ -131,6 +131,7 @@ static tp_status all_chars(tp_jinja *j, const tp_jvalue *self, const tp_jargs *a
 {
     bool all = self->len > 0 || when_empty;
     TP_TRY(tp_jbind(j, "a str test", args, "", 0, NULL));
+    TP_TRY(tp_jinja_charge_bytes(j, 16 * self->len));
     for (size_t at = 0; all && at < self->len;) {
         uint32_t c = 0;
         int n = tp_utf8_decode(self->text + at, self->len - at, &c);
@@ -173,6 +174,7 @@ static tp_status case_test(tp_jinja *j, const tp_jvalue *self, const tp_jargs *a
 {
     bool any = false;
     TP_TRY(tp_jbind(j, "a str test", args, "", 0, NULL));
+    TP_TRY(tp_jinja_charge_bytes(j, 16 * self->len));
     *out = tp_jbool(false);
     for (size_t at = 0; at < self->len;) {
         uint32_t c = 0;
@@ -211,6 +213,7 @@ static tp_status str_isidentifier(tp_jinja *j, const tp_jvalue *self, const tp_j
 {
     bool good = self->len > 0 && !(self->text[0] >= '0' && self->text[0] <= '9');
     TP_TRY(tp_jbind(j, "isidentifier", args, "", 0, NULL));
+    TP_TRY(tp_jinja_charge_bytes(j, 16 * self->len));
     for (size_t at = 0; good && at < self->len;) {
         int n = tp_jword_at(self->text + at, self->len - at);
         good = n > 0;

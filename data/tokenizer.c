@@ -1,4 +1,6 @@
 /* Runs the parts of a tokenizer one after the other. */
+#include <stdio.h>
+
 #include "base/mem.h"
 #include "data/tokenizer_parts.h"
 
@@ -97,6 +99,19 @@ static void show_normalized(tp_tokenizer *t)
         t->vocabulary.tokens[token->id] = token->content;
         t->special[token->id] = 0;
     }
+}
+
+void tp_tokenizer_identify(tp_tokenizer *t, const char *name, const void *bytes, size_t n)
+{
+    char text[256], digest[65];
+    tp_sha256_hex(bytes, n, digest);
+    int length = snprintf(text, sizeof text, "%s %s %.100s", t->identity, digest, name);
+    tp_sha256_hex(text, (size_t)length, t->identity);
+}
+
+const char *tp_tokenizer_identity(const tp_tokenizer *t)
+{
+    return t->identity;
 }
 
 tp_status tp_tokenizer_finish(tp_ctx *ctx, tp_tokenizer *t)
@@ -216,6 +231,7 @@ static tp_status encode_text(struct encoding *e)
     size_t valid = tp_utf8_valid_prefix(e->text.data, e->text.len);
     if (valid != e->text.len) return tp_fail(e->ctx, TP_INVALID, "text to encode: byte %zu is not valid UTF-8", valid);
     segments->count = 0;
+    e->scratch->layers.budget = tp_regex_budget(e->text.len);
     TP_TRY(tp_added_split(e->ctx, &e->t->raw, e->special_as_text, e->text.data, 0, e->text.len, segments));
     for (size_t i = 0; i < segments->count; i++) {
         const tp_segment *segment = &segments->items[i];

@@ -21,6 +21,10 @@
 extern "C" {
 #endif
 
+#define TP_TOKENIZER_JSON_BYTES   ((size_t)1 << 29) /* the largest published files have 35 MB */
+#define TP_TOKENIZER_CONFIG_BYTES ((size_t)1 << 26) /* added_tokens_decoder makes some files large */
+#define TP_TEMPLATE_FILE_BYTES    ((size_t)1 << 20)
+
 typedef struct tp_tokenizer tp_tokenizer;
 
 /* ---- opening ---- */
@@ -34,6 +38,10 @@ TP_API tp_status tp_tokenizer_from_json(tp_ctx *ctx, const char *name, const cha
 /* tokenizer.ggml.*: models "gpt2" (with the pre-tokenizers of llama.cpp) and "llama". Nothing is borrowed. */
 TP_API tp_status tp_tokenizer_from_gguf(tp_ctx *ctx, const tp_gguf *file, tp_tokenizer **tokenizer) TP_MUST_CHECK;
 TP_API void tp_tokenizer_free(tp_tokenizer *tokenizer);
+
+/* SHA-256 in hexadecimal over all the files, or metadata values, that it was read from: tokenizers with equal identities give
+ * equal ids and templates. Borrowed. */
+TP_API const char *tp_tokenizer_identity(const tp_tokenizer *tokenizer);
 
 /* ---- encoding ---- */
 typedef enum tp_encode_flags {

@@ -4,9 +4,6 @@
 #include "base/mem.h"
 #include "data/tokenizer_parts.h"
 
-#define CONFIG_MAX   ((size_t)1 << 26) /* bytes; added_tokens_decoder makes some files large */
-#define TEMPLATE_MAX ((size_t)1 << 20)
-
 /* The text of a token that is written as a string or as an AddedToken object. */
 static bool token_text(const tp_json *value, tp_span *text)
 {
@@ -80,17 +77,21 @@ static tp_status find_file(tp_ctx *ctx, const char *folder, const char *name, ch
 
 static tp_status read_config(tp_ctx *ctx, const char *folder, const char *name, tp_tokenizer *t)
 {
-    char *path;
+    char *path, *text = NULL;
+    size_t n;
     tp_json_doc *doc = NULL;
     TP_TRY(find_file(ctx, folder, name, &path));
     if (path == NULL) return TP_OK;
-    tp_status status = tp_json_read(ctx, path, CONFIG_MAX, &doc);
+    tp_status status = tp_file_read(ctx, path, TP_TOKENIZER_CONFIG_BYTES, &text, &n);
+    if (status == TP_OK) tp_tokenizer_identify(t, name, text, n);
+    if (status == TP_OK) status = tp_json_parse(ctx, text, n, &(tp_json_options){.name = path}, &doc);
     const tp_json *root = status == TP_OK ? tp_json_root(doc) : NULL;
     if (status == TP_OK && tp_json_type_of(root) != TP_JSON_OBJECT)
         status = tp_fail(ctx, TP_FORMAT, "%s: expected an object", path);
     if (status == TP_OK) status = read_names(ctx, root, t);
     if (status == TP_OK && t->templates.count == 0) status = read_templates(ctx, doc, root, t);
     tp_json_free(doc);
+    tp_free(text);
     tp_free(path);
     return status;
 }
@@ -101,10 +102,11 @@ static tp_status read_template_file(tp_ctx *ctx, const char *folder, tp_tokenize
     size_t n;
     TP_TRY(find_file(ctx, folder, "chat_template.jinja", &path));
     if (path == NULL) return TP_OK;
-    tp_status status = tp_file_read(ctx, path, TEMPLATE_MAX, &text, &n);
+    tp_status status = tp_file_read(ctx, path, TP_TEMPLATE_FILE_BYTES, &text, &n);
     if (status == TP_OK && tp_utf8_valid_prefix(text, n) != n)
         status = tp_fail(ctx, TP_FORMAT, "%s: byte %zu is not valid UTF-8", path, tp_utf8_valid_prefix(text, n));
     if (status == TP_OK) status = tp_named_texts_add(ctx, &t->templates, tp_span_of("default"), (tp_span){text, n});
+    if (status == TP_OK) tp_tokenizer_identify(t, "chat_template.jinja", text, n);
     tp_free(text);
     tp_free(path);
     return status;

@@ -346,6 +346,10 @@ tp_status tp_tokenizer_from_gguf(tp_ctx *ctx, const tp_gguf *file, tp_tokenizer 
     *out = NULL;
     TP_TRY(tp_tokenizer_new(ctx, path != NULL ? path : "GGUF", &m.t));
     tp_status status = load(ctx, &m);
+    for (size_t i = 0; status == TP_OK && i < tp_gguf_value_count(file); i++) {
+        const tp_gguf_value *value = tp_gguf_value_at(file, i);
+        if (tp_starts_with(value->key, "tokenizer.")) tp_tokenizer_identify(m.t, value->key, value->data, (size_t)value->bytes);
+    }
     if (status == TP_OK)
         *out = m.t;
     else

@@ -3,7 +3,8 @@
 #include "base/mem.h"
 #include "data/tokenizer_parts.h"
 
-#define JSON_MAX ((size_t)1 << 29) /* bytes; the largest published files have 35 MB */
+#define AFFIX_MAX 256                             /* bytes: a prefix stands before each character of a word */
+#define NODES_MAX (8 * (size_t)TP_VOCABULARY_MAX) /* values and keys: a key, an id and a merge of three for each token */
 
 static const tp_token_model *const token_models[] = {&tp_bpe_model, NULL};
 
@@ -106,6 +107,9 @@ static tp_status bpe_options(tp_ctx *ctx, const tp_json_doc *doc, const tp_json 
     TP_TRY(tp_json_need_bool(ctx, doc, model, "ignore_merges", false, &o->ignore_merges));
     TP_TRY(optional_string(ctx, doc, model, "continuing_subword_prefix", &o->prefix));
     TP_TRY(optional_string(ctx, doc, model, "end_of_word_suffix", &o->suffix));
+    if (o->prefix.len > AFFIX_MAX || o->suffix.len > AFFIX_MAX)
+        return refuse(ctx, doc, model, TP_UNSUPPORTED,
+                      "continuing_subword_prefix or end_of_word_suffix of more than 256 bytes");
     TP_TRY(tp_json_need_string(ctx, doc, model, "unk_token", false, &unk));
     if (unk.data != NULL) {
         o->unk_id = tp_vocabulary_find(&t->vocabulary, unk);
@@ -247,9 +251,11 @@ tp_status tp_tokenizer_from_json(tp_ctx *ctx, const char *name, const char *text
     tp_tokenizer *t = NULL;
     *out = NULL;
     /* strict: half a surrogate pair would become U+FFFD, and the token another one */
-    TP_TRY(tp_json_parse(ctx, text, n, &(tp_json_options){.name = name, .strict_surrogates = true}, &doc));
+    const tp_json_options options = {.name = name, .max_nodes = NODES_MAX, .strict_surrogates = true};
+    TP_TRY(tp_json_parse(ctx, text, n, &options, &doc));
     tp_status status = tp_tokenizer_new(ctx, name, &t);
     if (status == TP_OK) status = load(ctx, doc, tp_json_root(doc), t);
+    if (status == TP_OK) tp_tokenizer_identify(t, "tokenizer.json", text, n);
     tp_json_free(doc);
     if (status == TP_OK)
         *out = t;
@@ -262,7 +268,7 @@ static tp_status open_file(tp_ctx *ctx, const char *path, tp_tokenizer **out)
 {
     char *text = NULL;
     size_t n;
-    TP_TRY(tp_file_read(ctx, path, JSON_MAX, &text, &n));
+    TP_TRY(tp_file_read(ctx, path, TP_TOKENIZER_JSON_BYTES, &text, &n));
     tp_status status = tp_tokenizer_from_json(ctx, path, text, n, out);
     tp_free(text);
     return status;

@@ -3,6 +3,8 @@
 #include "base/mem.h"
 #include "data/tokenizer_parts.h"
 
+#define PARTS_MAX 256 /* objects in a pipeline: the place of each is searched from the beginning of the file */
+
 struct reader {
     tp_ctx *ctx;
     const tp_json_doc *doc;
@@ -43,9 +45,11 @@ static tp_status read_pipeline(struct reader *r, const tp_json *value, const cha
     } open[TP_JSON_DEPTH];
     size_t depth = 0;
     if (tp_json_type_of(value) == TP_JSON_NULL) return TP_OK;
-    for (;;) {
+    for (int n_parts = 1;; n_parts++) {
         r->value = value;
         tp_json_where(r->doc, value, r->where, sizeof r->where);
+        if (n_parts > PARTS_MAX)
+            return tp_fail(r->ctx, TP_UNSUPPORTED, "%s: %s: more than %d parts", r->where, pipeline, PARTS_MAX);
         if (tp_json_type_of(value) != TP_JSON_OBJECT)
             return tp_fail(r->ctx, TP_FORMAT, "%s: %s: expected an object", r->where, pipeline);
         if (tp_span_is(tp_json_string(tp_json_get(value, "type")), "Sequence")) {
@@ -356,8 +360,8 @@ static tp_status read_strip_back(struct reader *r)
     uint32_t c;
     tp_decode_stage stage = {.kind = TP_DECODE_STRIP};
     TP_TRY(need_string(r, "content", true, &stage.pattern));
-    TP_TRY(tp_json_need_i64(r->ctx, r->doc, r->value, "start", true, 0, 1 << 20, &start));
-    TP_TRY(tp_json_need_i64(r->ctx, r->doc, r->value, "stop", true, 0, 1 << 20, &stop));
+    TP_TRY(tp_json_need_i64(r->ctx, r->doc, r->value, "start", true, 0, TP_DECODE_STRIP_MAX, &start));
+    TP_TRY(tp_json_need_i64(r->ctx, r->doc, r->value, "stop", true, 0, TP_DECODE_STRIP_MAX, &stop));
     if (stage.pattern.len == 0 || tp_char_next(stage.pattern.data, stage.pattern.len, &c) != stage.pattern.len)
         return refuse(r, TP_FORMAT, "content: expected one character");
     stage.start = (size_t)start;

@@ -54,6 +54,7 @@ struct tp_tokenizer {
     int32_t roles[TP_ROLES]; /* by tp_token_role */
     tp_named_texts named, templates;
     uint64_t fingerprint; /* of the vocabulary and merges: caches of words are valid for one */
+    char identity[65];    /* of everything that was read */
 };
 
 /* Memory of one encoding thread, kept in its tp_tokens. */
@@ -68,6 +69,8 @@ struct tp_encode_scratch {
 
 /* A tokenizer without parts: roles are -1. */
 tp_status tp_tokenizer_new(tp_ctx *ctx, const char *name, tp_tokenizer **tokenizer) TP_MUST_CHECK;
+/* Folds what was read from a file (or metadata value) of this name into the identity. */
+void tp_tokenizer_identify(tp_tokenizer *tokenizer, const char *name, const void *bytes, size_t n);
 /* Registers an added token whose id is in the vocabulary already. Its content is normalized if the flag says so, hence
  * after the normalizer is complete. */
 tp_status tp_tokenizer_add_token(tp_ctx *ctx, tp_tokenizer *tokenizer, const tp_added_token *token) TP_MUST_CHECK;

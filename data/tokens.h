@@ -8,6 +8,8 @@
 extern "C" {
 #endif
 
+#define TP_ADDED_TOKEN_MAX 1024 /* bytes an added token may have: bounds the time per place */
+
 typedef struct tp_token {
     int32_t id;
     int32_t type_id;   /* 0; for pairs what the tokenizer says, usually 1 for the second text */

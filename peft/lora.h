@@ -6,6 +6,9 @@
 #include "autograd/params.h"
 #include "models/model.h"
 #include "peft/target.h"
+#include "recipes/keys.h" /* TP_LIMIT_RANK */
+
+#define TP_LIMIT_PATTERNS 4096 /* targets, and keys of rank_pattern or alpha_pattern: each is tried on every module */
 
 /* What defines a LoRA. Strings and arrays are borrowed from the recipe or the adapter file. */
 typedef struct tp_lora_spec {
@@ -17,7 +20,11 @@ typedef struct tp_lora_spec {
     const tp_pattern *rank_pattern, *alpha_pattern;
     size_t n_rank_pattern, n_alpha_pattern;
     bool gaussian;        /* A ~ N(0, 1/rank) instead of the uniform default */
-    bool allow_unmatched; /* list entries that match nothing are fine: adapter files, as in PEFT */
+    bool allow_unmatched; /* entries that match nothing are fine: adapter files, as in PEFT */
+    /* How messages call one of PEFT's keys, or a member of rank_pattern and alpha_pattern: with its place in a recipe, for
+     * instance. NULL: as PEFT does. Used while it is declared. */
+    const char *(*call)(void *state, const char *key, const char *member);
+    void *call_state;
 } tp_lora_spec;
 
 typedef struct tp_lora_module {
@@ -35,8 +42,8 @@ typedef struct tp_lora {
     tp_params params;
 } tp_lora;
 
-/* Finds the targets (every entry and pattern must match something), declares and allocates the parameters (zeros), and fills
- * the slots. INVALID naming an entry that matches nothing and the nearest module name. */
+/* Finds the targets (every entry, layer and pattern must match something), declares and allocates the parameters (zeros), and
+ * fills the slots. INVALID naming an entry that matches nothing and the nearest module name. */
 TP_API tp_status tp_lora_attach(tp_ctx *ctx, tp_model *model, const tp_lora_spec *spec, tp_lora **lora) TP_MUST_CHECK;
 /* Its two halves. After the first, names and shapes are known while nothing is allocated and the model is as it was: the sizes
  * that a file claims can be compared with what it holds. */

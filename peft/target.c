@@ -8,8 +8,9 @@
 
 #include "base/mem.h"
 
-/* PCRE2's default heap limit is gigabytes; module paths are short. */
-#define MATCH_LIMIT    1000000u
+/* Module paths are short, and an adapter may bring thousands of patterns for hundreds of them; PCRE2's own limits are ten
+ * million steps and gigabytes. */
+#define MATCH_LIMIT    50000u
 #define HEAP_LIMIT_KIB 4096u
 
 /* The digits of the group "idx" of a match. */

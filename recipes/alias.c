@@ -183,6 +183,18 @@ static const tp_field *field_in_effect(const tp_schema *schema, const char *name
     return found;
 }
 
+static bool is_override(const tp_yaml *node)
+{
+    return tp_starts_with(node->key_at.source, "override ");
+}
+
+/* An override by another tool's name replaces the file's key, as it does by ours. */
+static void replace_twin(tp_reading *r, const tp_yaml *node, const tp_field *field)
+{
+    tp_yaml *twin = tp_yaml_walk(r->recipe->root, field->key);
+    if (twin != NULL && is_override(node) && !is_override(twin)) tp_yaml_unlink(twin);
+}
+
 tp_status tp_reading_settle_name(tp_reading *r, tp_yaml *node, const void *config, const tp_field **field)
 {
     *field = field_in_effect(r->recipe->schema, node->key, config);
@@ -190,6 +202,7 @@ tp_status tp_reading_settle_name(tp_reading *r, tp_yaml *node, const void *confi
         return tp_reading_problem(r, node->key_at, "%s: several keys go by this name; say which, as %s does", node->key,
                                   tp_name_of_alias(r->recipe->schema, node->key));
     size_t errors = r->problems->n_errors;
+    replace_twin(r, node, *field);
     TP_TRY(rename_node(r, r->recipe->root, node, *field, &as_it_is));
     if (r->problems->n_errors > errors) *field = NULL;
     return TP_OK;

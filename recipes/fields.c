@@ -319,6 +319,7 @@ static tp_status read_late_names(tp_reading *r, const struct scope *scope, void 
         next = node->next;
         if (find_field(scope, node->key) != NULL || !tp_name_is_ambiguous(r->recipe->schema, node->key)) continue;
         TP_TRY(tp_reading_settle_name(r, node, config, &field));
+        if (node->parent != NULL) next = node->next; /* what followed may have been replaced */
         if (field != NULL) TP_TRY(read_value(r, field, node, config));
     }
     return TP_OK;

@@ -17,6 +17,9 @@
 #include "recipes/recipe.h"
 #include "recipes/schema.h"
 
+#define TP_LIMIT_RANK           1024
+#define TP_LIMIT_VIRTUAL_TOKENS 1024
+
 /* ---- run ---- */
 typedef enum tp_adapter_kind {
     TP_ADAPTER_LORA,
@@ -331,6 +334,11 @@ TP_API bool tp_config_has_adapter(const tp_config *config, tp_adapter_kind kind)
  * The text of the recipe is right when this is called. */
 TP_API tp_status tp_config_available(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config,
                                      tp_problems *problems) TP_MUST_CHECK;
+
+/* No data set that is a file has a `split`, which names the file of a folder. Else INVALID. The paths exist when this is
+ * called. */
+TP_API tp_status tp_config_check_splits(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config,
+                                        tp_problems *problems) TP_MUST_CHECK;
 
 /* The output folder can be used: it does not exist, or overwriting or resuming was asked for; it is no file, not the
  * model's folder, and can be written. Else INVALID. */

@@ -1,6 +1,7 @@
 /* Datasets, and how rows become tokens and labels. */
 #include <stdio.h>
 
+#include "base/file.h"
 #include "recipes/keys.h"
 
 #define AT(member)   offsetof(tp_config, data.member)
@@ -26,7 +27,7 @@ static const tp_field dataset_fields[] = {
      .type = TP_FIELD_INPUT,
      .offset = IN(path),
      .required = true,
-     .help = "`.jsonl`, `.jsonl.gz`, `.csv`, `.txt`, `.safetensors`, or a folder with `<split>.jsonl`"},
+     .help = "`.jsonl`, `.jsonl.gz`, `.txt`, `.safetensors`, or a folder with `<split>.jsonl`"},
     {.key = "split", .type = TP_FIELD_STRING, .offset = IN(split), .otherwise = "train", .help = "the file of a folder"},
     {.key = "type",
      .type = TP_FIELD_ENUM,
@@ -152,7 +153,7 @@ static const tp_field fields[] = {
     {.key = "cache_dir",
      .type = TP_FIELD_OUTPUT,
      .offset = AT(cache_dir),
-     .help = "keeps tokens for the next run",
+     .help = "folder that keeps tokens for later runs; what is in it may be removed at any time",
      .aliases = (const tp_alias[]){{.name = "dataset_prepared_path"}, {0}}},
     {.key = "neftune_noise_alpha",
      .type = TP_FIELD_FLOAT,
@@ -197,6 +198,26 @@ static tp_status check(tp_check *chk, const void *config)
     const tp_config *c = config;
     TP_TRY(check_list(chk, c, "datasets", &c->data.datasets));
     return check_list(chk, c, "test_datasets", &c->data.test_datasets);
+}
+
+static tp_status check_splits(tp_ctx *ctx, const tp_recipe *recipe, const char *name, const tp_datasets *list,
+                              tp_problems *problems)
+{
+    char key[64], place[512];
+    for (size_t i = 0; i < list->n; i++) {
+        snprintf(key, sizeof key, "%s.%zu.split", name, i);
+        if (!tp_recipe_given(recipe, key) || tp_path_is_folder(list->items[i].path)) continue;
+        TP_TRY(tp_problems_add(ctx, problems, TP_INVALID, "%s: %s: without effect, %s is a file and not a folder of splits",
+                               tp_recipe_where(recipe, key, place, sizeof place), key, list->items[i].path));
+    }
+    return TP_OK;
+}
+
+tp_status tp_config_check_splits(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, tp_problems *problems)
+{
+    TP_TRY(check_splits(ctx, recipe, "datasets", &config->data.datasets, problems));
+    TP_TRY(check_splits(ctx, recipe, "test_datasets", &config->data.test_datasets, problems));
+    return tp_problems_status(ctx, problems);
 }
 
 const tp_section tp_data_section = {

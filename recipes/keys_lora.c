@@ -31,7 +31,7 @@ static const tp_field fields[] = {
      .type = TP_FIELD_INT,
      .offset = AT(rank),
      .otherwise = "16",
-     .range = TP_RANGE(1, 1024),
+     .range = TP_RANGE(1, TP_LIMIT_RANK),
      .when = &lora,
      .help = "rank",
      .aliases = (const tp_alias[]){{.name = "r"}, {.name = "lora_rank"}, {0}}},
@@ -78,7 +78,7 @@ static const tp_field fields[] = {
      .type = TP_FIELD_COUNT_MAP,
      .offset = AT(rank_pattern),
      .otherwise = "{}",
-     .range = TP_RANGE(1, 1024),
+     .range = TP_RANGE(1, TP_LIMIT_RANK),
      .when = &lora,
      .help = "rank by module; every pattern must match"},
     {.key = "alpha_pattern",
@@ -156,6 +156,10 @@ static void settle(const tp_recipe *recipe, void *config)
 static tp_status check(tp_check *chk, const void *config)
 {
     const tp_config *c = config;
+    if (c->lora.layers.n > 0 && c->lora.target_modules.kind == TP_PATTERNS_REGEX)
+        TP_TRY(tp_check_problem(chk, "layers_to_transform",
+                                "without effect, since lora_target_modules is a regular expression for whole paths: name the "
+                                "layers there"));
     if (tp_config_has_adapter(c, TP_ADAPTER_DORA) && !c->lora.use_dora)
         return tp_check_problem(chk, "use_dora", "false contradicts adapter dora");
     return TP_OK;

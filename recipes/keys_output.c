@@ -24,6 +24,11 @@ static bool has_serve(const void *config)
 {
     return ((const tp_config *)config)->output.serve.present;
 }
+static bool has_samples(const void *config)
+{
+    return ((const tp_config *)config)->output.sample_prompts.n > 0;
+}
+static const tp_when samples = {"recipes with sample_prompts", "sample_prompts", has_samples};
 static const tp_when merge = {"recipes with a merge block", NULL, has_merge};
 static const tp_when serve = {"recipes with a serve block", NULL, has_serve};
 
@@ -146,6 +151,7 @@ static const tp_field fields[] = {
      .offset = AT(sample_steps),
      .otherwise = "0",
      .range = TP_FROM(0),
+     .when = &samples,
      .help = "every so many steps, and at the end; 0: at the end only"},
     {.key = "merge.out",
      .type = TP_FIELD_OUTPUT,
@@ -268,6 +274,7 @@ static tp_status check(tp_check *chk, const void *config)
         TP_TRY(tp_check_problem(chk, "load_best_model_at_end", "needs held-out data: test_datasets or val_set_size"));
     if (o->early_stopping_patience > 0)
         TP_TRY(tp_check_problem(chk, "early_stopping_patience", "needs held-out data: test_datasets or val_set_size"));
+    if (o->eval_steps > 0) TP_TRY(tp_check_problem(chk, "eval_steps", "needs held-out data: test_datasets or val_set_size"));
     return TP_OK;
 }
 

@@ -31,6 +31,17 @@ static bool has_ratio(const void *c)
     return ((const tp_config *)c)->train.warmup_steps == TP_UNSET;
 }
 
+static bool takes_k(const void *c)
+{
+    return ((const tp_config *)c)->train.gradient_checkpointing == TP_CHECKPOINTING_EVERY_K;
+}
+static bool has_threshold(const void *c)
+{
+    return ((const tp_config *)c)->train.loss_watchdog_threshold > 0;
+}
+
+static const tp_when every_k = {"gradient_checkpointing every_k", "gradient_checkpointing", takes_k};
+static const tp_when watchdog = {"recipes with loss_watchdog_threshold", "loss_watchdog_threshold", has_threshold};
 static const tp_when adam = {"optimizer adamw and its variants", "optimizer", is_adam};
 static const tp_when betas = {"optimizer adamw, lion and their variants", "optimizer", has_betas};
 static const tp_when sgd = {"optimizer sgd", "optimizer", is_sgd};
@@ -166,6 +177,7 @@ static const tp_field fields[] = {
      .offset = AT(gradient_checkpointing_k),
      .otherwise = "2",
      .range = TP_RANGE(1, 256),
+     .when = &every_k,
      .help = "k of `every_k`"},
     {.key = "activation_offloading",
      .type = TP_FIELD_BOOL,
@@ -190,6 +202,7 @@ static const tp_field fields[] = {
      .offset = AT(loss_watchdog_patience),
      .otherwise = "3",
      .range = TP_FROM(1),
+     .when = &watchdog,
      .help = "steps in a row"},
     {.key = "spike_zscore",
      .type = TP_FIELD_FLOAT,

@@ -86,6 +86,12 @@ const char *tp_recipe_where(const tp_recipe *recipe, const char *key, char *out,
     return out;
 }
 
+const char *tp_recipe_where_member(const tp_recipe *recipe, const char *key, const char *member, char *out, size_t size)
+{
+    const tp_yaml *block = tp_yaml_walk(recipe->root, key), *node = block != NULL ? tp_yaml_find(block, member) : NULL;
+    return node != NULL ? tp_mark_text(node->at, out, size) : tp_recipe_where(recipe, key, out, size);
+}
+
 const char *tp_recipe_name(const tp_recipe *recipe)
 {
     return recipe->name;

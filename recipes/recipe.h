@@ -49,6 +49,9 @@ TP_API bool tp_recipe_given(const tp_recipe *recipe, const char *key);
 /* "lora.yaml:4:9", the place of the key's value, or the recipe's name if it is not set there. Returns `out`. */
 TP_API const char *tp_recipe_where(const tp_recipe *recipe, const char *key, char *out, size_t size);
 
+/* The same for a member of a block, whose name may hold dots (rank_pattern); the block's place if it is not there. */
+TP_API const char *tp_recipe_where_member(const tp_recipe *recipe, const char *key, const char *member, char *out, size_t size);
+
 /* The recipe's name: its path, as it was given. */
 TP_API const char *tp_recipe_name(const tp_recipe *recipe);
 

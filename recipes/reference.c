@@ -1,4 +1,5 @@
 /* docs/recipes.md from the field tables: one table a section, one row a key. */
+#include <stdio.h>
 #include <string.h>
 
 #include "recipes/parts.h"
@@ -103,4 +104,54 @@ void tp_schema_write_reference(const tp_schema *schema, tp_buf *out)
         }
     }
     write_refused(schema, out);
+}
+
+/* ---- one key ---- */
+
+static void write_line(const char *label, const char *text, tp_buf *out)
+{
+    tp_buf_printf(out, "  %-10s %s\n", label, text);
+}
+
+static void write_key(const char *prefix, const tp_field *field, tp_buf *out)
+{
+    char expected[400];
+    tp_buf aliases;
+    tp_buf_printf(out, "%s%s\n", prefix, field->key);
+    write_line("meaning", field->help, out);
+    write_line("expected", tp_value_expected(field, false, expected, sizeof expected), out);
+    const char *otherwise = field->default_note != NULL ? field->default_note : field->otherwise;
+    write_line("default", field->required ? "none: required" : otherwise != NULL ? otherwise : "unset", out);
+    if (field->when != NULL) write_line("only for", field->when->text, out);
+    tp_buf_init(&aliases, 0);
+    write_aliases(field, &aliases);
+    if (aliases.len > 0) write_line("read as it", tp_buf_cstr(&aliases), out);
+    out->failed = out->failed || aliases.failed;
+    tp_buf_free(&aliases);
+}
+
+static bool is_of_block(const char *key, const char *block)
+{
+    size_t n = strlen(block);
+    return strncmp(key, block, n) == 0 && key[n] == '.';
+}
+
+bool tp_schema_write_key(const tp_schema *schema, const char *name, tp_buf *out)
+{
+    char prefix[80] = "";
+    const char *items = strstr(name, "[].");
+    const tp_field *field = tp_schema_field(schema, name);
+    size_t before = out->len;
+    if (field == NULL && tp_name_of_alias(schema, name) != NULL)
+        field = tp_schema_field(schema, tp_name_of_alias(schema, name));
+    if (field != NULL && items != NULL) snprintf(prefix, sizeof prefix, "%.*s", (int)(items + 3 - name), name);
+    if (field != NULL) write_key(prefix, field, out);
+    for (size_t s = 0; s < schema->n_sections; s++)
+        for (size_t f = 0; f < schema->sections[s]->n_fields; f++)
+            if (is_of_block(schema->sections[s]->fields[f].key, name)) write_key("", &schema->sections[s]->fields[f], out);
+    for (size_t i = 0; field != NULL && field->block != NULL && i < field->block->n_fields; i++) {
+        snprintf(prefix, sizeof prefix, "%.60s[].", field->key);
+        write_key(prefix, &field->block->fields[i], out);
+    }
+    return out->len > before;
 }

@@ -219,4 +219,8 @@ TP_API void tp_schema_write(const tp_schema *schema, const void *config, tp_buf 
 /* Appends the tables as Markdown: docs/recipes.md. */
 TP_API void tp_schema_write_reference(const tp_schema *schema, tp_buf *out);
 
+/* What the tables say of one key, in lines for people: "lora_r", another tool's name for it, "datasets[].type", or all keys of
+ * a block, "quant". False, and nothing written, if there is none. */
+TP_API bool tp_schema_write_key(const tp_schema *schema, const char *name, tp_buf *out);
+
 #endif

@@ -179,7 +179,7 @@ static void round_trip(tp_ctx *ctx, scratch *s, const char *relative, tp_model *
     char folder[1024], path[1100];
     tp_adapter *first, *again;
     assert_ok(ctx, tp_adapter_open(ctx, model, golden_path(folder, sizeof folder, relative), false, &first));
-    assert_ok(ctx, tp_adapter_save(ctx, first->lora, model, scratch_path(s, "saved"), extra));
+    assert_ok(ctx, tp_adapter_save(ctx, first->lora, model, NULL, scratch_path(s, "saved"), extra));
     assert_same_tensors(ctx, s->path, folder);
     size_t bytes = (size_t)first->lora->params.elements * sizeof(float);
     float *values = malloc(bytes);
@@ -277,7 +277,7 @@ static void test_every_setting(void **state)
     assert_ok(&ctx, tp_lora_attach(&ctx, model, &spec, &lora));
     assert_int_equal(lora->n_modules, 5); /* q and v of both layers, up of layer 1 */
     assert_ok(&ctx, tp_lora_initialise(&ctx, lora));
-    assert_ok(&ctx, tp_adapter_save(&ctx, lora, model, scratch_path(&s, "adapter"), NULL));
+    assert_ok(&ctx, tp_adapter_save(&ctx, lora, model, NULL, scratch_path(&s, "adapter"), NULL));
     size_t bytes = (size_t)lora->params.elements * sizeof(float);
     float *values = malloc(bytes);
     memcpy(values, lora->params.values, bytes);
@@ -313,12 +313,12 @@ static void test_not_finite(void **state)
     assert_ok(&ctx, tp_adapter_open(&ctx, model, golden_path(path, sizeof path, "bad/adapter/ok"), false, &adapter));
     float *value = &adapter->lora->params.values[adapter->lora->params.list[1].offset + 1], before = *value;
     *value = NAN;
-    assert_status(&ctx, TP_NUMERIC, tp_adapter_save(&ctx, adapter->lora, model, scratch_path(&s, "adapter"), NULL));
+    assert_status(&ctx, TP_NUMERIC, tp_adapter_save(&ctx, adapter->lora, model, NULL, scratch_path(&s, "adapter"), NULL));
     assert_false(tp_path_exists(s.path));
     *value = before;
-    assert_ok(&ctx, tp_adapter_save(&ctx, adapter->lora, model, s.path, NULL));
+    assert_ok(&ctx, tp_adapter_save(&ctx, adapter->lora, model, NULL, s.path, NULL));
     *value = INFINITY;
-    assert_status(&ctx, TP_NUMERIC, tp_adapter_save(&ctx, adapter->lora, model, s.path, NULL));
+    assert_status(&ctx, TP_NUMERIC, tp_adapter_save(&ctx, adapter->lora, model, NULL, s.path, NULL));
     *value = before;
     tp_adapter_close(adapter);
     assert_ok(&ctx, tp_adapter_open(&ctx, model, s.path, false, &again)); /* the good one */
@@ -363,7 +363,7 @@ static void test_other_base(void **state)
     tp_model *model = open_model(&ctx, "bad/adapter/base"), *other = open_changed(&ctx, &s, "bad/adapter/base");
     assert_ok(&ctx, tp_adapter_open(&ctx, model, golden_path(path, sizeof path, "bad/adapter/ok"), false, &adapter));
     snprintf(folder, sizeof folder, "%s", scratch_path(&s, "adapter"));
-    assert_ok(&ctx, tp_adapter_save(&ctx, adapter->lora, model, folder, NULL));
+    assert_ok(&ctx, tp_adapter_save(&ctx, adapter->lora, model, NULL, folder, NULL));
     tp_adapter_close(adapter);
     assert_ok(&ctx, tp_adapter_open(&ctx, model, folder, false, &adapter));
     tp_adapter_close(adapter);
@@ -388,7 +388,7 @@ static tp_status open_and_save(tp_ctx *ctx, tp_model *model, const char *folder,
     tp_adapter *adapter;
     snprintf(name, sizeof name, "adapter-%d", ++*number);
     TP_TRY(tp_adapter_open(ctx, model, folder, false, &adapter));
-    tp_status status = tp_adapter_save(ctx, adapter->lora, model, scratch_path(s, name), NULL);
+    tp_status status = tp_adapter_save(ctx, adapter->lora, model, NULL, scratch_path(s, name), NULL);
     tp_adapter_close(adapter);
     return status;
 }

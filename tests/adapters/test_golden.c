@@ -92,7 +92,7 @@ static bool check_adapter(tp_ctx *ctx, const char *name, const char *base)
     tp_model *model;
     tp_adapter *adapter;
     tp_safetensors *expect;
-    tp_model_options options = {TP_F32, true};
+    tp_model_options options = {.precision = TP_F32, .check_weights = true};
     tp_status status = tp_model_open(ctx, golden_path(path, sizeof path, base), &options, &model);
     if (status == TP_OK) {
         status = tp_adapter_open(ctx, model, golden_path(folder, sizeof folder, name), false, &adapter);

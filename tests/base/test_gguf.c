@@ -2,6 +2,7 @@
 #include "tests/support.h"
 
 #include <math.h>
+#include <unistd.h>
 
 #include "base/gguf.h"
 #include "base/json.h"
@@ -450,6 +451,34 @@ static void limits_hold_on_both_sides(void **state)
     }
 }
 
+/* A sparse file: the limit holds before memory for the metadata is taken. */
+static void metadata_beyond_the_limit_is_not_read(void **state)
+{
+    (void)state;
+    tp_ctx ctx;
+    tp_buf b;
+    tp_gguf *file;
+    scratch s;
+    const uint64_t n = TP_GGUF_HEAD_MAX;
+    tp_ctx_init(&ctx);
+    scratch_begin(&s);
+    tp_buf_init(&b, 0);
+    tp_buf_text(&b, "GGUF");
+    add_u32(&b, 3);
+    add_u64(&b, 0);
+    add_u64(&b, 1);
+    add_string(&b, "k");
+    add_u32(&b, TP_GGUF_ARRAY);
+    add_u32(&b, TP_GGUF_U8);
+    add_u64(&b, n);
+    assert_ok(&ctx, tp_file_write(&ctx, scratch_path(&s, "f.gguf"), b.data, b.len));
+    assert_int_equal(truncate(s.path, (off_t)(b.len + n)), 0);
+    assert_int_equal(tp_gguf_open(&ctx, s.path, &file), TP_FORMAT);
+    assert_non_null(strstr(ctx.message, "metadata of more than 536870912 bytes"));
+    tp_buf_free(&b);
+    scratch_end(&s);
+}
+
 static tp_status open_and_close(tp_ctx *ctx, const char *path)
 {
     tp_gguf *file;
@@ -484,6 +513,7 @@ int main(void)
         cmocka_unit_test(block_sizes_are_those_of_ggml),
         cmocka_unit_test(every_cut_is_noticed),
         cmocka_unit_test(limits_hold_on_both_sides),
+        cmocka_unit_test(metadata_beyond_the_limit_is_not_read),
         cmocka_unit_test(memory_may_run_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -484,10 +484,10 @@ static void output_is_that_of_python(void **state)
     }
     tp_buf_clear(&out);
     tp_json_write_string(&out,
-                         "\"\\\b\f\n\r\t\x01\x7f/\xc3\xa4\xff"
+                         "\"\\\b\f\n\r\t\x01\x7f\xc2\x9b\xc2\xa0/\xc3\xa4\xff"
                          "e",
-                         14);
-    assert_string_equal(tp_buf_cstr(&out), "\"\\\"\\\\\\b\\f\\n\\r\\t\\u0001\x7f/\xc3\xa4\xef\xbf\xbd"
+                         18);
+    assert_string_equal(tp_buf_cstr(&out), "\"\\\"\\\\\\b\\f\\n\\r\\t\\u0001\\u007f\\u009b\xc2\xa0/\xc3\xa4\xef\xbf\xbd"
                                            "e\"");
     tp_json_doc *doc = parse(
         &ctx,

@@ -287,6 +287,13 @@ static void test_nesting_is_limited(void **state)
     char *elifs = repeated("{% if 0 %}", "{% elif 0 %}", 10000, "{% else %}x{% endif %}");
     assert_renders(elifs, "x");
     free(elifs);
+    tp_buf call;
+    tp_buf_init(&call, 0);
+    tp_buf_text(&call, "{{ f(");
+    for (int i = 0; i <= 1024; i++) tp_buf_printf(&call, "a%d=1,", i);
+    tp_buf_text(&call, ") }}");
+    assert_does_not_parse(tp_buf_cstr(&call), "1024 keywords in a call");
+    tp_buf_free(&call);
     char *large = repeated("", "0123456789abcdef", (1 << 16) + 1, "");
     assert_does_not_parse(large, "the limit is 1048576");
     free(large);
@@ -329,6 +336,11 @@ static void test_work_is_limited(void **state)
         "{% set s = 'ab' * 4000000 %}{% for i in range(100000) %}{{ s.rfind('b' * 1000000) }}{% endfor %}",
         "{% set s = '<' * 4000000 %}{{ s | striptags }}",
         "{% for i in range(100000) %}{{ range(100000) | list | sort | first }}{% endfor %}",
+        "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{{ s.isalpha() }}{% endfor %}",
+        "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{{ s is lower }}{% endfor %}",
+        "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{{ s.isidentifier() }}{% endfor %}",
+        "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{{ s | wordcount }}{% endfor %}",
+        "{% set s = 'a' * 4000000 %}{% for i in range(100000) %}{% for j in range(100) %}{{ s < s }}{% endfor %}{% endfor %}",
     };
     (void)state;
     for (size_t i = 0; i < sizeof greedy / sizeof greedy[0]; i++) assert_fails_with(greedy[i], TP_TEMPLATE_LIMIT);

@@ -195,6 +195,149 @@ static void test_invalid_text_is_refused(void **state)
     tp_tokenizer_free(t);
 }
 
+/* ---- files that ask for more than their size ---- */
+
+/* A tokenizer of the letter "a" and the blank, with some members in front of its model. */
+static tp_status open_with(tp_ctx *ctx, const tp_buf *members, tp_tokenizer **t)
+{
+    tp_buf json;
+    tp_buf_init(&json, 0);
+    tp_buf_printf(&json, HEAD "%s\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\" \":1},\"merges\":[]}}",
+                  tp_buf_cstr(members));
+    assert_false(json.failed);
+    tp_status status = tp_tokenizer_from_json(ctx, "t", json.data, json.len, t);
+    tp_buf_free(&json);
+    return status;
+}
+
+/* `"key":{"type":"Sequence","list":[part,part,...]},` */
+static void write_sequence(tp_buf *out, const char *key, const char *list, const char *part, int times)
+{
+    tp_buf_printf(out, "\"%s\":{\"type\":\"Sequence\",\"%s\":[", key, list);
+    for (int i = 0; i < times; i++) tp_buf_printf(out, "%s%s", i > 0 ? "," : "", part);
+    tp_buf_text(out, "]},");
+}
+
+#define AAAA "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaa\"}"
+
+/* 8^16 bytes from one. */
+static void test_replacements_that_multiply(void **state)
+{
+    (void)state;
+    const int32_t ids[] = {0, 0};
+    tp_ctx ctx;
+    tp_tokenizer *t;
+    tp_tokens tokens = {0};
+    tp_buf json, out;
+    tp_ctx_init(&ctx);
+    tp_buf_init(&json, 0);
+    tp_buf_init(&out, 0);
+    write_sequence(&json, "normalizer", "normalizers", AAAA, 16);
+    assert_ok(&ctx, open_with(&ctx, &json, &t));
+    assert_status(&ctx, TP_UNSUPPORTED, tp_tokenizer_encode(&ctx, t, tp_span_of("a"), TP_ENCODE_PLAIN, &tokens));
+    assert_ok(&ctx, tp_tokenizer_encode(&ctx, t, tp_span_of(" "), TP_ENCODE_PLAIN, &tokens)); /* nothing to replace */
+    assert_int_equal(tokens.count, 1);
+    tp_tokenizer_free(t);
+
+    tp_buf_clear(&json);
+    write_sequence(&json, "decoder", "decoders", AAAA, 16);
+    assert_ok(&ctx, open_with(&ctx, &json, &t));
+    assert_status(&ctx, TP_UNSUPPORTED, tp_tokenizer_decode(&ctx, t, ids, 2, false, &out));
+    tp_tokenizer_free(t);
+
+    tp_buf_clear(&json); /* the limit is no matter of how many tokens there are */
+    write_sequence(&json, "decoder", "decoders", AAAA, 1);
+    assert_ok(&ctx, open_with(&ctx, &json, &t));
+    for (int i = 0; i < 1000; i++) assert_ok(&ctx, tp_tokenizer_decode(&ctx, t, ids, 2, false, &out));
+    assert_int_equal(out.len, 1000 * 2 * 8);
+    tp_tokenizer_free(t);
+    tp_tokens_free(&tokens);
+    tp_buf_free(&json);
+    tp_buf_free(&out);
+}
+
+/* Each part's place is looked for from the beginning of the file, and ids in a template count once for each mention. */
+static void test_pipelines_have_limits(void **state)
+{
+    (void)state;
+    tp_ctx ctx;
+    tp_tokenizer *t;
+    tp_buf json;
+    tp_ctx_init(&ctx);
+    tp_buf_init(&json, 0);
+    write_sequence(&json, "post_processor", "processors", "{\"type\":\"ByteLevel\"}", 10000);
+    assert_status(&ctx, TP_UNSUPPORTED, open_with(&ctx, &json, &t));
+    tp_buf_clear(&json);
+    write_sequence(&json, "normalizer", "normalizers", "{\"type\":\"Sequence\",\"normalizers\":[]}", 10000);
+    assert_status(&ctx, TP_UNSUPPORTED, open_with(&ctx, &json, &t));
+
+    char affix[300], model[500];
+    memset(affix, 'p', sizeof affix);
+    snprintf(model, sizeof model,
+             "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[],\"continuing_subword_prefix\":\"%.300s\"}}", affix);
+    assert_status(&ctx, TP_UNSUPPORTED, tp_tokenizer_from_json(&ctx, "t", model, strlen(model), &t));
+
+    for (int texts = 0; texts < 2; texts++) {
+        tp_buf_clear(&json);
+        tp_buf_text(&json, "\"post_processor\":{\"type\":\"TemplateProcessing\",\"pair\":[],\"single\":[");
+        for (int i = 0; i < 100; i++)
+            tp_buf_printf(&json, "%s{\"%s\":{\"id\":\"A\",\"type_id\":0}}", i > 0 ? "," : "",
+                          texts ? "Sequence" : "SpecialToken");
+        tp_buf_text(&json, "],\"special_tokens\":{\"A\":{\"id\":\"A\",\"ids\":[");
+        for (int i = 0; i < 100; i++) tp_buf_text(&json, i > 0 ? ",0" : "0");
+        tp_buf_text(&json, "]}}},");
+        assert_status(&ctx, TP_UNSUPPORTED, open_with(&ctx, &json, &t));
+    }
+    tp_buf_free(&json);
+}
+
+/* The budget of steps is one for the whole text, however many pieces it is cut into. */
+static void test_slow_pieces_add_up(void **state)
+{
+    (void)state;
+    enum { PIECES = 2000, LENGTH = 14 };
+    char text[PIECES * LENGTH];
+    tp_ctx ctx;
+    tp_tokenizer *t;
+    tp_tokens tokens = {0};
+    tp_buf json;
+    tp_ctx_init(&ctx);
+    tp_buf_init(&json, 0);
+    tp_buf_text(&json,
+                "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"String\":"
+                "\" \"},\"behavior\":\"Isolated\"},{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a|a)*(?=[bc])\"},"
+                "\"behavior\":\"Isolated\"}]},");
+    for (size_t i = 0; i < sizeof text; i++) text[i] = i % LENGTH == LENGTH - 1 ? ' ' : 'a';
+    assert_ok(&ctx, open_with(&ctx, &json, &t));
+    assert_ok(&ctx, tp_tokenizer_encode(&ctx, t, (tp_span){text, LENGTH}, TP_ENCODE_PLAIN, &tokens));
+    assert_int_equal(tokens.count, LENGTH);
+    assert_status(&ctx, TP_UNSUPPORTED, tp_tokenizer_encode(&ctx, t, (tp_span){text, sizeof text}, TP_ENCODE_PLAIN, &tokens));
+    tp_tokenizer_free(t);
+    tp_tokens_free(&tokens);
+    tp_buf_free(&json);
+}
+
+/* Added tokens at every place of a long text: blanks that take the blanks behind them along, and long ones that never end. */
+static void test_long_runs_of_added_tokens(void **state)
+{
+    (void)state;
+    enum { MANY = 1 << 20, LONG = 1000 };
+    tp_ctx ctx;
+    tp_tokenizer *t;
+    tp_buf json;
+    tp_ctx_init(&ctx);
+    tp_buf_init(&json, 0);
+    tp_buf_text(&json, "\"added_tokens\":[{\"id\":2,\"content\":\"\\t\",\"rstrip\":true,\"normalized\":false},"
+                       "{\"id\":3,\"content\":\"");
+    for (int i = 0; i < LONG; i++) tp_buf_char(&json, 'a');
+    tp_buf_text(&json, "b\",\"normalized\":false}],");
+    assert_ok(&ctx, open_with(&ctx, &json, &t));
+    assert_int_equal(count_equal(&ctx, t, "\t", MANY), MANY);
+    assert_int_equal(count_equal(&ctx, t, "a", MANY), MANY);
+    tp_tokenizer_free(t);
+    tp_buf_free(&json);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -202,6 +345,10 @@ int main(void)
         cmocka_unit_test(test_every_allocation_may_fail),
         cmocka_unit_test(test_long_runs),
         cmocka_unit_test(test_invalid_text_is_refused),
+        cmocka_unit_test(test_replacements_that_multiply),
+        cmocka_unit_test(test_pipelines_have_limits),
+        cmocka_unit_test(test_slow_pieces_add_up),
+        cmocka_unit_test(test_long_runs_of_added_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,8 +40,9 @@ static void compare_cuts(const tp_scanner *scanner, const tp_regex *regex, const
     tp_regex_walk walk;
     bool found = true;
     size_t at = 0, begin, end;
+    uint64_t budget = tp_regex_budget(n);
     tp_ctx_init(&ctx);
-    assert_ok(&ctx, tp_regex_begin(&ctx, regex, text, n, &walk));
+    assert_ok(&ctx, tp_regex_begin(&ctx, regex, text, n, &budget, &walk));
     for (;;) {
         assert_ok(&ctx, tp_regex_next(&ctx, &walk, &found, &begin, &end));
         if (!found) break;
@@ -81,10 +82,10 @@ static uint64_t match_ends(const char *pattern, const char *text)
     tp_regex_walk walk;
     bool found = true;
     size_t begin, end;
-    uint64_t ends = 0;
+    uint64_t ends = 0, budget = tp_regex_budget(strlen(text));
     tp_ctx_init(&ctx);
     assert_ok(&ctx, tp_regex_new(&ctx, "test", tp_span_of(pattern), &regex));
-    assert_ok(&ctx, tp_regex_begin(&ctx, regex, text, strlen(text), &walk));
+    assert_ok(&ctx, tp_regex_begin(&ctx, regex, text, strlen(text), &budget, &walk));
     for (;;) {
         assert_ok(&ctx, tp_regex_next(&ctx, &walk, &found, &begin, &end));
         if (!found) break;
@@ -134,17 +135,19 @@ static void test_limits(void **state)
     bool found;
     size_t begin, end;
     char *text = malloc(MANY);
+    uint64_t budget = tp_regex_budget(5001);
     tp_ctx_init(&ctx);
     memset(text, 'a', MANY);
     text[5000] = 'b';
     assert_ok(&ctx, tp_regex_new(&ctx, "t", tp_span_of("((a+)+)+$"), &slow));
-    assert_ok(&ctx, tp_regex_begin(&ctx, slow, text, 5001, &walk));
+    assert_ok(&ctx, tp_regex_begin(&ctx, slow, text, 5001, &budget, &walk));
     assert_status(&ctx, TP_UNSUPPORTED, tp_regex_next(&ctx, &walk, &found, &begin, &end));
     tp_regex_end(&walk);
     tp_regex_free(slow);
     memset(text, ' ', MANY);
+    budget = tp_regex_budget(MANY);
     assert_ok(&ctx, tp_regex_new(&ctx, "t", tp_span_of("\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"), &runs));
-    assert_ok(&ctx, tp_regex_begin(&ctx, runs, text, MANY, &walk));
+    assert_ok(&ctx, tp_regex_begin(&ctx, runs, text, MANY, &budget, &walk));
     assert_ok(&ctx, tp_regex_next(&ctx, &walk, &found, &begin, &end));
     assert_true(found && begin == 0 && end == MANY);
     tp_regex_end(&walk);

@@ -47,6 +47,8 @@ check "preview refuses a length that train refuses" fails 2 'max_seq_length' pre
 check "plan too" fails 2 'max_seq_length' plan "$scratch/r.yaml" max_seq_length=100000
 check "--quiet is quiet about the plan" bash -c "'$TAPEFT' train '$scratch/r.yaml' --quiet device=cpu 2>&1 | cmp -s - /dev/null"
 check "without it, modules and scaling are told" bash -c "'$TAPEFT' train '$scratch/r.yaml' overwrite=true 2>&1 | grep -Eq '^q_proj +2 +64 x 64 +16 +2 +4096'"
+check "plan knows how long a step takes here" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' --json | python3 -c 'import json, sys; p = json.load(sys.stdin); sys.exit(not 1e6 < p[\"flops_per_step\"] / p[\"seconds_per_step\"] < 1e16)'"
+check "and says so" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' | grep -Eq 'TFLOP a step of up to [0-9]+ tokens, about [0-9.e-]+ s'"
 check "plan has nothing to say on stderr" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' 2>&1 >/dev/null | cmp -s - /dev/null"
 
 # Waiting for a prompt, the command is as easy to interrupt as any.
@@ -69,4 +71,12 @@ printf '{"prompt": "a", "completion": "b"}\n' >"$scratch/rows.jsonl"
 check "a renamed column that no row has" fails 2 'did you mean completion' \
     eval "$scratch/model" --data "$scratch/rows.jsonl" --columns completions=reply
 check "SIGINT while waiting for standard input" interrupt generate "$scratch/model" --file -
+
+# A prompt per row: the same replies as one by one, in the order of the rows.
+printf '{"ids": [5, 6, 7]}\n{"ids": [1]}\n{"ids": [9, 8, 7, 6]}\n' >"$scratch/prompts.jsonl"
+for ids in 5,6,7 1 9,8,7,6; do "$TAPEFT" generate "$model" --ids "$ids" --json --max-tokens 6; done >"$scratch/alone"
+"$TAPEFT" generate "$model" --file "$scratch/prompts.jsonl" --max-tokens 6 >"$scratch/together"
+check "prompts of a file" cmp "$scratch/alone" "$scratch/together"
+printf '{"ids": [5]}\n{"id": [1]}\n' >"$scratch/prompts.jsonl"
+check "a row without a prompt" fails 3 'prompts.jsonl:2:1: expected a row with' generate "$model" --file "$scratch/prompts.jsonl"
 finish

@@ -107,7 +107,7 @@ static void check_same(const struct bench *b, const tp_lora *first, const tp_lor
 static void check_round_trip(struct bench *b, tp_adapter *adapter)
 {
     tp_adapter *again = NULL;
-    require(tp_adapter_save(&b->ctx, adapter->lora, b->base, b->written, NULL) == TP_OK, "cannot be written", &b->ctx);
+    require(tp_adapter_save(&b->ctx, adapter->lora, b->base, NULL, b->written, NULL) == TP_OK, "cannot be written", &b->ctx);
     require(tp_adapter_open(&b->ctx, b->base, b->written, false, &again) == TP_OK, "what was written is refused", &b->ctx);
     check_same(b, adapter->lora, again->lora);
     tp_adapter_close(again);

@@ -155,6 +155,10 @@ static void test_wrong_values(void **state)
            "r.yaml:4:22: layers_to_transform: expected layer numbers below 4096 or a range such as \"8-15\", got \"9-3\"");
     refuse(HEAD TAIL "layers_to_transform: [4096]\n",
            "r.yaml:4:23: layers_to_transform.0: expected a layer number below 4096 or a range such as \"8-15\", got 4096");
+    refuse(
+        HEAD TAIL "lora_target_modules: .*q_proj\nlayers_to_transform: [1]\n",
+        "r.yaml:5:22: layers_to_transform: without effect, since lora_target_modules is a regular expression for whole paths: "
+        "name the layers there");
     refuse(HEAD TAIL "val_set_size: 0.6\n",
            "r.yaml:4:15: val_set_size: expected a number of rows, or a fraction from 0 to 0.5, got 0.6");
     refuse(HEAD TAIL "tokenizer: ~\n", "r.yaml:4:12: tokenizer: expected a path, got no value (null)");
@@ -404,6 +408,10 @@ static void test_R13_overrides(void **state)
     accept_with(&r, HEAD TAIL "lora_r: 4\n", "lora_rank=8"); /* another name, over ours */
     assert_int_equal(r.config.lora.rank, 8);
     close_run(&r);
+    accept_with(&r, HEAD TAIL "lora_target_modules: [a]\n", "target_modules=[b, c]"); /* one that two methods have */
+    assert_int_equal(r.config.lora.target_modules.list.n, 2);
+    assert_string_equal(r.config.lora.target_modules.list.items[0], "b");
+    close_run(&r);
     accept_with(&r, HEAD TAIL, "base_model=010");
     assert_string_equal(r.config.run.base_model, "010");
     close_run(&r);
@@ -533,9 +541,10 @@ static void test_round_trips(void **state)
     check_round_trip(HEAD TAIL);
     check_round_trip(HEAD TAIL "adapter: qlora\nquant: {block: 128, double: false, skip_modules: []}\nmemory_limit: 24GiB\n"
                                "optimizer: paged_adamw_8bit\nwarmup_steps: 0\nlearning_rate: 1.2345678901234567e-5\n");
-    check_round_trip(HEAD TAIL "adapter: dora\nlora_target_modules: '.*\"\\ q: [x]'\nlayers_to_transform: 3-9\n"
+    check_round_trip(HEAD TAIL "adapter: dora\nlora_target_modules: '.*\"\\ q: [x]'\n"
                                "rank_pattern: {'a b.\"c': 3, '${x}': 4}\nalpha_pattern: {x: 1e-30}\n"
                                "trainable_token_indices: [1, '1', 'true', 'null', <s>, \"\\u2028\\x7f\\ufeff\"]\n");
+    check_round_trip(HEAD TAIL "lora_target_modules: [' a', '*']\nlayers_to_transform: 3-9\n");
     check_round_trip(HEAD
                      "datasets: [{path: no, system: \"a\\n\\tb: $${x} # c\", columns: {\"k: y\": 'on'}, limit: 3, weight: 0.1},"
                      " {path: ' lead', type: chat}]\noutput_dir: '~'\ntest_datasets: [{path: x}]\nval_set_size: 0.02\n"
@@ -583,10 +592,13 @@ static void test_where(void **state)
     struct run r;
     char out[100];
     (void)state;
-    accept(&r, HEAD TAIL "cutoff_len: 512\n");
+    accept(&r, HEAD TAIL "cutoff_len: 512\nrank_pattern: {a.b: 4}\n");
     assert_string_equal(tp_recipe_where(r.recipe, "datasets.0.path", out, sizeof out), "r.yaml:2:19");
     assert_string_equal(tp_recipe_where(r.recipe, "max_seq_length", out, sizeof out), "r.yaml:4:13");
     assert_string_equal(tp_recipe_where(r.recipe, "lora_r", out, sizeof out), "r.yaml");
+    assert_string_equal(tp_recipe_where_member(r.recipe, "rank_pattern", "a.b", out, sizeof out), "r.yaml:5:21");
+    assert_string_equal(tp_recipe_where_member(r.recipe, "rank_pattern", "b", out, sizeof out), "r.yaml:5:15");
+    assert_string_equal(tp_recipe_where_member(r.recipe, "alpha_pattern", "b", out, sizeof out), "r.yaml");
     assert_true(tp_recipe_given(r.recipe, "max_seq_length"));
     assert_false(tp_recipe_given(r.recipe, "lora_r"));
     close_run(&r);
