@@ -16,6 +16,8 @@ typedef struct tp_record tp_record;
 typedef struct tp_op {
     const char *name;
     tp_status (*backward)(tp_tape *tape, tp_record *record);
+    /* Computes out[0] again, into its memory; NULL: the op cannot. */
+    tp_status (*remake)(tp_tape *tape, tp_record *record);
 } tp_op;
 
 /* First member of every op's own record. */
@@ -45,6 +47,9 @@ void tp_op_release(tp_tape *tape, tp_storage *storage); /* accepts NULL */
 
 /* Appends a record of `bytes` (a struct whose first member is tp_record), zeroed, with op, scope and outputs set. */
 void *tp_op_record(tp_tape *tape, const tp_op *op, size_t bytes, tp_tensor *out0, tp_tensor *out1, tp_tensor *out2);
+
+/* In backward, before a value of the forward pass is read: makes it again if it was forgotten. */
+tp_status tp_op_recall(tp_tape *tape, tp_tensor *x);
 
 /* In backward: the gradient of `t` as rows to write. *accumulate says whether to add (somebody wrote before). Call once per
  * write; NULL data on failure. Only for tensors with needs_grad. */

@@ -37,6 +37,30 @@ typedef struct tp_linear_spec {
  * UNSUPPORTED: more than TP_LINEAR_TERMS terms. Dettmers et al. 2023, arXiv:2305.14314, for the frozen packed W. */
 TP_API tp_tensor *tp_linear(tp_tape *tape, tp_tensor *x, const tp_linear_spec *spec);
 
+#define TP_JOINT_PARTS TP_PACKED_PARTS
+
+/* Several linears of one input as one product: their weights are stacked. */
+typedef struct tp_joint_spec {
+    /* [out, in], dense, of the tape's precision, with at least in + room elements from row to row and `room` more rows behind
+     * it. That margin is written: it holds the factors that ride on the product. Borrowed, must outlive the tape. */
+    const tp_matrix *weight;
+    int64_t room;
+    tp_tensor *bias;     /* [1, out] f32, frozen, or NULL */
+    tp_tensor *residual; /* [N, out] or NULL */
+    int n_parts;
+    struct tp_joint_part {
+        int64_t rows; /* of the weight; those of all parts make `out` */
+        /* On all rows of x and without dropout, or NULL; the ranks add up to at most `room`. */
+        const tp_lowrank *term;
+    } parts[TP_JOINT_PARTS];
+} tp_joint_spec;
+
+/* y [N, out] = x W^T + bias + residual + the parts' terms; tp_split gives each part its columns. Adapters cost no pass over y
+ * and none over dx: with x = [x | u], u = x A^T in the room behind x, and W = [W | s B], they are more columns of the same sum,
+ * and in backward with dy = [dy | du] more rows. x must have that room (tp_tape_set_room). Under bf16 the factors, u and du
+ * are rounded to bf16. Backward: for x, residual, A, B. */
+TP_API tp_tensor *tp_joint_linear(tp_tape *tape, tp_tensor *x, const tp_joint_spec *spec);
+
 /* y [N, M] = alpha * x w^T, x [N, K], w [M, K], both may be trained (w: f32). */
 TP_API tp_tensor *tp_matmul_nt(tp_tape *tape, tp_tensor *x, tp_tensor *w, float alpha);
 
@@ -67,8 +91,8 @@ typedef struct tp_attention_spec {
  * Dao 2023, arXiv:2307.08691. Backward: for q, k, v. */
 TP_API tp_tensor *tp_attention(tp_tape *tape, tp_tensor *q, tp_tensor *k, tp_tensor *v, const tp_attention_spec *spec);
 
-/* out[0..2] are views of columns of x: sizes[0] + sizes[1] + sizes[2] = x's columns. x must not be used otherwise. */
-TP_API bool tp_split3(tp_tape *tape, tp_tensor *x, const int64_t sizes[3], tp_tensor *out[3]);
+/* out [n] are views of columns of x, n at most 3: the sizes [n] add up to x's columns. x must not be used otherwise. */
+TP_API bool tp_split(tp_tape *tape, tp_tensor *x, const int64_t *sizes, int n, tp_tensor **out);
 
 /* y = silu(gate) * up. */
 TP_API tp_tensor *tp_swiglu(tp_tape *tape, tp_tensor *gate, tp_tensor *up);

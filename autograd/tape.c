@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "autograd/op.h"
+#include "autograd/park.h"
 #include "base/mem.h"
 
 #define SCOPE_BYTES      256
@@ -27,6 +28,7 @@ struct tp_tape {
     tp_ctx *ctx;
     tp_status status;
     tp_dtype precision;
+    int64_t room;
     tp_pool pool;
     tp_arena host; /* tensors, records, storages, scope texts */
     tp_record **records;
@@ -34,7 +36,10 @@ struct tp_tape {
     tp_storage **live; /* in order of creation; NULL: released */
     size_t n_live, live_capacity;
     int no_grad;
+    bool parking; /* inputs of recomputed segments go to host memory */
+    tp_park park;
     uint64_t step;
+    int64_t row; /* of the batch, where the rows at hand begin */
     char scope[SCOPE_BYTES];
     size_t scope_starts[SCOPE_DEPTH];
     int scope_depth;
@@ -61,6 +66,7 @@ void tp_tape_free(tp_tape *tape)
 {
     if (tape == NULL) return;
     tp_pool_close(&tape->pool);
+    tp_park_free(&tape->park);
     tp_arena_free(&tape->host);
     tp_free(tape->records);
     tp_free(tape->live);
@@ -74,6 +80,8 @@ void tp_tape_reset(tp_tape *tape)
     tape->n_records = tape->n_live = 0;
     tape->status = TP_OK;
     tape->no_grad = 0;
+    tape->park.n = 0;
+    tape->row = 0;
     tape->scope_depth = 0;
     tape->scope[0] = '\0';
     tape->scope_text = NULL;
@@ -91,6 +99,10 @@ tp_ctx *tp_tape_ctx(tp_tape *tape)
 {
     return tape->ctx;
 }
+void tp_tape_set_room(tp_tape *tape, int64_t columns)
+{
+    tape->room = columns;
+}
 size_t tp_tape_peak(const tp_tape *tape)
 {
     return tape->pool.peak;
@@ -106,6 +118,14 @@ void tp_tape_set_step(tp_tape *tape, uint64_t step)
 uint64_t tp_tape_step(const tp_tape *tape)
 {
     return tape->step;
+}
+void tp_tape_set_parking(tp_tape *tape, bool parking)
+{
+    tape->parking = parking;
+}
+int64_t tp_tape_row(const tp_tape *tape)
+{
+    return tape->row;
 }
 void tp_tape_no_grad_begin(tp_tape *tape)
 {
@@ -265,8 +285,9 @@ static bool tensor_bytes(tp_dtype dtype, int64_t rows, int64_t ld, size_t *bytes
 tp_tensor *tp_op_output(tp_tape *tape, const char *op, tp_dtype dtype, int64_t rows, int64_t cols, bool needs_grad)
 {
     size_t bytes;
+    int64_t ld = dtype == tape->precision && cols > 1 ? cols + tape->room : cols;
     if (tape->status != TP_OK) return NULL;
-    if (!tensor_bytes(dtype, rows, cols, &bytes))
+    if (!tensor_bytes(dtype, rows, ld, &bytes))
         return tp_op_fail(tape, op, TP_SHAPE, "a result of [%lld, %lld] is too large", (long long)rows, (long long)cols);
     tp_tensor *t = new_tensor(tape, op);
     if (t == NULL) return NULL;
@@ -274,7 +295,8 @@ tp_tensor *tp_op_output(tp_tape *tape, const char *op, tp_dtype dtype, int64_t r
     if (t->storage == NULL) return NULL;
     t->dtype = dtype;
     t->rows = rows;
-    t->cols = t->ld = cols;
+    t->cols = cols;
+    t->ld = ld;
     t->data = t->storage->data;
     t->needs_grad = needs_grad;
     return t;
@@ -330,8 +352,32 @@ void *tp_op_record(tp_tape *tape, const tp_op *op, size_t bytes, tp_tensor *out0
     record->out[0] = out0;
     record->out[1] = out1;
     record->out[2] = out2;
+    for (int i = 0; i < TP_RECORD_OUTPUTS; i++)
+        if (record->out[i] != NULL) record->out[i]->maker = record;
     tape->records[tape->n_records++] = record;
     return record;
+}
+
+void tp_tape_forget(tp_tape *tape, tp_tensor *x)
+{
+    if (tape->status != TP_OK || x == NULL || !tp_tape_recording(tape)) return;
+    if (x->maker == NULL || x->maker->op->remake == NULL || x->storage->users > 1) return;
+    release(tape, x->storage);
+    x->storage = NULL;
+    x->data = NULL;
+    x->forgotten = true;
+}
+
+tp_status tp_op_recall(tp_tape *tape, tp_tensor *x)
+{
+    size_t bytes;
+    if (!x->forgotten) return TP_OK;
+    if (!tensor_bytes(x->dtype, x->rows, x->ld, &bytes)) return TP_INTERNAL; /* it fitted before */
+    x->storage = tp_op_alloc(tape, x->maker->op->name, bytes);
+    if (x->storage == NULL) return tape->status;
+    x->data = x->storage->data;
+    x->forgotten = false;
+    return x->maker->op->remake(tape, x->maker);
 }
 
 static bool allocate_grad(tp_tape *tape, tp_tensor *t)
@@ -459,22 +505,86 @@ struct segment_record {
     void *state;
     tp_tensor *x;
     uint64_t step;
+    const int64_t *ends; /* of slices; NULL: x as a whole */
+    int64_t n_slices;
+    size_t parked; /* number of x in the park, from 1; 0: stayed */
 };
 
-/* Runs the segment again with gradients on a detached copy of x's handle, sweeps just that part, and hands x its gradient. */
-static tp_status segment_backward(tp_tape *tape, tp_record *base)
+/* ---- inputs that wait in host memory ---- */
+
+/* A value whose copy is out gives its memory back. */
+static tp_status settle(tp_tape *tape, tp_parked *parked)
 {
-    struct segment_record *r = (struct segment_record *)base;
-    tp_tensor *out = base->out[0];
+    if (parked->state != TP_PARK_LEAVING) return TP_OK;
+    TP_TRY(tp_park_wait(tape->ctx, parked));
+    release(tape, parked->x->storage);
+    parked->x->storage = NULL;
+    parked->x->data = NULL;
+    parked->state = TP_PARK_AWAY;
+    return TP_OK;
+}
+
+/* Forward has done with x; the value that left before it is out by now. Returns its number, 0 if it stays. */
+static size_t park(tp_tape *tape, tp_tensor *x)
+{
+    size_t bytes;
+    tp_park *park = &tape->park;
+    if (!tape->parking || x->storage == NULL || x->storage->users > 1 || !tensor_bytes(x->dtype, x->rows, x->ld, &bytes))
+        return 0;
+    if (park->n > 0 && !tp_op_ok(tape, "offload", settle(tape, &park->list[park->n - 1]))) return 0;
+    return tp_op_ok(tape, "offload", tp_park_leave(tape->ctx, park, x, bytes)) ? park->n : 0;
+}
+
+static tp_status fetch(tp_tape *tape, tp_parked *parked)
+{
+    if (parked->state != TP_PARK_AWAY) return TP_OK;
+    parked->x->storage = tp_op_alloc(tape, "offload", parked->bytes);
+    if (parked->x->storage == NULL) return tape->status;
+    parked->x->data = parked->x->storage->data;
+    return tp_park_return(tape->ctx, parked);
+}
+
+/* Brings value `number` back, and sends for the one that the sweep needs next. */
+static tp_status unpark(tp_tape *tape, size_t number)
+{
+    if (number == 0) return TP_OK;
+    tp_parked *parked = &tape->park.list[number - 1];
+    TP_TRY(fetch(tape, parked));
+    if (parked->state == TP_PARK_COMING) TP_TRY(tp_park_wait(tape->ctx, parked));
+    parked->state = TP_PARK_HERE;
+    return number > 1 ? fetch(tape, &tape->park.list[number - 2]) : TP_OK;
+}
+
+/* ---- recomputing ---- */
+
+static void *row_of(const tp_tensor *t, void *data, int64_t row)
+{
+    return (char *)data + (size_t)(row * t->ld) * tp_dtype_bytes(t->dtype);
+}
+
+/* Rows first .. end - 1 of the segment again, with gradients, on a detached handle of x's rows. */
+static tp_tensor *run_again(tp_tape *tape, const struct segment_record *r, int64_t first, int64_t end, tp_tensor **result)
+{
     uint64_t step_now = tape->step;
-    size_t first = tape->n_records;
-    tp_tensor *x = tp_tape_input(tape, r->x->dtype, r->x->rows, r->x->cols, r->x->data, r->x->needs_grad);
-    if (x == NULL) return tape->status;
+    int64_t row_now = tape->row;
+    tp_tensor *x = tp_tape_input(tape, r->x->dtype, end - first, r->x->cols, row_of(r->x, r->x->data, first), r->x->needs_grad);
+    if (x == NULL) return NULL;
     x->ld = r->x->ld;
     tape->step = r->step;
-    tp_tensor *again = r->forward(tape, r->state, x);
+    tape->row = first;
+    *result = r->forward(tape, r->state, x);
     tape->step = step_now;
-    if (tape->status != TP_OK || again == NULL) return tape->status != TP_OK ? tape->status : TP_INTERNAL;
+    tape->row = row_now;
+    return tape->status == TP_OK && *result != NULL ? x : NULL;
+}
+
+/* Runs the segment again, sweeps just that part, and hands x its gradient. */
+static tp_status whole_backward(tp_tape *tape, struct segment_record *r)
+{
+    tp_tensor *out = r->record.out[0], *again;
+    size_t first = tape->n_records;
+    tp_tensor *x = run_again(tape, r, 0, r->x->rows, &again);
+    if (x == NULL) return tape->status != TP_OK ? tape->status : TP_INTERNAL;
     TP_TRY(tp_grad_move(tape, out, again));
     TP_TRY(sweep(tape, first));
     if (!tp_wants_grad(r->x)) return TP_OK;
@@ -484,25 +594,121 @@ static tp_status segment_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op segment_op = {"segment", segment_backward};
-
-tp_tensor *tp_tape_segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, bool recompute)
+/* The gradient of x's rows from `first` on, out of a slice. */
+static tp_status collect(tp_tape *tape, tp_tensor *slice, tp_rows dx, const tp_tensor *x, int64_t first, bool accumulate)
 {
-    const tp_tensor *inputs[] = {x};
-    if (!tp_op_begin(tape, segment_op.name, inputs, 1)) return NULL;
-    if (tp_tape_recording(tape) && !recompute) return forward(tape, state, x);
+    tp_rows to = {row_of(x, dx.data, first), dx.dtype, dx.ld}, from = tp_tensor_grad_rows(slice);
+    tp_add_args add = {.n = slice->rows, .dim = slice->cols, .x = to, .y = from, .z = to};
+    tp_scale_args copy = {.n = slice->rows, .dim = slice->cols, .x = from, .y = to, .alpha = slice->grad_written ? 1 : 0};
+    if (!slice->grad_written && accumulate) return TP_OK;
+    if (!slice->grad_written) copy.x = to; /* zeros, without reading */
+    TP_TRY(accumulate ? tp_run_add(tape->ctx, &add) : tp_run_scale(tape->ctx, &copy));
+    release(tape, slice->grad_storage);
+    return TP_OK;
+}
+
+static tp_status sliced_backward(tp_tape *tape, struct segment_record *r)
+{
+    tp_tensor *out = r->record.out[0];
+    bool accumulate = false;
+    tp_rows dx = {0};
+    if (tp_wants_grad(r->x)) {
+        dx = tp_grad_for(tape, r->x, &accumulate);
+        if (dx.data == NULL) return tape->status;
+    }
+    for (int64_t s = 0, first = 0; s < r->n_slices; first = r->ends[s++]) {
+        tp_tensor *again;
+        size_t mark = tape->n_records;
+        tp_tensor *x = run_again(tape, r, first, r->ends[s], &again);
+        if (x == NULL) return tape->status != TP_OK ? tape->status : TP_INTERNAL;
+        bool unused;
+        tp_rows to = tp_grad_for(tape, again, &unused);
+        tp_scale_args copy = {.n = again->rows, .dim = again->cols, .y = to, .alpha = 1};
+        copy.x = (tp_rows){row_of(out, out->grad, first), out->dtype, out->ld};
+        if (to.data == NULL) return tape->status;
+        TP_TRY(tp_run_scale(tape->ctx, &copy));
+        TP_TRY(sweep(tape, mark));
+        if (dx.data != NULL) TP_TRY(collect(tape, x, dx, r->x, first, accumulate));
+    }
+    return TP_OK;
+}
+
+static tp_status segment_backward(tp_tape *tape, tp_record *base)
+{
+    struct segment_record *r = (struct segment_record *)base;
+    TP_TRY(unpark(tape, r->parked));
+    return r->n_slices > 1 ? sliced_backward(tape, r) : whole_backward(tape, r);
+}
+
+static const tp_op segment_op = {.name = "segment", .backward = segment_backward};
+
+/* y without a record, and without values in between. */
+static tp_tensor *forward_once(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x)
+{
     size_t mark = tp_tape_mark(tape);
     tp_tape_no_grad_begin(tape);
     tp_tensor *y = forward(tape, state, x);
     tp_tape_no_grad_end(tape);
     if (tape->status != TP_OK || y == NULL) return NULL;
     tp_tape_rewind(tape, mark, y);
-    if (!tp_tape_recording(tape) || !y->needs_grad) return y;
+    return y;
+}
+
+/* The same slice by slice into a y of x's shape. */
+static tp_tensor *forward_slices(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, const int64_t *ends,
+                                 int64_t n)
+{
+    int64_t row_now = tape->row;
+    tp_tensor *y = tp_op_output(tape, segment_op.name, x->dtype, x->rows, x->cols, false);
+    for (int64_t s = 0, first = 0; y != NULL && s < n; first = ends[s++]) {
+        size_t mark = tp_tape_mark(tape);
+        tp_tensor *rows = tp_tape_input(tape, x->dtype, ends[s] - first, x->cols, row_of(x, x->data, first), x->needs_grad);
+        if (rows == NULL) return NULL;
+        rows->ld = x->ld;
+        tape->row = first;
+        tp_tensor *part = forward_once(tape, forward, state, rows);
+        tape->row = row_now;
+        if (part == NULL) return NULL;
+        tp_scale_args copy = {.n = part->rows, .dim = part->cols, .x = tp_tensor_rows(part), .alpha = 1};
+        copy.y = (tp_rows){row_of(y, y->data, first), y->dtype, y->ld};
+        if (!tp_op_ok(tape, segment_op.name, tp_run_scale(tape->ctx, &copy))) return NULL;
+        y->needs_grad = y->needs_grad || part->needs_grad;
+        tp_tape_rewind(tape, mark, NULL);
+    }
+    return y;
+}
+
+static tp_tensor *segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, const int64_t *ends, int64_t n)
+{
+    tp_tensor *y = n > 1 ? forward_slices(tape, forward, state, x, ends, n) : forward_once(tape, forward, state, x);
+    if (y == NULL || !tp_tape_recording(tape) || !y->needs_grad) return y;
     struct segment_record *r = tp_op_record(tape, &segment_op, sizeof *r, y, NULL, NULL);
     if (r == NULL) return NULL;
     r->forward = forward;
     r->state = state;
     r->x = x;
     r->step = tape->step;
-    return y;
+    r->ends = ends;
+    r->n_slices = n;
+    r->parked = park(tape, x);
+    return tape->status == TP_OK ? y : NULL;
+}
+
+tp_tensor *tp_tape_segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, bool recompute)
+{
+    const tp_tensor *inputs[] = {x};
+    if (!tp_op_begin(tape, segment_op.name, inputs, 1)) return NULL;
+    if (tp_tape_recording(tape) && !recompute) return forward(tape, state, x);
+    return segment(tape, forward, state, x, NULL, 1);
+}
+
+tp_tensor *tp_tape_sliced_segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, const int64_t *ends,
+                                  int64_t n)
+{
+    const tp_tensor *inputs[] = {x};
+    if (!tp_op_begin(tape, segment_op.name, inputs, 1)) return NULL;
+    if (n < 1 || ends[n - 1] != x->rows)
+        return tp_op_fail(tape, segment_op.name, TP_SHAPE, "%lld slices that end at row %lld, x has %lld", (long long)n,
+                          n > 0 ? (long long)ends[n - 1] : 0LL, (long long)x->rows);
+    return segment(tape, forward, state, x, ends, n);
 }

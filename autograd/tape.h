@@ -27,6 +27,9 @@ TP_API void tp_tape_reset(tp_tape *tape);
 TP_API tp_status tp_tape_status(const tp_tape *tape);
 TP_API tp_dtype tp_tape_precision(const tp_tape *tape);
 TP_API tp_ctx *tp_tape_ctx(tp_tape *tape);
+/* Free columns behind every row of the activations made from now on: `ld` is larger than `cols` by so many. Products of
+ * several parts write there what belongs to the same sum (tp_joint_linear). 0 at first. */
+TP_API void tp_tape_set_room(tp_tape *tape, int64_t columns);
 /* Highest use of the step arena so far, in bytes. */
 TP_API size_t tp_tape_peak(const tp_tape *tape);
 TP_API void tp_tape_forget_peak(tp_tape *tape);
@@ -50,6 +53,10 @@ TP_API bool tp_tape_recording(const tp_tape *tape);
 TP_API size_t tp_tape_mark(const tp_tape *tape);
 TP_API void tp_tape_rewind(tp_tape *tape, size_t mark, const tp_tensor *keep);
 
+/* The forward pass has done with x, and linears alone have read it: its memory may go. If its op saved what is needed, the
+ * sweep makes it again for the first backward that reads it; otherwise nothing happens. */
+TP_API void tp_tape_forget(tp_tape *tape, tp_tensor *x);
+
 /* The counter of dropout: set once a micro-batch. A recomputed segment sees the same value again. */
 TP_API void tp_tape_set_step(tp_tape *tape, uint64_t step);
 TP_API uint64_t tp_tape_step(const tp_tape *tape);
@@ -58,9 +65,20 @@ TP_API uint64_t tp_tape_step(const tp_tape *tape);
  *   recording, keep        runs it as it is
  *   recording, recompute   keeps x and y alone; the reverse sweep runs it again (Chen et al. 2016, arXiv:1604.06174)
  *   not recording          runs it and releases all but y
- * The function must compute the same again: no counters, no clock, randomness through the tape's step only. */
+ * The function must compute the same again: no counters, no clock, randomness through the tape's step and row only. */
 typedef tp_tensor *(*tp_segment_fn)(tp_tape *tape, void *state, tp_tensor *x);
 TP_API tp_tensor *tp_tape_segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, bool recompute);
+/* The same with recomputation, in slices: rows up to ends[0], then up to ends[1], ..., up to ends[n - 1] = rows of x run by
+ * themselves, forward and in the sweep, so that values of one slice exist at a time. The function gets those rows as x,
+ * tp_tape_row says which is the first, and its result has the shape of x. Rows of different slices may not depend on each
+ * other. `ends` lives until tp_tape_reset. */
+TP_API tp_tensor *tp_tape_sliced_segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, const int64_t *ends,
+                                         int64_t n);
+/* Inputs of segments recorded from now on with recomputation wait for the sweep in host memory. They must not be read by anyone
+ * else afterwards. */
+TP_API void tp_tape_set_parking(tp_tape *tape, bool parking);
+/* Number, in the whole batch, of the first row of what is being computed. */
+TP_API int64_t tp_tape_row(const tp_tape *tape);
 
 /* A parameter or external value as the start of a tape: shares the data, owns nothing. */
 TP_API tp_tensor *tp_tape_input(tp_tape *tape, tp_dtype dtype, int64_t rows, int64_t cols, void *data, bool needs_grad);

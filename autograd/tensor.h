@@ -24,6 +24,8 @@ typedef struct tp_tensor {
     bool grad_written;
     tp_storage *storage, *grad_storage; /* NULL for parameters */
     struct tp_tensor *base;             /* a view of columns: gradients are written into the base's gradient, else NULL */
+    struct tp_record *maker;            /* the op that made it, if it was recorded */
+    bool forgotten;                     /* has no memory until the sweep makes it again (tp_tape_forget) */
 } tp_tensor;
 
 /* A parameter over memory of the caller; grad NULL: frozen. */

@@ -13,6 +13,7 @@ extern "C" {
 #endif
 
 typedef struct tp_device tp_device;
+typedef struct tp_graph tp_graph; /* recorded kernels */
 
 typedef struct tp_backend {
     const char *name; /* "cpu", "cuda", "dry" */
@@ -27,6 +28,24 @@ typedef struct tp_backend {
     tp_status (*copy_out)(tp_ctx *ctx, void *host, const void *device_memory, size_t bytes);
     tp_status (*zero)(tp_ctx *ctx, void *device_memory, size_t bytes);
     tp_status (*sync)(tp_ctx *ctx);
+    /* Kernels called between begin and end are recorded, not run; a launch runs them all, with the pointers and numbers they
+     * were called with, on what memory holds by then. In between there are no allocations, copies or syncs. end finishes the
+     * recording even if it fails; graph NULL: it is dropped. All NULL where kernels cannot be recorded. */
+    tp_status (*capture_begin)(tp_ctx *ctx);
+    tp_status (*capture_end)(tp_ctx *ctx, tp_graph **graph);
+    tp_status (*graph_launch)(tp_ctx *ctx, tp_graph *graph);
+    void (*graph_free)(tp_device *device, tp_graph *graph);
+    /* Memory of the host for copy_beside; NULL with NOMEM recorded. */
+    void *(*host_alloc)(tp_ctx *ctx, tp_device *device, size_t bytes);
+    void (*host_free)(tp_device *device, void *memory, size_t bytes);
+    /* Copies between such memory and the device's, either way, beside the kernels: it begins when what was called before is
+     * done. wait_beside: what is called from then on comes after the copy of that ticket, one of the last sixteen. */
+    tp_status (*copy_beside)(tp_ctx *ctx, void *to, const void *from, size_t bytes, int *ticket);
+    tp_status (*wait_beside)(tp_ctx *ctx, int ticket);
+    /* Between the two, every large product of a new shape is made by each algorithm there is, and the fastest one is kept for
+     * later processes; results are of no use. end appends what was found. NULL where there is nothing to choose from. */
+    void (*tune_begin)(tp_device *device);
+    tp_status (*tune_end)(tp_ctx *ctx, tp_buf *report);
     /* Human and machine description for `doctor`: appends JSON members ("model": ..., ...). */
     void (*describe)(tp_device *device, tp_buf *json);
     tp_kernel kernels[TP_KERNEL_COUNT];
@@ -37,8 +56,10 @@ struct tp_device {
     const tp_backend *backend;
     tp_dtype auto_precision; /* what precision: auto means here */
     int threads;
+    bool tf32;                /* set by the caller: f32 products may round their factors to tf32, where the device can */
     uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
+    uint64_t logits_bytes;    /* that a loss should make at once; 0: as the op likes */
     double flops[2];          /* counted by the dry backend: f32 and bf16 products of this step; else 0 */
     double bytes_moved;       /* dry: bytes read and written by kernels */
 };

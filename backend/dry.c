@@ -82,6 +82,19 @@ static tp_status dry_sync(tp_ctx *ctx)
     return TP_OK;
 }
 
+static tp_status dry_copy_beside(tp_ctx *ctx, void *to, const void *from, size_t bytes, int *ticket)
+{
+    (void)ctx, (void)to, (void)from, (void)bytes;
+    *ticket = 0;
+    return TP_OK;
+}
+
+static tp_status dry_wait_beside(tp_ctx *ctx, int ticket)
+{
+    (void)ctx, (void)ticket;
+    return TP_OK;
+}
+
 static void dry_describe(tp_device *device, tp_buf *json)
 {
     tp_buf_printf(json, "\"model\": \"none: counts only\", \"memory_bytes\": %llu", (unsigned long long)device->memory_bytes);
@@ -143,6 +156,20 @@ static tp_status dry_matmul_tn(tp_ctx *ctx, const void *args)
     bool bf16 = a->a.dtype == TP_BF16 && a->b.dtype == TP_BF16;
     double bytes = bytes_of(a->a, a->n, a->m) + bytes_of(a->b, a->n, a->k) + floats(a->m * a->k) * (a->beta != 0.0f ? 2 : 1);
     return count(ctx, bf16 ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
+}
+
+static tp_status dry_pack_lowrank(tp_ctx *ctx, const void *args)
+{
+    const tp_pack_lowrank_args *a = args;
+    return count_bytes(ctx, (floats(1) + (double)tp_dtype_bytes(a->w.dtype)) * (double)a->used * (double)(a->out + a->in));
+}
+
+static tp_status dry_lowrank_backward(tp_ctx *ctx, const void *args)
+{
+    const tp_lowrank_backward_args *a = args;
+    double products = a->db != NULL ? 2 : 1, factors = 2 * bytes_of(a->u, a->n, a->rank) + bytes_of(a->b, a->out, a->rank);
+    return count(ctx, a->dy.dtype, 2 * products * (double)a->n * (double)a->out * (double)a->rank,
+                 bytes_of(a->dy, a->n, a->out) + factors + (a->db != NULL ? 2 * floats(a->out * a->rank) : 0));
 }
 
 static tp_status dry_column_sum(tp_ctx *ctx, const void *args)
@@ -314,7 +341,8 @@ static tp_status dry_dropout(tp_ctx *ctx, const void *args)
 static tp_status dry_cross_entropy(tp_ctx *ctx, const void *args)
 {
     const tp_cross_entropy_args *a = args;
-    return count_bytes(ctx, floats(a->n * a->vocab) * (a->want_grad ? 2 : 1) + floats(2 * a->n));
+    double gradient = a->want_grad ? (a->narrow ? 0.5 : 1) * floats(a->n * a->vocab) : 0;
+    return count_bytes(ctx, floats(a->n * a->vocab) + gradient + floats(2 * a->n));
 }
 
 static tp_status dry_grad_norm(tp_ctx *ctx, const void *args)
@@ -335,6 +363,35 @@ static tp_status dry_sgd(tp_ctx *ctx, const void *args)
     return count_bytes(ctx, (a->momentum != 0.0f ? 5 : 3) * floats(a->n));
 }
 
+static tp_status dry_linears(tp_ctx *ctx, const void *args)
+{
+    const tp_linears_args *a = args;
+    for (int i = 0; i < a->n_parts; i++) {
+        const tp_linears_part *part = &a->parts[i];
+        tp_matmul_args product = {.n = a->n, .m = part->w.rows, .k = a->k, .a = a->x, .b = part->w, .nt = true, .c = part->y};
+        product.precision = a->precision;
+        product.lowrank = part->lowrank;
+        TP_TRY(dry_matmul(ctx, &product));
+    }
+    return TP_OK;
+}
+
+/* How many keys there are is only known on the device: those of full sequences are counted. */
+static tp_status dry_attend(tp_ctx *ctx, const void *args)
+{
+    const tp_attend_args *a = args;
+    int64_t keys = a->window > 0 && a->window < a->capacity ? a->window : a->capacity;
+    double width = (double)a->head_dim * (double)a->heads, bytes = 2 * bytes_of(a->q, a->n, a->heads * a->head_dim);
+    bytes += 2 * bytes_of(a->cache_k, a->n * keys, a->kv_heads * a->head_dim);
+    return count(ctx, a->q.dtype, 4 * (double)a->n * (double)keys * width, bytes);
+}
+
+static tp_status dry_sample(tp_ctx *ctx, const void *args)
+{
+    const tp_sample_args *a = args;
+    return count_bytes(ctx, floats(a->n * a->vocab));
+}
+
 const tp_backend tp_dry_backend = {
     .name = "dry",
     .computes = false,
@@ -346,6 +403,10 @@ const tp_backend tp_dry_backend = {
     .copy_out = dry_copy_out,
     .zero = dry_zero,
     .sync = dry_sync,
+    .host_alloc = dry_alloc,
+    .host_free = dry_free,
+    .copy_beside = dry_copy_beside,
+    .wait_beside = dry_wait_beside,
     .describe = dry_describe,
     .kernels =
         {

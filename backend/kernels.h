@@ -61,6 +61,30 @@ typedef struct tp_matmul_tn_args {
     float alpha, beta;
 } tp_matmul_tn_args;
 
+#define TP_PACKED_PARTS 3
+
+/* The factors of low-rank parts into the margin of a stacked weight w [out, in] with w.ld >= in + used and `used` more rows.
+ * Part i has rows[i] rows of w and rank[i] of the `used` columns and rows, one part behind the other:
+ *   w[rows of i, in + columns of i] = scaling[i] * b[i] [rows[i], rank[i]],   w[out + columns of i, :in] = a[i] [rank[i], in]
+ * and zeros in the margin's columns elsewhere. Factors are f32, rounded to w's dtype. */
+typedef struct tp_pack_lowrank_args {
+    int64_t out, in, used;
+    tp_rows w;
+    int64_t rows[TP_PACKED_PARTS], rank[TP_PACKED_PARTS]; /* unused parts: 0 */
+    const float *a[TP_PACKED_PARTS], *b[TP_PACKED_PARTS];
+    float scaling[TP_PACKED_PARTS];
+} tp_pack_lowrank_args;
+
+/* Both gradients that pass through an up factor, from one reading of dy [n, out]:
+ *   du [n, rank] = dy b         db [out, rank] f32 += scaling * dy^T u
+ * dy, u [n, rank], b [out, rank] and du have one dtype. */
+typedef struct tp_lowrank_backward_args {
+    int64_t n, out, rank;
+    tp_rows dy, b, u, du;
+    float *db; /* contiguous; NULL: not wanted */
+    float scaling;
+} tp_lowrank_backward_args;
+
 /* out [m] f32 += sum over n rows of a [n, m] (beta = 1) or = (beta = 0). */
 typedef struct tp_column_sum_args {
     int64_t n, m;
@@ -232,7 +256,8 @@ typedef struct tp_dropout_args {
 } tp_dropout_args;
 
 /* loss[i] = log-sum-exp(logits[i]) - logits[i, labels[i]]; logits (f32) become gradients in place:
- * (softmax - onehot) * grad_scale, if want_grad. */
+ * (softmax - onehot) * grad_scale, if want_grad. `narrow`: gradients are rounded to bf16 and lie over the first half of their
+ * row: a bf16 array of twice the leading dimension. */
 typedef struct tp_cross_entropy_args {
     int64_t n, vocab;
     float *logits; /* [n, ld] */
@@ -240,7 +265,7 @@ typedef struct tp_cross_entropy_args {
     const int32_t *labels; /* [n], all in 0..vocab-1 */
     float *loss;           /* [n] */
     float grad_scale;
-    bool want_grad;
+    bool want_grad, narrow;
 } tp_cross_entropy_args;
 
 /* What changes from step to step, in device memory, so that a captured step can be replayed. */
@@ -281,6 +306,84 @@ typedef struct tp_sgd_args {
     const tp_step_state *state;
     float momentum, weight_decay;
 } tp_sgd_args;
+
+/* ---- decoding: a few rows, each the next token of a sequence of its own ----
+ *
+ * A token reads every weight once, so these kernels do in one pass what would be several: launches and passes over small rows
+ * are what is left beside the weights. On a GPU each row's result is the same bits whatever the other rows are and however
+ * many; what changes from step to step is read from device memory, so that a step can be captured and replayed. */
+
+#define TP_LINEARS_PARTS 3
+
+typedef struct tp_linears_part {
+    tp_matrix w;                    /* [m_i, k] */
+    const float *bias;              /* or NULL */
+    const tp_lowrank_args *lowrank; /* nt, or NULL */
+    tp_rows y;                      /* [n, m_i]; with swiglu, that of part 1 is scratch */
+} tp_linears_part;
+
+/* y_i = norm(x) w_i^T + bias_i + low-rank part of i, for linears that read the same x [n, k]. norm is rmsnorm with
+ * `norm_weight` and eps, or nothing if that is NULL. swiglu: there are two parts, and y_0 = silu(y_0) * y_1. residual (or
+ * NULL) is added to y_0 and may be y_0. y is rounded where several passes would round it. Weights, norms, biases and
+ * factors must not be written by the kernels that ran just before: reading them may begin before those end. */
+typedef struct tp_linears_args {
+    int64_t n, k;
+    tp_rows x;
+    const float *norm_weight; /* [k] or NULL */
+    float eps;
+    tp_rows normed; /* [n, k] scratch, dtype of x; only with a norm */
+    int n_parts;
+    tp_linears_part parts[TP_LINEARS_PARTS];
+    bool swiglu;
+    const void *residual; /* dtype of y_0 */
+    int64_t residual_ld;
+    tp_dtype precision; /* as in tp_matmul_args */
+} tp_linears_args;
+
+#define TP_ATTEND_PARTS 32 /* stretches that the keys of a row are cut into, at most */
+
+/* Attention of the next token of n sequences. Row i belongs to sequence i, which has used[i] keys in rows i * capacity and on
+ * of the cache: heads of q and k get their norms (rmsnorm, unless NULL) and rope (halves of `half` pairs, as tp_rope_args),
+ * k and v go to the cache behind those keys, and out = softmax(scale q k^T) v over used[i] + 1 keys, or the last `window` of
+ * them if that is > 0. q and k may be changed. All arrays have one dtype. used, the angles, the norms and the cache must not be
+ * written by the kernels that ran just before, other than by such calls. */
+typedef struct tp_attend_args {
+    int64_t n, heads, kv_heads, head_dim;
+    tp_rows q, k, v, out;         /* [n, heads * head_dim], [n, kv_heads * head_dim] */
+    const float *q_norm, *k_norm; /* [head_dim] */
+    float eps;
+    const float *cos, *sin;   /* [n, half] */
+    int64_t half;             /* 0: no rope */
+    tp_rows cache_k, cache_v; /* [n * capacity, kv_heads * head_dim] */
+    int64_t capacity;
+    const int32_t *used; /* [n] */
+    int64_t window;
+    float scale;
+    float *parts;      /* [n * heads * TP_ATTEND_PARTS, head_dim + 2] scratch */
+    int32_t *counters; /* [n * heads], zero before and after */
+} tp_attend_args;
+
+#define TP_SAMPLE_EXTRA 256 /* numbers of scratch for a row, beyond the vocabulary */
+
+/* The next token of n sequences from logits [n, ld], which are changed: what inference/sampler.h says, with its draws. What it
+ * depends on and what it leaves is in device memory: seen [n, vocab] (what the repetition penalty counts; the chosen one is
+ * added), counts [n] (tokens sampled so far: the index of the draw), ids [n] (out: the token), history [history_length, n]
+ * (out: the token, in line counts % history_length), positions [n] and counts (one more each; positions at most
+ * position_limit), bad [n] (out: 1 + the first token whose logit is no number, if it was 0; the token is then 0). */
+typedef struct tp_sample_args {
+    int64_t n, vocab;
+    float *logits;
+    int64_t ld;
+    double temperature; /* 0: greedy */
+    int64_t top_k;      /* 0: off */
+    double top_p, min_p, repetition_penalty;
+    uint64_t seed;
+    unsigned char *seen; /* NULL: no penalty */
+    uint64_t *scratch;   /* [n, vocab + TP_SAMPLE_EXTRA] */
+    int32_t *ids, *positions, *counts, *history, *bad;
+    int64_t history_length;
+    int32_t position_limit;
+} tp_sample_args;
 
 enum tp_kernel_id {
 #define TP_KERNEL(name, args) TP_KERNEL_##name,

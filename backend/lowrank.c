@@ -29,3 +29,29 @@ int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK
                                     .precision = args->precision};
     return n + 2;
 }
+
+tp_matmul_args tp_lowrank_du(const tp_lowrank_backward_args *args)
+{
+    tp_matrix b = tp_matrix_dense(args->b.dtype, args->b.data, args->out, args->rank);
+    b.stride = args->b.ld;
+    return (tp_matmul_args){.n = args->n,
+                            .m = args->rank,
+                            .k = args->out,
+                            .a = args->dy,
+                            .b = b,
+                            .c = args->du,
+                            .alpha = 1,
+                            .precision = args->dy.dtype};
+}
+
+tp_matmul_tn_args tp_lowrank_db(const tp_lowrank_backward_args *args)
+{
+    return (tp_matmul_tn_args){.n = args->n,
+                               .m = args->out,
+                               .k = args->rank,
+                               .a = args->dy,
+                               .b = args->u,
+                               .c = args->db,
+                               .alpha = args->scaling,
+                               .beta = 1};
+}

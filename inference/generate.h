@@ -1,4 +1,4 @@
-/* Decoding: prefill in chunks, then a token at a time against the KV cache. */
+/* Decoding: prefill in chunks, then a token at a time against the KV cache; on a GPU several sequences at once. */
 #ifndef TP_INFERENCE_GENERATE_H
 #define TP_INFERENCE_GENERATE_H
 
@@ -7,16 +7,19 @@
 #include "inference/sampler.h"
 #include "models/model.h"
 
-/* A model made ready for decoding: cache, step arena, buffers. One sequence at a time; adapters are whatever the model's slots
- * hold at each step. Under bf16 their factors are rounded to bf16; values that changed in place are seen after a reset. */
+/* A model made ready for decoding: cache, step arena, buffers. Adapters are whatever the model's slots hold when a call
+ * begins. Under bf16 their factors are rounded to bf16; values that changed in place are seen after a reset. */
 typedef struct tp_generator tp_generator;
 
 /* Room for `context` tokens (prompt and reply). Model borrowed. */
 TP_API tp_status tp_generator_open(tp_ctx *ctx, tp_model *model, int64_t context, tp_generator **generator) TP_MUST_CHECK;
+/* The same for n prompts: on a GPU there is room for up to 8 of them at once, elsewhere for one. `context` is for each. */
+TP_API tp_status tp_generator_open_many(tp_ctx *ctx, tp_model *model, int64_t context, size_t n,
+                                        tp_generator **generator) TP_MUST_CHECK;
 TP_API void tp_generator_close(tp_generator *generator);
 
 /* Bytes that an open generator holds for such a context, with the adapters that sit in the model's slots now; their copies
- * under bf16 come on top. On a dry device, with a model of shapes alone. */
+ * under bf16 come on top, and the few MB of a GPU's steps. On a dry device, with a model of shapes alone. */
 TP_API tp_status tp_generator_measure(tp_ctx *dry, const tp_model *model, int64_t context, uint64_t *bytes) TP_MUST_CHECK;
 
 /* ---- token level ---- */
@@ -58,5 +61,19 @@ typedef struct tp_generated {
 TP_API tp_status tp_generate(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer, const int32_t *prompt,
                              size_t n_prompt, const tp_generate_options *options, tp_generated *out) TP_MUST_CHECK;
 TP_API void tp_generated_free(tp_generated *out);
+
+typedef struct tp_prompt_ids {
+    const int32_t *ids;
+    size_t n;
+} tp_prompt_ids;
+
+/* A finished reply, given away, to prompt `index`; returning false begins no more of them. */
+typedef bool (*tp_generate_done)(void *state, size_t index, tp_generated *reply);
+
+/* Replies to all prompts, in the order in which they end. Each is what it would be alone, with the same seed; emit hears pieces
+ * of all of them. On a GPU they grow at once, as many as the generator has room for. */
+TP_API tp_status tp_generate_all(tp_ctx *ctx, tp_generator *generator, const tp_tokenizer *tokenizer,
+                                 const tp_prompt_ids *prompts, size_t n, const tp_generate_options *options,
+                                 tp_generate_done done, void *done_state) TP_MUST_CHECK;
 
 #endif

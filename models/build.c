@@ -239,11 +239,24 @@ static tp_status add_rope(tp_ctx *ctx, tp_model *model)
     return model->inv_freq != NULL ? TP_OK : TP_NOMEM;
 }
 
+/* The groups that may be stacked. Norms of q and k (Qwen3) want each of them by itself. */
+static void add_joints(tp_model *model)
+{
+    for (int64_t i = 0; i < model->config.n_layers && model->config.family != TP_FAMILY_GPT2; i++) {
+        tp_block *b = &model->blocks[i];
+        b->joint_qkv = (tp_joint){.members = {&b->q, &b->k, &b->v}, .n = 3};
+        b->joint_o = (tp_joint){.members = {&b->o}, .n = 1};
+        b->joint_gate_up = (tp_joint){.members = {&b->gate, &b->up}, .n = 2};
+        b->joint_down = (tp_joint){.members = {&b->down}, .n = 1};
+    }
+}
+
 static tp_status fill(tp_ctx *ctx, tp_model *model, const char *path)
 {
     model->path = tp_strdup(ctx, path);
     if (model->path == NULL) return TP_NOMEM;
     TP_TRY(add_all_modules(ctx, model));
+    add_joints(model);
     return add_rope(ctx, model);
 }
 

@@ -21,7 +21,7 @@ static tp_tensor *block(tp_model *model, const tp_pass *pass, int layer, tp_tens
 
     tp_tensor *h = norm(pass, &b->norm1, &b->norm1_bias, x, c->norm_eps);
     tp_tape_scope_begin(tape, "attn");
-    tp_split3(tape, tp_module_linear(pass, &b->qkv, h, NULL), (int64_t[]){width, width, width}, qkv);
+    tp_split(tape, tp_module_linear(pass, &b->qkv, h, NULL), (int64_t[]){width, width, width}, 3, qkv);
     x = tp_module_linear(pass, &b->o, tp_model_attend(model, pass, layer, qkv[0], qkv[1], qkv[2]), x);
     tp_tape_scope_end(tape);
 

@@ -56,31 +56,35 @@ static tp_tensor *attention(tp_model *model, const tp_pass *pass, int layer, tp_
     tp_tape *tape = pass->tape;
     tp_tensor *h = norm(pass, &b->norm1, x, c->norm_eps);
     tp_tape_scope_begin(tape, "self_attn");
-    tp_tensor *q = tp_module_linear(pass, &b->q, h, NULL);
-    tp_tensor *k = tp_module_linear(pass, &b->k, h, NULL);
-    tp_tensor *v = tp_module_linear(pass, &b->v, h, NULL);
+    tp_tensor *qkv[3], *o[1];
+    tp_module_joint(pass, &b->joint_qkv, h, NULL, qkv);
+    if (layer < pass->remade_layers) tp_tape_forget(tape, h);
+    tp_tensor *q = qkv[0], *k = qkv[1];
     if (c->qk_norm) {
         q = norm(pass, &b->q_norm, q, c->norm_eps);
         k = norm(pass, &b->k_norm, k, c->norm_eps);
     }
     q = tp_rope(tape, q, &model->angles, c->head_dim);
     k = tp_rope(tape, k, &model->angles, c->head_dim);
-    tp_tensor *mixed = tp_model_attend(model, pass, layer, q, k, v);
-    x = tp_module_linear(pass, &b->o, mixed, x);
+    tp_tensor *mixed = tp_model_attend(model, pass, layer, q, k, qkv[2]);
+    tp_module_joint(pass, &b->joint_o, mixed, x, o);
     tp_tape_scope_end(tape);
-    return x;
+    return o[0];
 }
 
 static tp_tensor *feed_forward(tp_model *model, const tp_pass *pass, int layer, tp_tensor *x)
 {
     tp_block *b = &model->blocks[layer];
     tp_tensor *h = norm(pass, &b->norm2, x, model->config.norm_eps);
+    tp_tensor *gate_up[2], *down[1];
     tp_tape_scope_begin(pass->tape, "mlp");
-    tp_tensor *gate = tp_module_linear(pass, &b->gate, h, NULL);
-    tp_tensor *up = tp_module_linear(pass, &b->up, h, NULL);
-    x = tp_module_linear(pass, &b->down, tp_swiglu(pass->tape, gate, up), x);
+    tp_module_joint(pass, &b->joint_gate_up, h, NULL, gate_up);
+    if (layer < pass->remade_layers) tp_tape_forget(pass->tape, h);
+    tp_tensor *product = tp_swiglu(pass->tape, gate_up[0], gate_up[1]);
+    tp_module_joint(pass, &b->joint_down, product, x, down);
+    if (layer < pass->remade_layers) tp_tape_forget(pass->tape, product);
     tp_tape_scope_end(pass->tape);
-    return x;
+    return down[0];
 }
 
 static tp_tensor *block(tp_model *model, const tp_pass *pass, int layer, tp_tensor *x)
@@ -91,6 +95,7 @@ static tp_tensor *block(tp_model *model, const tp_pass *pass, int layer, tp_tens
 tp_tensor *tp_llama_forward(tp_model *model, const tp_pass *pass)
 {
     tp_tape *tape = pass->tape;
+    tp_tape_set_room(tape, tp_tape_recording(tape) && !pass->adapters_off ? model->room : 0);
     tp_tensor *x = tp_embedding(tape, &model->embedding, NULL, pass->batch->ids, pass->batch->n, NULL);
     if (!tp_op_ok(tape, "rope", rope_angles(model, pass, &model->angles))) return NULL;
     if (pass->observe != NULL && x != NULL) pass->observe(pass->observe_state, 0, x);

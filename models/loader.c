@@ -5,7 +5,8 @@
  *     BF16                 in place           in place
  *     Q8_0, Q4_0, Q4_1     in place           in place, rounded to bf16 when unpacked
  *
- * "In place" needs a mapped file and a device that reads the host's memory; otherwise the same bytes are copied. Norms and
+ * "In place" needs a mapped file and a device that reads the host's memory; otherwise the same bytes are copied, and if it is
+ * wanted, linears of one input are stacked on the way (models/joint.c). Norms and
  * biases become f32 vectors in one block. The dry backend gets shapes and an address that nobody reads. */
 #include <stdio.h>
 #include <string.h>
@@ -105,6 +106,12 @@ static bool interleaved(const struct opening *o, const tp_part *part)
     return part->rotary && o->model->store->gguf != NULL && (family == TP_FAMILY_LLAMA || family == TP_FAMILY_MISTRAL);
 }
 
+static uint64_t stacked_bytes(const tp_joint *joint)
+{
+    const tp_matrix *w = &joint->weight;
+    return (uint64_t)(w->rows + joint->room) * (uint64_t)w->stride * (uint64_t)tp_formats[w->format].block_bytes;
+}
+
 static uint64_t matrix_bytes(const tp_matrix *w)
 {
     return (uint64_t)w->rows * (uint64_t)w->cols / (uint64_t)tp_formats[w->format].block *
@@ -114,7 +121,6 @@ static uint64_t matrix_bytes(const tp_matrix *w)
 /* Everything but the address of what will be in memory of our own. */
 static void describe_matrix(struct opening *o, const tp_part *part, const tp_stored *s)
 {
-    const tp_backend *backend = o->ctx->device->backend;
     tp_matrix *w = tp_part_matrix(o->model, part);
     tp_format_id held = held_format(s->format, o->options->precision);
     *w = (tp_matrix){.format = held,
@@ -124,12 +130,114 @@ static void describe_matrix(struct opening *o, const tp_part *part, const tp_sto
                      .rope_pairs = interleaved(o, part) ? (int32_t)o->model->config.head_dim : 0,
                      .round_bf16 = o->options->precision == TP_BF16 && !tp_formats[held].dense};
     o->model->weight_bytes += matrix_bytes(w);
+}
+
+/* The address of what is used where it lies. */
+static void find_in_place(struct opening *o, tp_matrix *w, const tp_stored *s)
+{
+    const tp_backend *backend = o->ctx->device->backend;
+    if (w->stride > 0) return;
     if (!backend->computes) w->data = nowhere();
-    if (!backend->computes || !backend->host_memory || held != s->format) return;
+    if (!backend->computes || !backend->host_memory || w->format != s->format) return;
     const char *map = tp_file_map(s->file);
     if (map == NULL) return;
     w->data = map + s->offset;
     o->model->store->in_place = true;
+}
+
+/* ---- stacked matrices ---- */
+
+/* Columns that keep rows at multiples of 32 bytes in either precision. */
+static int64_t room_for(const tp_joint *joint, int64_t rank)
+{
+    return (joint->n * rank + 15) / 16 * 16;
+}
+
+/* All of them or none, one behind the other. */
+static bool biases_fit(const tp_joint *joint)
+{
+    for (int i = 1; i < joint->n; i++) {
+        const tp_tensor *before = &joint->members[i - 1]->bias, *bias = &joint->members[i]->bias;
+        if ((before->data == NULL) != (bias->data == NULL)) return false;
+        if (bias->data != NULL && (float *)bias->data != (float *)before->data + before->cols) return false;
+    }
+    return true;
+}
+
+/* Dense, of the precision's own format, and stored row by row. */
+static bool can_be_stacked(const struct opening *o, const tp_joint *joint)
+{
+    tp_format_id format = o->options->precision == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32;
+    for (int i = 0; i < joint->n; i++) {
+        const tp_matrix *w = &joint->members[i]->weight;
+        if (w->format != format || w->transposed || w->rope_pairs > 0 || w->cols * 4 > TP_TRANSFER_ROW_BYTES) return false;
+    }
+    return joint->n > 0 && biases_fit(joint);
+}
+
+/* Shape, strides and bytes; the address comes with the memory. */
+static void stack(struct opening *o, tp_joint *joint)
+{
+    if (!can_be_stacked(o, joint)) return;
+    joint->room = room_for(joint, o->options->room_rank);
+    joint->weight = joint->members[0]->weight;
+    joint->weight.rows = 0;
+    joint->weight.stride = joint->weight.cols + joint->room;
+    for (int i = 0; i < joint->n; i++) {
+        joint->weight.rows += joint->members[i]->weight.rows;
+        joint->members[i]->weight.stride = joint->weight.stride;
+        o->model->weight_bytes -= matrix_bytes(&joint->members[i]->weight);
+    }
+    if (joint->members[0]->bias.data != NULL)
+        joint->bias = tp_parameter(NULL, 1, joint->weight.rows, joint->members[0]->bias.data, NULL);
+    if (joint->room > o->model->room) o->model->room = joint->room;
+    o->model->weight_bytes += stacked_bytes(joint);
+}
+
+/* What may be stacked of a block. */
+#define JOINTS 4
+static void joints_of(tp_block *b, tp_joint *joints[JOINTS])
+{
+    joints[0] = &b->joint_qkv;
+    joints[1] = &b->joint_o;
+    joints[2] = &b->joint_gate_up;
+    joints[3] = &b->joint_down;
+}
+
+/* Norms of q and k (Qwen3) want their rows without a gap, so nothing of such a model is stacked. */
+static void stack_all(struct opening *o)
+{
+    tp_joint *joints[JOINTS];
+    if (!o->options->join || o->model->config.qk_norm) return;
+    for (int64_t i = 0; i < o->model->config.n_layers; i++) {
+        joints_of(&o->model->blocks[i], joints);
+        for (int j = 0; j < JOINTS; j++) stack(o, joints[j]);
+    }
+}
+
+static tp_status place_stacked(struct opening *o, tp_joint *joint)
+{
+    char *memory = nowhere();
+    if (joint->weight.rows == 0) return TP_OK;
+    if (o->ctx->device->backend->computes) memory = tp_store_alloc(o->ctx, o->model->store, (size_t)stacked_bytes(joint));
+    if (memory == NULL) return TP_NOMEM;
+    joint->weight.data = memory;
+    for (int i = 0; i < joint->n; i++) {
+        tp_matrix *w = &joint->members[i]->weight;
+        w->data = memory;
+        memory += w->rows * w->stride * tp_formats[w->format].block_bytes;
+    }
+    return TP_OK;
+}
+
+static tp_status place_all_stacked(struct opening *o)
+{
+    tp_joint *joints[JOINTS];
+    for (int64_t i = 0; i < o->model->config.n_layers; i++) {
+        joints_of(&o->model->blocks[i], joints);
+        for (int j = 0; j < JOINTS; j++) TP_TRY(place_stacked(o, joints[j]));
+    }
+    return TP_OK;
 }
 
 static uint64_t own_bytes(const tp_matrix *w)
@@ -155,6 +263,12 @@ static tp_status add_transfers(struct opening *o)
             memory += own_bytes(w);
             w->data = transfer.memory;
         }
+        if (w->stride > 0) {
+            transfer.in_place = NULL;
+            transfer.memory = (void *)(uintptr_t)w->data;
+            transfer.row_values = w->cols;
+            transfer.stride = w->stride;
+        }
         if (transfer.memory != NULL || transfer.check) o->transfers[o->n_transfers++] = transfer;
     }
     return TP_OK;
@@ -164,6 +278,10 @@ static tp_status place_matrices(struct opening *o)
 {
     for (size_t i = 0; i < o->n; i++)
         if (o->parts[i].role == TP_PART_WEIGHT) describe_matrix(o, &o->parts[i], &o->stored[i]);
+    stack_all(o);
+    for (size_t i = 0; i < o->n; i++)
+        if (o->parts[i].role == TP_PART_WEIGHT) find_in_place(o, tp_part_matrix(o->model, &o->parts[i]), &o->stored[i]);
+    TP_TRY(place_all_stacked(o));
     if (!o->ctx->device->backend->computes) return TP_OK;
     o->transfers = tp_alloc(o->ctx, o->n, sizeof *o->transfers);
     if (o->transfers == NULL) return TP_NOMEM;
@@ -229,8 +347,7 @@ static tp_status place_vectors(struct opening *o)
     }
     for (size_t i = 0; i < o->n; i++) {
         if (o->parts[i].role == TP_PART_WEIGHT) continue;
-        *tp_part_vector(o->model, &o->parts[i]) =
-            tp_parameter(NULL, 1, o->parts[i].cols, computes ? memory + at : memory, NULL);
+        *tp_part_vector(o->model, &o->parts[i]) = tp_parameter(NULL, 1, o->parts[i].cols, memory + at, NULL);
         at += padded(o->parts[i].cols);
     }
     o->model->weight_bytes += total * sizeof(float);
@@ -279,8 +396,8 @@ static tp_status open_parts(struct opening *o, const tp_source *source)
     if (o->stored == NULL) return TP_NOMEM;
     TP_TRY(source->locate(o->ctx, model->store, &model->config, o->parts, o->n, o->stored));
     TP_TRY(check_all(o));
-    TP_TRY(place_matrices(o));
     TP_TRY(place_vectors(o));
+    TP_TRY(place_matrices(o));
     if (model->config.tied) model->head.weight = model->embedding;
     return fingerprint(o);
 }
@@ -342,8 +459,8 @@ static tp_status shape_parts(struct opening *o)
     o->stored = tp_alloc(o->ctx, o->n, sizeof *o->stored);
     if (o->stored == NULL) return TP_NOMEM;
     pretend_stored(o);
-    TP_TRY(place_matrices(o));
     TP_TRY(place_vectors(o));
+    TP_TRY(place_matrices(o));
     if (o->model->config.tied) o->model->head.weight = o->model->embedding;
     return TP_OK;
 }

@@ -42,6 +42,7 @@ static tp_status measure(tp_ctx *dry, const tp_model *model, const tp_measure *w
     tp_model_options options = {.precision = model->precision};
     TP_TRY(tp_model_from_config(dry, &model->config, &options, &twin));
     for (size_t i = 0; i < twin->n_linears && i < model->n_linears; i++) twin->linears[i]->slot = model->linears[i]->slot;
+    tp_model_join_like(twin, model);
     tp_status status = tp_tape_new(dry, 0, model->precision, &tape);
     if (status == TP_OK) {
         status = run_pass(dry, twin, tape, what);
@@ -58,6 +59,7 @@ tp_status tp_model_measure(tp_ctx *ctx, const tp_model *model, const tp_measure 
     tp_ctx_init(&dry);
     tp_status status = tp_device_open(&dry, "dry", 1, &dry.device);
     if (status == TP_OK) {
+        dry.device->logits_bytes = ctx->device->logits_bytes;
         status = measure(&dry, model, what, bytes);
         tp_device_close(dry.device);
     }

@@ -104,26 +104,87 @@ struct span {
     int first, last;
 };
 
-static tp_tensor *run_span(tp_tape *tape, void *state, tp_tensor *x)
+/* Rows first .. first+n-1 of the batch, cut between segments. */
+static bool slice_batch(tp_tape *tape, const tp_batch *whole, int64_t first, int64_t n, tp_batch *part)
 {
-    const struct span *span = state;
+    tp_segment *segments = tp_tape_scratch(tape, (size_t)whole->n_segments, sizeof *segments);
+    if (segments == NULL) return false;
+    *part = *whole;
+    part->n = n;
+    part->segments = segments;
+    part->n_segments = 0;
+    for (int64_t s = 0; s < whole->n_segments; s++) {
+        tp_segment segment = whole->segments[s];
+        if (segment.q_start < first || segment.q_start >= first + n) continue;
+        segment.q_start -= first;
+        segment.k_start -= first;
+        segments[part->n_segments++] = segment;
+    }
+    return true;
+}
+
+static tp_tensor *run_blocks(tp_tape *tape, const struct span *span, const tp_pass *pass, tp_tensor *x)
+{
     for (int i = span->first; i < span->last; i++) {
         tp_tape_scope_begin(tape, "layers.%d", i);
-        x = span->run.block(span->run.model, span->run.pass, i, x);
+        x = span->run.block(span->run.model, pass, i, x);
         tp_tape_scope_end(tape);
     }
     return x;
+}
+
+static tp_tensor *run_span(tp_tape *tape, void *state, tp_tensor *x)
+{
+    const struct span *span = state;
+    tp_model *model = span->run.model;
+    if (x == NULL || x->rows == span->run.pass->batch->n) return run_blocks(tape, span, span->run.pass, x);
+    int64_t first = tp_tape_row(tape);
+    tp_rope_angles all = model->angles;
+    tp_batch *batch = tp_tape_scratch(tape, 1, sizeof *batch);
+    tp_pass *pass = tp_tape_scratch(tape, 1, sizeof *pass);
+    if (batch == NULL || pass == NULL || !slice_batch(tape, span->run.pass->batch, first, x->rows, batch)) return NULL;
+    *pass = *span->run.pass;
+    pass->batch = batch;
+    if (all.cos != NULL) model->angles = (tp_rope_angles){all.cos + first * all.half, all.sin + first * all.half, all.half};
+    tp_tensor *y = run_blocks(tape, span, pass, x);
+    model->angles = all;
+    return y;
+}
+
+/* Where slices of at most `most` rows end: each holds whole segments, at least one, and the rows up to the next. */
+static const int64_t *cut_slices(tp_tape *tape, const tp_batch *batch, int64_t most, int64_t *n)
+{
+    int64_t *ends = tp_tape_scratch(tape, (size_t)batch->n_segments + 1, sizeof *ends), start = 0;
+    *n = 0;
+    if (ends == NULL) return NULL;
+    for (int64_t s = 1; s < batch->n_segments; s++) {
+        const tp_segment *segment = &batch->segments[s];
+        int64_t end = s + 1 < batch->n_segments ? batch->segments[s + 1].q_start : batch->n;
+        if (end - start <= most) continue;
+        ends[(*n)++] = start = segment->q_start;
+    }
+    ends[(*n)++] = batch->n;
+    return ends;
 }
 
 /* Outside training a span is one block, so that values die early; an observer sees every block's output. */
 tp_tensor *tp_model_run_blocks(tp_model *model, const tp_pass *pass, tp_block_fn block, tp_tensor *x)
 {
     int n = (int)model->config.n_layers, every = pass->recompute_every > 0 ? pass->recompute_every : 1;
+    bool all = pass->recompute_every > 0;
+    int64_t n_slices = 0;
+    const int64_t *ends = NULL;
+    if (pass->recomputed_rows > 0) ends = cut_slices(pass->tape, pass->batch, pass->recomputed_rows, &n_slices);
     struct span *spans = tp_tape_scratch(pass->tape, (size_t)n, sizeof *spans);
     if (spans == NULL) return NULL;
     for (int i = 0, s = 0; i < n; i += every, s++) {
         spans[s] = (struct span){{model, pass, block}, i, i + every < n ? i + every : n};
-        x = tp_tape_segment(pass->tape, run_span, &spans[s], x, pass->recompute_every > 0);
+        bool recomputed = all || i < pass->recomputed_layers;
+        tp_tape_set_parking(pass->tape, pass->parked_inputs && recomputed && pass->observe == NULL);
+        if (ends != NULL && i < pass->recomputed_layers)
+            x = tp_tape_sliced_segment(pass->tape, run_span, &spans[s], x, ends, n_slices);
+        else
+            x = tp_tape_segment(pass->tape, run_span, &spans[s], x, recomputed);
         if (pass->observe != NULL && x != NULL) pass->observe(pass->observe_state, spans[s].last, x);
     }
     return x;

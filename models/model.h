@@ -6,11 +6,12 @@
 #include "models/module.h"
 
 typedef struct tp_block {
-    tp_linear_module q, k, v, o;                    /* Llama kind */
-    tp_linear_module qkv;                           /* fused (GPT-2's c_attn); weight.data NULL if not */
-    tp_linear_module gate, up, down;                /* GPT-2: up = c_fc, down = mlp.c_proj, no gate */
-    tp_tensor norm1, norm1_bias, norm2, norm2_bias; /* [1, D] f32; bias data NULL for RMSNorm */
-    tp_tensor q_norm, k_norm;                       /* [1, head_dim]; data NULL: none */
+    tp_linear_module q, k, v, o;                            /* Llama kind */
+    tp_linear_module qkv;                                   /* fused (GPT-2's c_attn); weight.data NULL if not */
+    tp_linear_module gate, up, down;                        /* GPT-2: up = c_fc, down = mlp.c_proj, no gate */
+    tp_tensor norm1, norm1_bias, norm2, norm2_bias;         /* [1, D] f32; bias data NULL for RMSNorm */
+    tp_tensor q_norm, k_norm;                               /* [1, head_dim]; data NULL: none */
+    tp_joint joint_qkv, joint_o, joint_gate_up, joint_down; /* Llama kind; GPT-2: empty */
 } tp_block;
 
 typedef struct tp_model {
@@ -27,6 +28,7 @@ typedef struct tp_model {
     float *inv_freq;         /* device [head_dim/2] */
     int64_t inv_freq_length; /* batch length inv_freq was made for (dynamic), 0: none yet */
     float rope_factor;
+    int64_t room;          /* columns that a pass of joint products with adapters needs behind its activations; 0: none */
     tp_rope_angles angles; /* of the batch under way; step arena */
     char fingerprint[65];  /* SHA-256 over config and tensor directory (names, dtypes, shapes, sizes, a sample of bytes) */
     uint64_t weight_bytes; /* of all frozen weights as held: mapped or owned */
@@ -36,6 +38,8 @@ typedef struct tp_model {
 typedef struct tp_model_options {
     tp_dtype precision; /* TP_F32 or TP_BF16 */
     bool check_weights; /* scan for NaN and infinities: NUMERIC naming the tensor (exit 5) */
+    bool join;          /* stack the weights of linears that read the same input: costs a copy where they are mapped */
+    int64_t room_rank;  /* joint weights have room for one adapter of so high a rank on each of their linears */
 } tp_model_options;
 
 /* Opens a Hugging Face folder (config.json, one or many safetensors) or a .gguf file on ctx->device. F32, BF16, F16 and ggml
@@ -74,6 +78,8 @@ TP_API void tp_kv_cache_close(tp_kv_cache *cache);
 TP_API tp_rows tp_kv_cache_rows(const tp_kv_cache *cache, int layer, int which);
 
 /* ---- for models/ only ---- */
+/* A model of shapes alone is stacked as `model` is, of the same configuration. */
+void tp_model_join_like(tp_model *shapes, const tp_model *model);
 tp_tensor *tp_llama_forward(tp_model *model, const tp_pass *pass);
 tp_tensor *tp_gpt2_forward(tp_model *model, const tp_pass *pass);
 /* Attention over the batch, or over the cache after appending k and v to it. */

@@ -25,6 +25,16 @@ typedef struct tp_linear_module {
     tp_slot slot;
 } tp_linear_module;
 
+/* Linears that read the same input. On a device with memory of its own their dense weights are stacked, so that one product
+ * serves all of them and takes their adapters along (tp_joint_linear); elsewhere each runs by itself. */
+typedef struct tp_joint {
+    tp_linear_module *members[TP_JOINT_PARTS]; /* in the order of their rows; their weights are parts of the stacked one */
+    int n;
+    tp_matrix weight; /* [sum of outs, in]; data NULL: not stacked */
+    tp_tensor bias;   /* [1, sum of outs]; data NULL: none */
+    int64_t room;     /* free columns behind every row of the weight, and rows behind it */
+} tp_joint;
+
 /* How a forward pass runs. */
 typedef struct tp_pass {
     tp_tape *tape;
@@ -33,6 +43,10 @@ typedef struct tp_pass {
     bool training;             /* dropout of adapters is on */
     bool adapters_off;         /* the base alone */
     int recompute_every;       /* 0: keep all; k: keep every k-th block's input only */
+    int remade_layers;         /* so many blocks, the first ones, keep no value that a norm or SwiGLU makes again cheaply */
+    int recomputed_layers;     /* so many blocks, the first ones, keep their input only; not with recompute_every */
+    bool parked_inputs;        /* inputs of recomputed blocks wait in host memory */
+    int64_t recomputed_rows;   /* of these blocks, at once, at most, in whole segments of the batch; 0: all */
     /* Called with the input of the first block (0), the output of block i (i), the input of the head (-1). */
     void (*observe)(void *state, int index, tp_tensor *hidden);
     void *observe_state;
@@ -40,5 +54,7 @@ typedef struct tp_pass {
 
 /* y = module(x) + residual, with what sits in its slot. Opens the scope of the module's last path component. */
 TP_API tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_tensor *x, tp_tensor *residual);
+/* y[i] = member i (x), for all members; of a joint of one, y[0] = member 0 (x) + residual. */
+TP_API void tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[]);
 
 #endif

@@ -10,7 +10,7 @@
 #include "models/parallel.h"
 #include "models/scan.h"
 
-#define PIECE ((uint64_t)1 << 20)
+#define PIECE ((uint64_t)TP_TRANSFER_ROW_BYTES)
 
 /* ---- ownership ---- */
 
@@ -49,7 +49,8 @@ void *tp_store_alloc(tp_ctx *ctx, tp_model_store *store, size_t bytes)
 struct worker {
     tp_ctx ctx;
     unsigned char *in; /* PIECE bytes of the file */
-    uint16_t *out;     /* the same converted, where the device's memory is not the host's */
+    uint16_t *out;     /* the same converted, where it does not go straight to its place */
+    void *rows;        /* device memory, where that is not the host's, for rows that will lie apart */
     int64_t failed;    /* first piece that failed, or -1 */
 };
 
@@ -61,10 +62,12 @@ struct job {
     struct worker workers[TP_PARALLEL_MAX];
 };
 
-static uint64_t piece_bytes(const tp_stored *from)
+/* Whole blocks, or whole rows of those that lie apart. */
+static uint64_t piece_bytes(const tp_transfer *t)
 {
-    uint64_t block = (uint64_t)tp_formats[from->format].block_bytes;
-    return PIECE / block * block;
+    uint64_t unit = (uint64_t)tp_formats[t->from->format].block_bytes;
+    if (t->row_values > 0) unit *= (uint64_t)t->row_values;
+    return PIECE / unit * unit;
 }
 
 static tp_status check_piece(struct worker *w, const tp_stored *from, uint64_t done, const void *bytes, size_t n)
@@ -76,26 +79,47 @@ static tp_status check_piece(struct worker *w, const tp_stored *from, uint64_t d
                    tp_formats[from->format].dense ? "value" : "the scale of block", (long long)at);
 }
 
+/* `count` values in t->to, from number `first` on, to where their rows lie; a device with memory of its own spreads them. */
+static tp_status place_rows(struct job *job, struct worker *w, const tp_transfer *t, uint64_t first, const void *values,
+                            size_t count)
+{
+    tp_dtype dtype = tp_formats[t->to].dtype;
+    size_t size = tp_dtype_bytes(dtype), row_bytes = (size_t)t->row_values * size;
+    int64_t row = (int64_t)first / t->row_values, rows = (int64_t)count / t->row_values;
+    tp_rows to = {(char *)t->memory + (size_t)(row * t->stride) * size, dtype, t->stride};
+    if (job->host_memory) {
+        for (int64_t r = 0; r < rows; r++)
+            memcpy((char *)to.data + (size_t)(r * to.ld) * size, (const char *)values + (size_t)r * row_bytes, row_bytes);
+        return TP_OK;
+    }
+    TP_TRY(w->ctx.device->backend->copy_in(&w->ctx, w->rows, values, count * size));
+    tp_scale_args spread = {.n = rows, .dim = t->row_values, .x = {w->rows, dtype, t->row_values}, .y = to, .alpha = 1};
+    return tp_run_scale(&w->ctx, &spread);
+}
+
 /* Same format: straight to where it goes if that is host memory. */
 static tp_status copy_piece(struct job *job, struct worker *w, const tp_transfer *t, uint64_t done, size_t n)
 {
+    bool straight = job->host_memory && t->row_values == 0;
+    size_t size = (size_t)tp_formats[t->from->format].block_bytes;
     char *to = (char *)t->memory + done;
-    unsigned char *bytes = job->host_memory ? (unsigned char *)to : w->in;
+    unsigned char *bytes = straight ? (unsigned char *)to : w->in;
     TP_TRY(tp_file_pread(&w->ctx, t->from->file, t->from->offset + done, bytes, n));
     if (t->check) TP_TRY(check_piece(w, t->from, done, bytes, n));
-    if (job->host_memory) return TP_OK;
-    return w->ctx.device->backend->copy_in(&w->ctx, to, bytes, n);
+    if (t->row_values > 0) return place_rows(job, w, t, done / size, bytes, n / size);
+    return straight ? TP_OK : w->ctx.device->backend->copy_in(&w->ctx, to, bytes, n);
 }
 
 static tp_status narrow_piece(struct job *job, struct worker *w, const tp_transfer *t, uint64_t done, size_t n)
 {
+    bool straight = job->host_memory && t->row_values == 0;
     size_t size = t->from->format == TP_FORMAT_F32 ? 4 : 2, count = n / size;
     char *to = (char *)t->memory + done / size * 2;
     TP_TRY(tp_file_pread(&w->ctx, t->from->file, t->from->offset + done, w->in, n));
     if (t->check) TP_TRY(check_piece(w, t->from, done, w->in, n));
-    tp_narrow_to_bf16(t->from->format, w->in, count, job->host_memory ? (uint16_t *)(void *)to : w->out);
-    if (job->host_memory) return TP_OK;
-    return w->ctx.device->backend->copy_in(&w->ctx, to, w->out, 2 * count);
+    tp_narrow_to_bf16(t->from->format, w->in, count, straight ? (uint16_t *)(void *)to : w->out);
+    if (t->row_values > 0) return place_rows(job, w, t, done / size, w->out, count);
+    return straight ? TP_OK : w->ctx.device->backend->copy_in(&w->ctx, to, w->out, 2 * count);
 }
 
 static tp_status run_piece(struct job *job, struct worker *w, int64_t piece)
@@ -109,7 +133,7 @@ static tp_status run_piece(struct job *job, struct worker *w, int64_t piece)
             high = middle;
     }
     const tp_transfer *t = &job->list[low];
-    uint64_t size = piece_bytes(t->from), done = (uint64_t)(piece - job->first[low]) * size;
+    uint64_t size = piece_bytes(t), done = (uint64_t)(piece - job->first[low]) * size;
     size_t n = (size_t)(t->from->bytes - done < size ? t->from->bytes - done : size);
     if (t->in_place != NULL) return t->check ? check_piece(w, t->from, done, (const char *)t->in_place + done, n) : TP_OK;
     return t->to == t->from->format ? copy_piece(job, w, t, done, n) : narrow_piece(job, w, t, done, n);
@@ -127,7 +151,7 @@ static tp_status prepare(tp_ctx *ctx, struct job *job, int threads)
     job->first = tp_alloc(ctx, job->n + 1, sizeof *job->first);
     if (job->first == NULL) return TP_NOMEM;
     for (size_t i = 0; i < job->n; i++) {
-        uint64_t size = piece_bytes(job->list[i].from);
+        uint64_t size = piece_bytes(&job->list[i]);
         job->first[i + 1] = job->first[i] + (int64_t)((job->list[i].from->bytes + size - 1) / size);
     }
     for (int t = 0; t < threads; t++) {
@@ -137,9 +161,11 @@ static tp_status prepare(tp_ctx *ctx, struct job *job, int threads)
         w->failed = -1;
         w->in = tp_alloc_raw(ctx, (size_t)PIECE, 1);
         if (w->in == NULL) return TP_NOMEM;
-        if (job->host_memory) continue;
         w->out = tp_alloc_raw(ctx, (size_t)PIECE, 1);
         if (w->out == NULL) return TP_NOMEM;
+        if (job->host_memory) continue;
+        w->rows = ctx->device->backend->alloc(ctx, ctx->device, (size_t)PIECE);
+        if (w->rows == NULL) return TP_NOMEM;
     }
     return TP_OK;
 }
@@ -170,8 +196,10 @@ tp_status tp_store_transfer(tp_ctx *ctx, const tp_transfer *list, size_t n)
         status = first_failure(ctx, job, threads);
     }
     for (int t = 0; t < threads; t++) {
-        tp_free(job->workers[t].in);
-        tp_free(job->workers[t].out);
+        struct worker *w = &job->workers[t];
+        if (w->rows != NULL) ctx->device->backend->free(ctx->device, w->rows, (size_t)PIECE);
+        tp_free(w->in);
+        tp_free(w->out);
     }
     tp_free(job->first);
     tp_free(job);

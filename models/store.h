@@ -53,9 +53,12 @@ typedef struct tp_transfer {
     const tp_stored *from;
     const void *in_place; /* in the mapping; NULL: write */
     void *memory;
-    tp_format_id to; /* from's, or BF16 for F32 and F16 */
-    bool check;      /* NUMERIC at the first NaN or infinity */
+    tp_format_id to;    /* from's, or BF16 for F32 and F16 */
+    int64_t row_values; /* values of a row that lies apart from the next in memory; else 0 */
+    int64_t stride;     /* values from one such row to the next */
+    bool check;         /* NUMERIC at the first NaN or infinity */
 } tp_transfer;
+#define TP_TRANSFER_ROW_BYTES ((int64_t)1 << 20) /* of a row that lies apart from the next, in the file, at most */
 /* Carries all of them out, on several threads where the device's memory is the host's. The error is the one of the first
  * tensor in the list that has any. */
 tp_status tp_store_transfer(tp_ctx *ctx, const tp_transfer *list, size_t n) TP_MUST_CHECK;

@@ -13,9 +13,8 @@
 #include "base/mem.h"
 #include "base/version.h"
 
-#define PREFIX          "ckpt-"
-#define STATE_VERSION   1
-#define STATE_MAX_BYTES ((size_t)1 << 20)
+#define PREFIX        "ckpt-"
+#define STATE_VERSION 1
 
 /* ---- state.json ---- */
 
@@ -40,9 +39,9 @@ static void write_state(const tp_run_state *s, tp_buf *out)
                   (long long)s->loss_count, (long long)s->best_step, (long long)s->evals_without_gain,
                   s->eval_pending ? "true" : "false");
     tp_buf_printf(out,
-                  ",\n  \"run_id\": \"%s\",\n  \"recipe\": \"%s\",\n  \"data\": \"%s\",\n  \"base\": \"%s\",\n  \"version\": "
-                  "\"%s\",\n  \"device\": \"%s\"\n}\n",
-                  s->run_id, s->recipe, s->data, s->base, s->version, s->device);
+                  ",\n  \"run_id\": \"%s\",\n  \"recipe\": \"%s\",\n  \"data\": \"%s\",\n  \"base\": \"%s\",\n  \"tokenizer\": "
+                  "\"%s\",\n  \"version\": \"%s\",\n  \"device\": \"%s\"\n}\n",
+                  s->run_id, s->recipe, s->data, s->base, s->tokenizer, s->version, s->device);
 }
 
 static tp_status read_text(tp_ctx *ctx, const tp_json_doc *doc, const char *key, char *out, size_t size)
@@ -95,7 +94,7 @@ tp_status tp_checkpoint_read_state(tp_ctx *ctx, const char *path, tp_run_state *
 {
     char *file = tp_path_join(ctx, path, "state.json");
     tp_json_doc *doc = NULL;
-    tp_status status = file != NULL ? tp_json_read(ctx, file, STATE_MAX_BYTES, &doc) : TP_NOMEM;
+    tp_status status = file != NULL ? tp_json_read(ctx, file, TP_STATE_BYTES, &doc) : TP_NOMEM;
     if (status == TP_OK) status = parse_state(ctx, doc, state);
     tp_json_free(doc);
     tp_free(file);
@@ -107,7 +106,8 @@ tp_status tp_checkpoint_read_state(tp_ctx *ctx, const char *path, tp_run_state *
 static tp_status write_parts(tp_ctx *ctx, tp_publish *publish, const tp_lora *lora, const tp_model *model,
                              const tp_optim *optim, const tp_run_state *state)
 {
-    TP_TRY(tp_adapter_write(ctx, lora, model, publish));
+    tp_adapter_origin origin = {.tokenizer = state->tokenizer, .data = state->data};
+    TP_TRY(tp_adapter_write(ctx, lora, model, &origin, publish));
     if (optim != NULL) {
         char *path = tp_path_join(ctx, tp_publish_staging(publish), "optimizer.safetensors");
         tp_status status = path != NULL ? tp_optim_save(ctx, optim, path) : TP_NOMEM;

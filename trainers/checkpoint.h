@@ -11,6 +11,8 @@
 #include "adapters/adapter.h"
 #include "trainers/optim.h"
 
+#define TP_STATE_BYTES ((size_t)1 << 20) /* longest state.json that is read */
+
 /* What a run is besides its tensors. Strings are at most 64 hexadecimal digits. */
 typedef struct tp_run_state {
     int64_t step;               /* optimizer steps done */
@@ -23,7 +25,7 @@ typedef struct tp_run_state {
     int64_t best_step, evals_without_gain;
     bool eval_pending; /* told to stop while evaluating at this step: it is done first on resume */
     char run_id[65];   /* of the run that wrote it: rotation touches no other */
-    char recipe[65], data[65], base[65], version[32], device[32];
+    char recipe[65], data[65], base[65], tokenizer[65], version[32], device[32];
 } tp_run_state;
 
 /* Writes <folder>/ckpt-<step>/. On failure nothing new is there and the older ones are untouched. */

@@ -40,7 +40,14 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
                       .labels = memory,
                       .n_labels = labels,
                       .n_tokens = rows};
-    tp_pass pass = {.tape = tape, .batch = &batch, .training = train, .recompute_every = train ? shape->recompute_every : 0};
+    tp_pass pass = {.tape = tape, .batch = &batch, .training = train};
+    if (train) {
+        pass.recompute_every = shape->recompute_every;
+        pass.remade_layers = shape->remade_layers;
+        pass.recomputed_layers = shape->recomputed_layers;
+        pass.recomputed_rows = shape->recomputed_rows;
+        pass.parked_inputs = shape->parked_inputs;
+    }
     tp_cross_entropy_spec loss = {.head = &model->head.weight, .rows = memory, .labels = memory, .n = labels, .grad_scale = 1};
     if (!train) tp_tape_no_grad_begin(tape);
     tp_tensor *value = tp_linear_cross_entropy(tape, tp_model_forward(model, &pass), &loss);
@@ -88,13 +95,97 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     plan->batch = 2 * sizeof(int32_t) * (larger(shape->rows, shape->eval_rows) + larger(shape->labels, shape->eval_labels)) *
                   (uint64_t)(1 + shape->accumulation);
     plan->workspace = shape->workspace_bytes;
-    plan->save = shape->train ? flat * (uint64_t)(shape->optimizer_states > 1 ? shape->optimizer_states : 1) : 0;
-    plan->host = PROCESS_BYTES + shape->host_bytes;
+    plan->save =
+        shape->train && !shape->own_memory ? flat * (uint64_t)(shape->optimizer_states > 1 ? shape->optimizer_states : 1) : 0;
+    plan->host = shape->own_memory ? 0 : PROCESS_BYTES + shape->host_bytes;
     plan->peak = plan->weights + plan->adapter + plan->gradients + plan->optimizer + plan->activations + plan->batch +
                  plan->workspace + plan->samples + plan->save + plan->host;
     plan->trained_parameters = lora != NULL ? lora->params.trained : 0;
     plan->all_parameters = tp_config_parameters(&model->config);
     return TP_OK;
+}
+
+/* The fewest blocks in *count, of at most all, with which the plan of `shape` fits; all of them do. */
+static tp_status bisect(tp_ctx *dry, tp_model *model, tp_lora *lora, tp_plan_shape *shape, int *count, uint64_t limit,
+                        tp_plan *plan)
+{
+    int low = 0, high = (int)model->config.n_layers; /* low does not fit, high does */
+    while (high - low > 1) {
+        *count = (low + high) / 2;
+        TP_TRY(tp_plan_make(dry, model, lora, shape, plan));
+        if (plan->peak <= limit)
+            high = *count;
+        else
+            low = *count;
+    }
+    *count = high;
+    return tp_plan_make(dry, model, lora, shape, plan);
+}
+
+tp_status tp_plan_fit(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_plan_shape *wanted, uint64_t limit, tp_plan *plan)
+{
+    tp_plan_shape shape = *wanted;
+    int64_t longest = shape.longest_segment > 0 ? shape.longest_segment : shape.rows;
+    TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
+    if (plan->peak <= limit) return TP_OK;
+    shape.remade_layers = (int)model->config.n_layers;
+    TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
+    if (plan->peak <= limit) return bisect(dry, model, lora, &shape, &shape.remade_layers, limit, plan);
+    shape.recomputed_layers = (int)model->config.n_layers;
+    for (int64_t slice = shape.rows;;) {
+        TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
+        if (plan->peak <= limit) return bisect(dry, model, lora, &shape, &shape.recomputed_layers, limit, plan);
+        if (slice <= longest) return TP_OK;
+        slice = (slice / longest + 1) / 2 * longest;
+        shape.recomputed_rows = slice;
+    }
+}
+
+#define BATCH_MOST 4096
+
+struct search {
+    tp_ctx *dry;
+    tp_model *model;
+    tp_lora *lora;
+    tp_plan_shape shape;
+    bool fit;
+    uint64_t limit;
+};
+
+static tp_status fits(struct search *s, int64_t batch, int64_t length, bool *yes)
+{
+    tp_plan plan;
+    s->shape.rows = s->shape.labels = batch * length;
+    s->shape.segments = batch;
+    s->shape.longest_segment = length;
+    TP_TRY(s->fit ? tp_plan_fit(s->dry, s->model, s->lora, &s->shape, s->limit, &plan)
+                  : tp_plan_make(s->dry, s->model, s->lora, &s->shape, &plan));
+    *yes = plan.peak <= s->limit;
+    return TP_OK;
+}
+
+/* The largest n from 0 to `most`, in steps, for which n x other fits. */
+static tp_status largest(struct search *s, int64_t other, bool n_is_batch, int64_t step, int64_t most, int64_t *n)
+{
+    int64_t low = 0, high = most / step + 1; /* in steps: low fits, high does not */
+    for (int64_t at = 1; high - low > 1; at = low > 0 && 2 * low < high ? 2 * low : (low + high) / 2) {
+        bool yes;
+        TP_TRY(n_is_batch ? fits(s, at * step, other, &yes) : fits(s, other, at * step, &yes));
+        if (yes)
+            low = at;
+        else
+            high = at;
+    }
+    *n = low * step;
+    return TP_OK;
+}
+
+tp_status tp_plan_largest(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_plan_shape *shape, bool fit, uint64_t limit,
+                          int64_t batch, int64_t length, int64_t longest, tp_plan *plan)
+{
+    struct search s = {dry, model, lora, *shape, fit, limit};
+    TP_TRY(largest(&s, length, true, 1, BATCH_MOST, &plan->largest_batch));
+    return largest(&s, batch, false, longest < 64 ? 1 : 64, longest, &plan->largest_length);
 }
 
 static const struct {
@@ -128,26 +219,48 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
         tp_buf_printf(out, "%.4g", plan->seconds_per_step);
     else
         tp_buf_text(out, "null");
-    tp_buf_printf(out, ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d}\n",
+    tp_buf_printf(out,
+                  ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d, "
+                  "\"remade_layers\": %d, \"recomputed_layers\": %d, "
+                  "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld}\n",
                   (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
-                  plan->shape.recompute_every);
+                  plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.recomputed_layers,
+                  (long long)plan->largest_batch, (long long)plan->largest_length);
 }
 
-void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
+void tp_plan_write_memory(const tp_plan *plan, tp_buf *out)
 {
     char text[32];
-    tp_buf_printf(out, "trains %lld of %lld parameters (%.3f %%)\n", (long long)plan->trained_parameters,
-                  (long long)plan->all_parameters,
-                  plan->all_parameters > 0 ? 100.0 * (double)plan->trained_parameters / (double)plan->all_parameters : 0.0);
     tp_buf_printf(out, "memory %s:", tp_format_bytes(plan->peak, text));
     for (size_t i = 0; i < sizeof categories / sizeof *categories; i++)
         if (i == 0 || category(plan, i) > 0)
             tp_buf_printf(out, "%s %s %s", i > 0 ? "," : "", categories[i].name, tp_format_bytes(category(plan, i), text));
+}
+
+void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
+{
+    tp_buf_printf(out, "trains %lld of %lld parameters (%.3f %%)\n", (long long)plan->trained_parameters,
+                  (long long)plan->all_parameters,
+                  plan->all_parameters > 0 ? 100.0 * (double)plan->trained_parameters / (double)plan->all_parameters : 0.0);
+    tp_plan_write_memory(plan, out);
     tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_bf16) * 1e-12,
                   (long long)(plan->shape.rows * plan->shape.accumulation));
     if (plan->seconds_per_step > 0) tp_buf_printf(out, ", about %.3g s", plan->seconds_per_step);
-    tp_buf_printf(out, "; %s\n",
-                  plan->shape.recompute_every == 0   ? "no recomputation"
-                  : plan->shape.recompute_every == 1 ? "every block recomputed"
-                                                     : "blocks recomputed in groups");
+    const tp_plan_shape *shape = &plan->shape;
+    if (shape->remade_layers > 0)
+        tp_buf_printf(out, "; in %d blocks norms and SwiGLU are computed again", shape->remade_layers);
+    if (shape->recomputed_layers > 0) tp_buf_printf(out, "; %d blocks recomputed", shape->recomputed_layers);
+    if (shape->recomputed_rows > 0) tp_buf_printf(out, ", %lld tokens at a time", (long long)shape->recomputed_rows);
+    if (shape->parked_inputs) tp_buf_text(out, ", their inputs kept in host memory");
+    if (shape->remade_layers == 0 && shape->recomputed_layers == 0)
+        tp_buf_printf(out, "; %s",
+                      shape->recompute_every == 0   ? "no recomputation"
+                      : shape->recompute_every == 1 ? "every block recomputed"
+                                                    : "blocks recomputed in groups");
+    tp_buf_char(out, '\n');
+    if (plan->largest_batch > 0 || plan->largest_length > 0)
+        tp_buf_printf(
+            out,
+            "fits: micro_batch_size up to %lld at this max_seq_length, max_seq_length up to %lld at this micro_batch_size\n",
+            (long long)plan->largest_batch, (long long)plan->largest_length);
 }

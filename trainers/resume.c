@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 #include <sys/file.h>
@@ -93,28 +94,36 @@ static void to_hex(const uint8_t digest[32], char hex[65])
     for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 }
 
-/* Digest of what shapes the numbers: the resolved recipe without where and how often it writes. */
+/* Leaves what shapes the numbers: not where and how often the run writes, nor what it runs on. */
+static void neutralise(const tp_run *run, tp_config *c)
+{
+    c->output = (tp_output_config){.output_dir = "-",
+                                   .save_minutes = 0,
+                                   .save_total_limit = 1,
+                                   .save_optimizer = true,
+                                   .resume_from_checkpoint = "none",
+                                   .eval_steps = c->output.eval_steps,
+                                   .evals_per_epoch = c->output.evals_per_epoch,
+                                   .load_best_model_at_end = c->output.load_best_model_at_end,
+                                   .metric_for_best_model = c->output.metric_for_best_model,
+                                   .early_stopping_patience = c->output.early_stopping_patience,
+                                   .logging_steps = 1,
+                                   .report_to = c->output.report_to};
+    c->data.cache_dir = NULL;
+    c->run.threads = 0;
+    c->run.memory_limit = 0;
+    c->run.device = "auto";
+    if (c->run.precision != TP_PRECISION_TF32)
+        c->run.precision = run->precision == TP_BF16 ? TP_PRECISION_BF16 : TP_PRECISION_FP32;
+}
+
+/* Of the resolved recipe. */
 static tp_status digest_recipe(tp_run *run, char hex[65])
 {
     tp_config c = *run->config;
     tp_buf text;
     uint8_t digest[32];
-    c.output = (tp_output_config){.output_dir = "-",
-                                  .save_minutes = 0,
-                                  .save_total_limit = 1,
-                                  .save_optimizer = true,
-                                  .resume_from_checkpoint = "none",
-                                  .eval_steps = c.output.eval_steps,
-                                  .evals_per_epoch = c.output.evals_per_epoch,
-                                  .load_best_model_at_end = c.output.load_best_model_at_end,
-                                  .metric_for_best_model = c.output.metric_for_best_model,
-                                  .early_stopping_patience = c.output.early_stopping_patience,
-                                  .logging_steps = 1,
-                                  .report_to = c.output.report_to};
-    c.run.threads = 0;
-    c.run.memory_limit = 0;
-    c.run.device = "auto";
-    c.run.precision = run->precision == TP_BF16 ? TP_PRECISION_BF16 : TP_PRECISION_FP32;
+    neutralise(run, &c);
     tp_buf_init(&text, 0);
     tp_schema_write(&tp_recipe_schema, &c, &text);
     tp_status status = tp_buf_status(run->ctx, &text, "recipe");
@@ -131,12 +140,41 @@ static tp_status fill_identity(tp_run *run, tp_run_state *state)
     TP_TRY(digest_recipe(run, state->recipe));
     snprintf(state->data, sizeof state->data, "%.64s", tp_dataset_fingerprint(run->data));
     snprintf(state->base, sizeof state->base, "%.64s", run->shape_model->fingerprint);
+    if (run->tokenizer != NULL)
+        snprintf(state->tokenizer, sizeof state->tokenizer, "%.64s", tp_tokenizer_identity(run->tokenizer));
     snprintf(state->version, sizeof state->version, "%s", TP_VERSION);
     snprintf(state->device, sizeof state->device, "%s", run->ctx->device->backend->name);
     snprintf(text, sizeof text, "%s%s%s", state->recipe, state->data, state->base);
     tp_sha256(text, strlen(text), digest);
     to_hex(digest, state->run_id);
     return TP_OK;
+}
+
+/* " (lora_r, seed)": the keys in which the recipe that stands beside a checkpoint differs; "" if it cannot be told. */
+static void list_changed_keys(tp_run *run, const char *checkpoint, char *out, size_t size)
+{
+    static const char *const optional[] = {"output_dir", NULL};
+    const char *slash = strrchr(checkpoint, '/');
+    tp_recipe_options options = {.schema = &tp_recipe_schema, .optional = optional};
+    tp_problems problems = {0};
+    tp_recipe *recipe = NULL;
+    tp_config then, now;
+    tp_ctx quiet;
+    char path[PATH_MAX];
+    out[0] = '\0';
+    tp_ctx_init(&quiet);
+    snprintf(path, sizeof path, "%.*srecipe.yaml", slash != NULL ? (int)(slash - checkpoint) + 1 : 0, checkpoint);
+    if (tp_recipe_load(&quiet, path, &options, &then, &problems, &recipe) == TP_OK) {
+        size_t n = 0, from = 0;
+        neutralise(run, &then);
+        now = *run->config;
+        neutralise(run, &now);
+        for (const char *key; (key = tp_schema_difference(&tp_recipe_schema, &then, &now, &from)) != NULL && n < size;)
+            n += (size_t)snprintf(out + n, size - n, "%s%s", n == 0 ? " (" : ", ", key);
+        if (n > 0 && n + 1 < size) snprintf(out + n, size - n, ")");
+    }
+    tp_recipe_free(recipe);
+    tp_problems_free(&problems);
 }
 
 /* Names everything that differs and was not accepted. */
@@ -153,13 +191,14 @@ static tp_status check_identity(tp_run *run, const char *path, const tp_run_stat
         {"version", strcmp(then->version, now->version) != 0, TP_ACCEPT_VERSION},
         {"devices", strcmp(then->device, now->device) != 0, TP_ACCEPT_DEVICES},
     };
-    char list[128] = "";
+    char list[128] = "", keys[256] = "";
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (parts[i].differs && (run->options.accept & parts[i].accept) == 0)
             snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] != '\0' ? "," : "", parts[i].what);
     if (list[0] == '\0') return TP_OK;
-    return tp_fail(run->ctx, TP_CHECKPOINT, "%s was made with other settings: %s changed; --accept=%s goes on all the same",
-                   path, list, list);
+    if (tp_starts_with(list, "recipe")) list_changed_keys(run, path, keys, sizeof keys);
+    return tp_fail(run->ctx, TP_CHECKPOINT, "%s was made with other settings: %s changed%s; --accept=%s goes on all the same",
+                   path, list, keys, list);
 }
 
 /* ---- where to go on ---- */
@@ -189,6 +228,7 @@ static tp_status read_checkpoint(tp_run *run, const char *path)
     memcpy(run->state.recipe, now.recipe, sizeof now.recipe);
     memcpy(run->state.data, now.data, sizeof now.data);
     memcpy(run->state.base, now.base, sizeof now.base);
+    memcpy(run->state.tokenizer, now.tokenizer, sizeof now.tokenizer);
     memcpy(run->state.version, now.version, sizeof now.version);
     memcpy(run->state.device, now.device, sizeof now.device);
     return TP_OK;
@@ -275,25 +315,6 @@ tp_status tp_run_save(tp_run *run, const char *why)
                 tp_format_bytes(need, bytes), ctx->message);
         tp_ctx_clear(ctx);
     }
-    return status;
-}
-
-tp_status tp_run_publish_adapter(tp_run *run, const char *name)
-{
-    char *path = tp_path_join(run->ctx, run->config->output.output_dir, name), *text = NULL;
-    tp_span chat = run->tokenizer != NULL ? tp_tokenizer_chat_template(run->tokenizer, NULL) : (tp_span){0};
-    const char *extra[3] = {NULL};
-    if (path == NULL) return TP_NOMEM;
-    if (chat.data != NULL) {
-        text = tp_strndup(run->ctx, chat.data, chat.len);
-        extra[0] = "chat_template.jinja";
-        extra[1] = text;
-    }
-    tp_status status = chat.data != NULL && text == NULL
-                           ? TP_NOMEM
-                           : tp_adapter_save(run->ctx, run->lora, run->model, path, chat.data != NULL ? extra : NULL);
-    tp_free(text);
-    tp_free(path);
     return status;
 }
 

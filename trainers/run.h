@@ -77,7 +77,8 @@ TP_API tp_status tp_evaluate(tp_ctx *ctx, const tp_eval_parts *parts, const tp_d
 tp_status tp_run_resume(tp_run *run) TP_MUST_CHECK;
 tp_status tp_run_prepare_folder(tp_run *run) TP_MUST_CHECK;
 tp_status tp_run_save(tp_run *run, const char *why);
-tp_status tp_run_publish_adapter(tp_run *run, const char *name) TP_MUST_CHECK;
 tp_status tp_run_finish(tp_run *run) TP_MUST_CHECK;
+/* trainers/publish.c: <output_dir>/<name>/, with all that using the adapter takes. */
+tp_status tp_run_publish_adapter(tp_run *run, const char *name) TP_MUST_CHECK;
 
 #endif

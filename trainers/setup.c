@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "base/allowance.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "data/source.h"
@@ -17,14 +18,17 @@ static tp_status open_device(tp_run *run)
         run->owns_device = true;
     }
     ctx->seed = (uint64_t)run->config->run.seed;
-    run->precision = run->config->run.precision == TP_PRECISION_BF16   ? TP_BF16
-                     : run->config->run.precision == TP_PRECISION_FP32 ? TP_F32
-                                                                       : ctx->device->auto_precision;
+    int precision = run->config->run.precision;
+    run->precision = precision == TP_PRECISION_BF16   ? TP_BF16
+                     : precision == TP_PRECISION_AUTO ? ctx->device->auto_precision
+                                                      : TP_F32;
+    ctx->device->tf32 = precision == TP_PRECISION_TF32;
     tp_ctx_init(&run->dry);
     run->dry.log = ctx->log;
-    return tp_device_open(&run->dry, "dry", 1, &run->dry.device) == TP_OK
-               ? TP_OK
-               : tp_fail(ctx, run->dry.status, "%s", run->dry.message);
+    if (tp_device_open(&run->dry, "dry", 1, &run->dry.device) != TP_OK)
+        return tp_fail(ctx, run->dry.status, "%s", run->dry.message);
+    run->dry.device->logits_bytes = ctx->device->logits_bytes;
+    return TP_OK;
 }
 
 /* A failure of the dry twin is the run's. */
@@ -33,9 +37,42 @@ static tp_status from_dry(tp_run *run, tp_status status)
     return status == TP_OK ? TP_OK : tp_fail(run->ctx, status, "%s", run->dry.message);
 }
 
+static tp_status read_start(tp_run *run)
+{
+    if (run->start.base_model != NULL) return TP_OK;
+    return tp_adapter_config_read(run->ctx, run->config->run.adapter_path, &run->start);
+}
+
+/* The highest rank of the run's adapter; 0 with dropout, which keeps adapters out of joint products. */
+static tp_status room_rank(tp_run *run, int64_t *rank)
+{
+    const tp_lora_config *c = &run->config->lora;
+    const tp_lora_spec *start = &run->start.spec;
+    double most = (double)c->rank;
+    *rank = 0;
+    if (run->config->run.adapter_path != NULL) {
+        TP_TRY(read_start(run));
+        most = (double)start->rank;
+        for (size_t i = 0; i < start->n_rank_pattern; i++) most = fmax(most, start->rank_pattern[i].value);
+    } else {
+        for (size_t i = 0; i < c->rank_pattern.n; i++) most = fmax(most, c->rank_pattern.items[i].value);
+    }
+    bool given = run->config->run.adapter_path == NULL || tp_recipe_given(run->recipe, "lora_dropout");
+    if (!((given ? c->dropout : start->dropout) > 0)) *rank = (int64_t)most;
+    return TP_OK;
+}
+
+static tp_status model_options(tp_run *run, tp_model_options *options)
+{
+    *options = (tp_model_options){.precision = run->precision};
+    options->join = run->options.join || !run->ctx->device->backend->host_memory;
+    return options->join ? room_rank(run, &options->room_rank) : TP_OK;
+}
+
 static tp_status open_shapes(tp_run *run)
 {
-    tp_model_options options = {.precision = run->precision};
+    tp_model_options options;
+    TP_TRY(model_options(run, &options));
     return from_dry(run, tp_model_open(&run->dry, run->config->run.base_model, &options, &run->shape_model));
 }
 
@@ -105,6 +142,7 @@ static tp_status open_data(tp_run *run)
                                   .vocab_size = model->vocab_size,
                                   .micro_batch_size = config->train.micro_batch_size,
                                   .max_length = run->max_length,
+                                  .keeps_tokens = !run->options.dry_run,
                                   .seed = (uint64_t)config->run.seed,
                                   .where = where_key,
                                   .where_state = &where};
@@ -191,37 +229,89 @@ static bool same_names(const tp_names *a, const tp_names *b)
     return true;
 }
 
+static bool same_layers(const tp_targets *a, const tp_targets *b)
+{
+    if (a->n_layers != b->n_layers) return false;
+    for (size_t i = 0; i < a->n_layers; i++) {
+        bool found = false;
+        for (size_t j = 0; j < b->n_layers && !found; j++) found = a->layers[i] == b->layers[j];
+        if (!found) return false;
+    }
+    return true;
+}
+
+static bool same_patterns(const tp_pattern *a, size_t n_a, const tp_pattern *b, size_t n_b)
+{
+    if (n_a != n_b) return false;
+    for (size_t i = 0; i < n_a; i++) {
+        bool found = false;
+        for (size_t j = 0; j < n_b && !found; j++) found = strcmp(a[i].key, b[j].key) == 0 && a[i].value == b[j].value;
+        if (!found) return false;
+    }
+    return true;
+}
+
+/* The same for keys that are more than a number. */
+static tp_status check_targets(tp_run *run, const tp_lora_spec *ours, const tp_lora_spec *theirs)
+{
+    const struct {
+        const char *key;
+        bool agrees;
+    } keys[] = {
+        {"lora_target_modules", ours->targets.all_linear || same_names(&ours->targets.include, &theirs->targets.include)},
+        {"lora_exclude_modules", same_names(&ours->targets.exclude, &theirs->targets.exclude)},
+        {"layers_to_transform", same_layers(&ours->targets, &theirs->targets)},
+        {"rank_pattern", same_patterns(ours->rank_pattern, ours->n_rank_pattern, theirs->rank_pattern, theirs->n_rank_pattern)},
+        {"alpha_pattern",
+         same_patterns(ours->alpha_pattern, ours->n_alpha_pattern, theirs->alpha_pattern, theirs->n_alpha_pattern)},
+        {"init_lora_weights", false},
+    };
+    char where[512];
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (!keys[i].agrees && tp_recipe_given(run->recipe, keys[i].key))
+            return tp_fail(run->ctx, TP_INVALID, "%s: %s: the adapter it starts from has its own, which is another",
+                           tp_recipe_where(run->recipe, keys[i].key, where, sizeof where), keys[i].key);
+    return TP_OK;
+}
+
 static tp_status spec_from_adapter(tp_run *run, const tp_model *model, tp_lora_spec *spec)
 {
     const tp_lora_config *c = &run->config->lora;
     tp_lora_spec wanted;
-    char where[512];
-    if (run->start.base_model == NULL) TP_TRY(tp_adapter_config_read(run->ctx, run->config->run.adapter_path, &run->start));
+    TP_TRY(read_start(run));
     TP_TRY(spec_from_recipe(run, model, &wanted));
     *spec = run->start.spec;
     TP_TRY(disagrees(run, "lora_r", (double)c->rank, (double)spec->rank));
     TP_TRY(disagrees(run, "lora_alpha", c->alpha, spec->alpha));
     TP_TRY(disagrees(run, "use_rslora", c->use_rslora, spec->use_rslora));
     if (tp_recipe_given(run->recipe, "lora_dropout")) spec->dropout = c->dropout; /* a matter of training, not of the tensors */
-    if (tp_recipe_given(run->recipe, "lora_target_modules") && !wanted.targets.all_linear &&
-        !same_names(&wanted.targets.include, &spec->targets.include))
-        return tp_fail(run->ctx, TP_INVALID, "%s: lora_target_modules: other modules than those of the adapter it starts from",
-                       tp_recipe_where(run->recipe, "lora_target_modules", where, sizeof where));
-    return TP_OK;
+    return check_targets(run, &wanted, spec);
+}
+
+/* How a message calls one of PEFT's keys: by the recipe's place and name. */
+static const char *call_key(void *state, const char *key, const char *member)
+{
+    struct where *w = state;
+    char place[400];
+    if (strcmp(key, "target_modules") == 0) key = "lora_target_modules";
+    if (strcmp(key, "exclude_modules") == 0) key = "lora_exclude_modules";
+    tp_recipe_where_member(w->recipe, key, member != NULL ? member : "", place, sizeof place);
+    snprintf(w->text, sizeof w->text, "%s: %s", place, key);
+    return w->text;
 }
 
 static tp_status attach(tp_run *run, tp_ctx *ctx, tp_model *model, tp_lora **lora)
 {
+    struct where where = {.recipe = run->recipe};
     tp_lora_spec spec;
     bool continues = run->config->run.adapter_path != NULL;
     TP_TRY(continues ? spec_from_adapter(run, model, &spec) : spec_from_recipe(run, model, &spec));
-    tp_status status = tp_lora_attach(ctx, model, &spec, lora);
-    if (ctx == &run->dry) status = from_dry(run, status);
-    if (status == TP_INVALID && !continues) {
-        char where[512];
-        tp_fail_in(run->ctx, "%s", tp_recipe_where(run->recipe, "lora_target_modules", where, sizeof where));
+    if (!continues) {
+        spec.call = call_key;
+        spec.call_state = &where;
     }
-    return status;
+    tp_status status = tp_lora_attach(ctx, model, &spec, lora);
+    return ctx == &run->dry ? from_dry(run, status) : status;
 }
 
 /* ---- the plan ---- */
@@ -231,17 +321,30 @@ static int group_size(const tp_run *run)
     const tp_train_config *c = &run->config->train;
     int64_t layers = run->shape_model->config.n_layers;
     switch (c->gradient_checkpointing) {
-    case TP_CHECKPOINTING_FULL: return 1;
+    case TP_CHECKPOINTING_FULL:
+    case TP_CHECKPOINTING_OFFLOAD: return 1;
     case TP_CHECKPOINTING_EVERY_K: return (int)(c->gradient_checkpointing_k < layers ? c->gradient_checkpointing_k : layers);
     case TP_CHECKPOINTING_SQRT: return (int)ceil(sqrt((double)layers));
     default: return 0;
     }
 }
 
+/* Host memory is another memory only on some devices. */
+static bool parks_inputs(const tp_run *run)
+{
+    const tp_train_config *c = &run->config->train;
+    bool wanted = c->activation_offloading || c->gradient_checkpointing == TP_CHECKPOINTING_OFFLOAD;
+    return wanted && (run->options.join || !run->ctx->device->backend->host_memory);
+}
+
 static uint64_t memory_limit(const tp_run *run)
 {
-    uint64_t machine = run->ctx->device->memory_bytes / 10 * 9, wanted = run->config->run.memory_limit;
-    return wanted > 0 ? wanted : machine;
+    const tp_device *device = run->ctx->device;
+    uint64_t machine = device->memory_bytes, wanted = run->config->run.memory_limit;
+    tp_allowance allowance;
+    tp_allowance_read("", &allowance);
+    if (device->backend->host_memory && allowance.container_bytes < machine) machine = allowance.container_bytes;
+    return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
 static tp_status make_plan(tp_run *run)
@@ -262,32 +365,48 @@ static tp_status make_plan(tp_run *run)
                            .eval_labels = eval_labels,
                            .accumulation = run->config->train.gradient_accumulation_steps,
                            .recompute_every = group_size(run),
+                           .parked_inputs = parks_inputs(run),
+                           .own_memory = !run->ctx->device->backend->host_memory,
                            .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
                            .sample_context = run->samples != NULL ? tp_samples_context(run->samples) : 0,
                            .workspace_bytes = run->ctx->device->workspace_bytes,
                            .host_bytes = (uint64_t)counts.rows_used * 64};
-    tp_status status = from_dry(run, tp_params_train(&run->dry, &lora->params));
-    if (status == TP_OK) status = from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
     uint64_t limit = memory_limit(run);
-    if (status == TP_OK && run->config->train.gradient_checkpointing == TP_CHECKPOINTING_AUTO && run->plan.peak > limit) {
-        shape.recompute_every = 1;
-        status = from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
-    }
+    bool fit = run->config->train.gradient_checkpointing == TP_CHECKPOINTING_AUTO;
+    tp_status status = from_dry(run, tp_params_train(&run->dry, &lora->params));
+    if (status == TP_OK)
+        status = from_dry(run, fit ? tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &run->plan)
+                                   : tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    if (status == TP_OK && (run->options.dry_run || run->plan.peak > limit))
+        status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
+                                               run->config->train.micro_batch_size, run->max_length,
+                                               run->shape_model->config.max_positions, &run->plan));
     tp_lora_free(lora);
     TP_TRY(status);
-    if (run->plan.peak <= limit) return TP_OK;
+    return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
+}
+
+tp_status tp_run_fits(const tp_run *run)
+{
     char need[32], have[32];
-    return tp_fail(run->ctx, TP_NOMEM,
-                   "the run needs %s, %s are there: lower micro_batch_size or max_seq_length, or set gradient_checkpointing",
-                   tp_format_bytes(run->plan.peak, need), tp_format_bytes(limit, have));
+    uint64_t limit = memory_limit(run);
+    if (run->plan.peak <= limit) return TP_OK;
+    return tp_fail(
+        run->ctx, TP_NOMEM,
+        "the run needs %s, %s are there: lower micro_batch_size (up to %lld fits) or max_seq_length (up to %lld fits)%s",
+        tp_format_bytes(run->plan.peak, need), tp_format_bytes(limit, have), (long long)run->plan.largest_batch,
+        (long long)run->plan.largest_length,
+        run->config->train.gradient_checkpointing == TP_CHECKPOINTING_AUTO ? "" : ", or let gradient_checkpointing be auto");
 }
 
 /* ---- weights and what is trained ---- */
 
 static tp_status open_model(tp_run *run)
 {
-    tp_model_options options = {.precision = run->precision, .check_weights = run->config->train.check_base_weights};
+    tp_model_options options;
+    TP_TRY(model_options(run, &options));
+    options.check_weights = run->config->train.check_base_weights;
     TP_TRY(tp_model_open(run->ctx, run->config->run.base_model, &options, &run->model));
     TP_TRY(attach(run, run->ctx, run->model, &run->lora));
     if (run->config->run.adapter_path == NULL) return tp_lora_initialise(run->ctx, run->lora);
@@ -316,6 +435,26 @@ static tp_status open_trainer(tp_run *run)
     return run->group != NULL && run->losses != NULL && run->host_losses != NULL ? TP_OK : TP_NOMEM;
 }
 
+static tp_status check_adapter(tp_run *run)
+{
+    char where[512];
+    if (!tp_config_has_adapter(run->config, TP_ADAPTER_NONE)) return TP_OK;
+    return tp_fail(run->ctx, TP_INVALID, "%s: adapter: none leaves nothing to train; it is for eval",
+                   tp_recipe_where(run->recipe, "adapter", where, sizeof where));
+}
+
+/* Out of memory although the plan fitted: somebody else has it. */
+static tp_status beside_the_plan(tp_run *run, tp_status status)
+{
+    tp_buf text;
+    if (status != TP_NOMEM) return status;
+    tp_buf_init(&text, 0);
+    tp_plan_write_memory(&run->plan, &text);
+    tp_fail_in(run->ctx, "the plan (%s)", tp_buf_cstr(&text));
+    tp_buf_free(&text);
+    return status;
+}
+
 /* The one number an evaluation makes. */
 static tp_status check_metric(tp_run *run)
 {
@@ -328,6 +467,7 @@ static tp_status check_metric(tp_run *run)
 
 tp_status tp_run_setup(tp_run *run)
 {
+    TP_TRY(check_adapter(run));
     TP_TRY(check_metric(run));
     TP_TRY(open_device(run));
     TP_TRY(open_shapes(run));
@@ -335,10 +475,11 @@ tp_status tp_run_setup(tp_run *run)
     count_steps(run);
     TP_TRY(make_plan(run));
     if (run->options.dry_run) return TP_OK;
-    TP_TRY(tp_run_prepare_folder(run));
+    if (!run->options.tune) TP_TRY(tp_run_prepare_folder(run));
     if (run->finished) return TP_OK;
-    TP_TRY(open_model(run));
-    return open_trainer(run);
+    tp_status status = open_model(run);
+    if (status == TP_OK) status = open_trainer(run);
+    return beside_the_plan(run, status);
 }
 
 tp_status tp_run_close(tp_run *run, tp_status status)

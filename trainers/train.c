@@ -40,7 +40,14 @@ static tp_status run_micro_batch(tp_run *run, const tp_host_batch *host, uint64_
     if (host->n_labels == 0) return TP_OK; /* no labels, no gradient: contributes nothing */
     TP_TRY(tp_batch_upload(run->ctx, &run->buffers, &view, &batch));
     tp_tape_set_step(run->tape, counter);
-    tp_pass pass = {.tape = run->tape, .batch = &batch, .training = true, .recompute_every = run->plan.shape.recompute_every};
+    tp_pass pass = {.tape = run->tape,
+                    .batch = &batch,
+                    .training = true,
+                    .recompute_every = run->plan.shape.recompute_every,
+                    .remade_layers = run->plan.shape.remade_layers,
+                    .recomputed_layers = run->plan.shape.recomputed_layers,
+                    .recomputed_rows = run->plan.shape.recomputed_rows,
+                    .parked_inputs = run->plan.shape.parked_inputs};
     tp_cross_entropy_spec spec = {.head = &run->model->head.weight,
                                   .rows = batch.label_rows,
                                   .labels = batch.labels,
@@ -250,6 +257,37 @@ tp_status tp_run_train(tp_run *run)
     return tp_run_finish(run);
 }
 
+/* One step's batches, and the held-out ones. */
+static tp_status tune_pass(tp_run *run)
+{
+    int64_t n, labels;
+    double loss = 0;
+    TP_TRY(next_group(run, 0, &n, &labels));
+    for (int64_t i = 0; i < n; i++)
+        TP_TRY(run_micro_batch(run, &run->group[i], 0, labels > 0 ? 1.0f / (float)labels : 0, &loss));
+    if (run->held_out == NULL) return TP_OK;
+    tp_eval_parts parts = {.model = run->model,
+                           .tape = run->tape,
+                           .buffers = &run->buffers,
+                           .batch = &run->eval_batch,
+                           .losses = run->losses,
+                           .host_losses = run->host_losses,
+                           .stop = run->options.stop};
+    tp_evaluation ignored;
+    return tp_evaluate(run->ctx, &parts, run->held_out, &ignored);
+}
+
+tp_status tp_run_tune(tp_run *run, tp_buf *report)
+{
+    const tp_backend *backend = run->ctx->device->backend;
+    if (backend->tune_begin == NULL)
+        return tp_fail(run->ctx, TP_UNSUPPORTED,
+                       "device %s: there is nothing to tune; it chooses its kernels by the CPU's model", backend->name);
+    backend->tune_begin(run->ctx->device);
+    tp_status status = tune_pass(run);
+    return status == TP_OK ? backend->tune_end(run->ctx, report) : status;
+}
+
 tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,
                       tp_run **result)
 {
@@ -264,7 +302,7 @@ tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *con
                     .last_save = tp_now()};
     run->state.best_metric = NAN;
     tp_status status = tp_run_setup(run);
-    if (status == TP_OK && !options->dry_run) status = tp_run_resume(run);
+    if (status == TP_OK && !options->dry_run && !options->tune) status = tp_run_resume(run);
     if (status != TP_OK) return tp_run_close(run, status);
     *result = run;
     return TP_OK;

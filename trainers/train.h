@@ -32,10 +32,12 @@ typedef struct tp_train_options {
     unsigned accept;            /* tp_accept bits */
     bool force;                 /* adapter_path made for another base */
     bool dry_run;               /* stop after the plan: nothing is written */
+    bool tune;                  /* for tp_run_tune: nothing is written, not even a folder */
     const char *dump_gradients; /* safetensors of step 1's gradients before clipping, or NULL */
     /* Set by signal handlers; NULL: never. stop: finish the step, save, PREEMPTED. save: save and go on. */
     const volatile sig_atomic_t *stop;
     volatile sig_atomic_t *save; /* set back to 0 when done */
+    bool join;                   /* stack weights and park activations as on a device with memory of its own: for tests */
     bool progress;               /* a progress line on stderr */
     double process_start;        /* CLOCK_MONOTONIC seconds at the start of the process, for "time to first step" */
 } tp_train_options;
@@ -43,9 +45,16 @@ typedef struct tp_train_options {
 TP_API tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,
                              tp_run **run) TP_MUST_CHECK;
 TP_API tp_status tp_run_train(tp_run *run) TP_MUST_CHECK;
+/* Instead of training: the products of a step and of an evaluation, by the device's fastest algorithms (tp_backend.tune_begin).
+ * UNSUPPORTED where there is nothing to choose from. */
+TP_API tp_status tp_run_tune(tp_run *run, tp_buf *report) TP_MUST_CHECK;
 TP_API tp_status tp_run_close(tp_run *run, tp_status status) TP_MUST_CHECK;
 
 TP_API const tp_plan *tp_run_plan(const tp_run *run);
+/* Fills in the plan's seconds_per_step: measures the device for about a fifth of a second. */
+TP_API tp_status tp_run_estimate(tp_run *run) TP_MUST_CHECK;
+/* NOMEM unless the plan's peak is there: a dry run, which tp_run_open lets pass, can tell after it has shown the plan. */
+TP_API tp_status tp_run_fits(const tp_run *run) TP_MUST_CHECK;
 TP_API int64_t tp_run_step(const tp_run *run);
 TP_API int64_t tp_run_steps(const tp_run *run);
 

@@ -22,7 +22,7 @@ static tp_status add_backward(tp_tape *tape, tp_record *base)
     return tp_wants_grad(r->x) ? tp_grad_move(tape, z, r->x) : TP_OK;
 }
 
-static const tp_op add_op = {"add", add_backward};
+static const tp_op add_op = {.name = "add", .backward = add_backward};
 
 tp_tensor *tp_add(tp_tape *tape, tp_tensor *x, tp_tensor *y)
 {

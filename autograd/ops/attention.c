@@ -67,7 +67,7 @@ static tp_status attention_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op attention_op = {op_name, attention_backward};
+static const tp_op attention_op = {.name = op_name, .backward = attention_backward};
 
 tp_tensor *tp_attention(tp_tape *tape, tp_tensor *q, tp_tensor *k, tp_tensor *v, const tp_attention_spec *spec)
 {

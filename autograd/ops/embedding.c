@@ -22,7 +22,7 @@ static tp_status embedding_backward(tp_tape *tape, tp_record *base)
     return tp_wants_grad(r->add) ? tp_grad_move(tape, y, r->add) : TP_OK;
 }
 
-static const tp_op embedding_op = {"embedding", embedding_backward};
+static const tp_op embedding_op = {.name = "embedding", .backward = embedding_backward};
 
 tp_tensor *tp_embedding(tp_tape *tape, const tp_matrix *table, tp_tensor *trained, const int32_t *ids, int64_t n,
                         tp_tensor *add)

@@ -21,7 +21,7 @@ static tp_status gelu_backward(tp_tape *tape, tp_record *base)
     return tp_grad_move(tape, y, r->x);
 }
 
-static const tp_op gelu_op = {"gelu", gelu_backward};
+static const tp_op gelu_op = {.name = "gelu", .backward = gelu_backward};
 
 tp_tensor *tp_gelu(tp_tape *tape, tp_tensor *x, bool exact)
 {

@@ -38,7 +38,7 @@ static tp_status layernorm_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op layernorm_op = {"layernorm", layernorm_backward};
+static const tp_op layernorm_op = {.name = "layernorm", .backward = layernorm_backward};
 
 tp_tensor *tp_layernorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, tp_tensor *bias, float eps)
 {

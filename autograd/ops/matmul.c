@@ -45,7 +45,7 @@ static tp_status matmul_backward(tp_tape *tape, tp_record *base)
     return tp_run_matmul_tn(ctx, &args);
 }
 
-static const tp_op matmul_op = {"matmul_nt", matmul_backward};
+static const tp_op matmul_op = {.name = "matmul_nt", .backward = matmul_backward};
 
 tp_tensor *tp_matmul_nt(tp_tape *tape, tp_tensor *x, tp_tensor *w, float alpha)
 {

@@ -7,12 +7,13 @@
 struct rmsnorm_record {
     tp_record record;
     tp_tensor *x, *weight;
+    float eps;
 };
 
-/* x [N, groups * dim] as [N * groups, dim]; x is contiguous. */
-static tp_rows grouped(tp_rows rows, int64_t dim)
+/* x [N, cols] as rows of `dim`: as they are, or, of several groups, contiguous. */
+static tp_rows grouped(tp_rows rows, int64_t cols, int64_t dim)
 {
-    rows.ld = dim;
+    if (dim < cols) rows.ld = dim;
     return rows;
 }
 
@@ -24,18 +25,19 @@ static tp_status rmsnorm_backward(tp_tape *tape, tp_record *base)
     bool accumulate = false;
     tp_rows dx = {0};
     tp_storage *unused = NULL;
+    TP_TRY(tp_op_recall(tape, r->x));
     if (tp_wants_grad(r->x)) {
         dx = tp_grad_for(tape, r->x, &accumulate);
     } else { /* the kernel makes dx on the way to dw */
         unused = tp_op_alloc(tape, "rmsnorm", (size_t)(y->rows * y->cols) * tp_dtype_bytes(y->dtype));
-        if (unused != NULL) dx = (tp_rows){tp_storage_data(unused), y->dtype, dim};
+        if (unused != NULL) dx = (tp_rows){tp_storage_data(unused), y->dtype, y->cols};
     }
     if (dx.data == NULL) return tp_tape_status(tape);
     tp_rmsnorm_backward_args args = {.n = y->rows * (y->cols / dim),
                                      .dim = dim,
-                                     .x = grouped(tp_tensor_rows(r->x), dim),
-                                     .dy = grouped(tp_tensor_grad_rows(y), dim),
-                                     .dx = grouped(dx, dim),
+                                     .x = grouped(tp_tensor_rows(r->x), y->cols, dim),
+                                     .dy = grouped(tp_tensor_grad_rows(y), y->cols, dim),
+                                     .dx = grouped(dx, y->cols, dim),
                                      .weight = r->weight->data,
                                      .rstd = tp_storage_data(base->saved[0]),
                                      .dweight = tp_wants_grad(r->weight) ? r->weight->grad : NULL,
@@ -45,14 +47,35 @@ static tp_status rmsnorm_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op rmsnorm_op = {"rmsnorm", rmsnorm_backward};
+/* y, and 1/rms if there is room for it. */
+static tp_status run(tp_tape *tape, const tp_tensor *x, const tp_tensor *weight, float eps, const tp_tensor *y, float *rstd)
+{
+    int64_t dim = weight->cols;
+    tp_rmsnorm_args args = {.n = x->rows * (x->cols / dim),
+                            .dim = dim,
+                            .x = grouped(tp_tensor_rows(x), x->cols, dim),
+                            .y = grouped(tp_tensor_rows(y), x->cols, dim),
+                            .weight = weight->data,
+                            .rstd = rstd,
+                            .eps = eps};
+    return tp_run_rmsnorm(tp_tape_ctx(tape), &args);
+}
+
+static tp_status rmsnorm_remake(tp_tape *tape, tp_record *base)
+{
+    struct rmsnorm_record *r = (struct rmsnorm_record *)base;
+    TP_TRY(tp_op_recall(tape, r->x));
+    return run(tape, r->x, r->weight, r->eps, base->out[0], tp_storage_data(base->saved[0]));
+}
+
+static const tp_op rmsnorm_op = {"rmsnorm", rmsnorm_backward, rmsnorm_remake};
 
 tp_tensor *tp_rmsnorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, float eps)
 {
     const tp_tensor *inputs[] = {x, weight};
     if (!tp_op_begin(tape, rmsnorm_op.name, inputs, 2)) return NULL;
     int64_t dim = weight->cols;
-    if (dim == 0 || x->cols % dim != 0 || x->ld != x->cols)
+    if (dim == 0 || x->cols % dim != 0 || (dim < x->cols && x->ld != x->cols))
         return tp_op_fail(tape, rmsnorm_op.name, TP_SHAPE, "x has %lld columns, the weight %lld values", (long long)x->cols,
                           (long long)dim);
     bool wants = tp_wants_grad(x) || tp_wants_grad(weight), record = wants && tp_tape_recording(tape);
@@ -60,19 +83,13 @@ tp_tensor *tp_rmsnorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, float eps)
     tp_tensor *y = tp_op_output(tape, rmsnorm_op.name, x->dtype, x->rows, x->cols, wants);
     tp_storage *rstd = record ? tp_op_alloc(tape, rmsnorm_op.name, (size_t)groups * sizeof(float)) : NULL;
     if (y == NULL || (record && rstd == NULL)) return NULL;
-    tp_rmsnorm_args args = {.n = groups,
-                            .dim = dim,
-                            .x = grouped(tp_tensor_rows(x), dim),
-                            .y = grouped(tp_tensor_rows(y), dim),
-                            .weight = weight->data,
-                            .rstd = record ? tp_storage_data(rstd) : NULL,
-                            .eps = eps};
-    if (!tp_op_ok(tape, rmsnorm_op.name, tp_run_rmsnorm(tp_tape_ctx(tape), &args)) || !record)
-        return tp_tape_status(tape) == TP_OK ? y : NULL;
+    if (!tp_op_ok(tape, rmsnorm_op.name, run(tape, x, weight, eps, y, record ? tp_storage_data(rstd) : NULL))) return NULL;
+    if (!record) return y;
     struct rmsnorm_record *r = tp_op_record(tape, &rmsnorm_op, sizeof *r, y, NULL, NULL);
     if (r == NULL) return NULL;
     r->record.saved[0] = rstd;
     r->x = x;
     r->weight = weight;
+    r->eps = eps;
     return y;
 }

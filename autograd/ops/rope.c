@@ -31,7 +31,7 @@ static tp_status rope_backward(tp_tape *tape, tp_record *base)
     return tp_grad_move(tape, y, r->x);
 }
 
-static const tp_op rope_op = {"rope", rope_backward};
+static const tp_op rope_op = {.name = "rope", .backward = rope_backward};
 
 tp_tensor *tp_rope(tp_tape *tape, tp_tensor *x, const tp_rope_angles *angles, int64_t head_dim)
 {

@@ -18,7 +18,7 @@ static tp_status scale_backward(tp_tape *tape, tp_record *base)
     return tp_grad_move(tape, y, r->x);
 }
 
-static const tp_op scale_op = {"scale", scale_backward};
+static const tp_op scale_op = {.name = "scale", .backward = scale_backward};
 
 tp_tensor *tp_scale(tp_tape *tape, tp_tensor *x, float alpha)
 {

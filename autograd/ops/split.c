@@ -1,4 +1,4 @@
-/* Three views of the columns of one tensor (fused q, k, v). Gradients of the views are written straight into the columns
+/* Views of the columns of one tensor (fused q, k, v; gate and up). Gradients of the views are written straight into the columns
  * of the input's gradient, so backward has nothing to move. */
 #include "autograd/op.h"
 #include "autograd/ops.h"
@@ -16,27 +16,30 @@ static tp_status split_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op split_op = {"split", split_backward};
+static const tp_op split_op = {.name = "split", .backward = split_backward};
 
-bool tp_split3(tp_tape *tape, tp_tensor *x, const int64_t sizes[3], tp_tensor *out[3])
+bool tp_split(tp_tape *tape, tp_tensor *x, const int64_t *sizes, int n, tp_tensor **out)
 {
     const tp_tensor *inputs[] = {x};
-    out[0] = out[1] = out[2] = NULL;
+    tp_tensor *views[TP_RECORD_OUTPUTS] = {NULL};
+    int64_t column = 0, total = 0;
+    for (int i = 0; i < n; i++) out[i] = NULL;
+    for (int i = 0; i < n; i++) total += sizes[i];
     if (!tp_op_begin(tape, split_op.name, inputs, 1)) return false;
-    if (sizes[0] + sizes[1] + sizes[2] != x->cols)
-        return tp_op_fail(tape, split_op.name, TP_SHAPE, "%lld columns cannot be split into %lld, %lld and %lld",
-                          (long long)x->cols, (long long)sizes[0], (long long)sizes[1], (long long)sizes[2]) != NULL;
-    int64_t column = 0;
-    for (int i = 0; i < 3; i++) {
-        out[i] = tp_op_in_place(tape, split_op.name, x, tp_wants_grad(x));
-        if (out[i] == NULL) return false;
-        out[i]->cols = sizes[i];
-        out[i]->data = (char *)x->data + (size_t)column * tp_dtype_bytes(x->dtype);
-        out[i]->base = x;
+    if (n > TP_RECORD_OUTPUTS || total != x->cols)
+        return tp_op_fail(tape, split_op.name, TP_SHAPE, "%lld columns cannot be split into %d parts of %lld together",
+                          (long long)x->cols, n, (long long)total) != NULL;
+    for (int i = 0; i < n; i++) {
+        views[i] = tp_op_in_place(tape, split_op.name, x, tp_wants_grad(x));
+        if (views[i] == NULL) return false;
+        views[i]->cols = sizes[i];
+        views[i]->data = (char *)x->data + (size_t)column * tp_dtype_bytes(x->dtype);
+        views[i]->base = x;
         column += sizes[i];
     }
+    for (int i = 0; i < n; i++) out[i] = views[i];
     if (!x->needs_grad || !tp_tape_recording(tape)) return true;
-    struct split_record *r = tp_op_record(tape, &split_op, sizeof *r, out[0], out[1], out[2]);
+    struct split_record *r = tp_op_record(tape, &split_op, sizeof *r, views[0], views[1], views[2]);
     if (r == NULL) return false;
     r->x = x;
     return true;

@@ -43,7 +43,20 @@ static tp_status swiglu_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op swiglu_op = {op_name, swiglu_backward};
+static tp_status run(tp_tape *tape, const tp_tensor *gate, const tp_tensor *up, const tp_tensor *y)
+{
+    tp_swiglu_args args = {
+        .n = y->rows, .dim = y->cols, .gate = tp_tensor_rows(gate), .up = tp_tensor_rows(up), .y = tp_tensor_rows(y)};
+    return tp_run_swiglu(tp_tape_ctx(tape), &args);
+}
+
+static tp_status swiglu_remake(tp_tape *tape, tp_record *base)
+{
+    struct swiglu_record *r = (struct swiglu_record *)base;
+    return run(tape, r->gate, r->up, base->out[0]);
+}
+
+static const tp_op swiglu_op = {op_name, swiglu_backward, swiglu_remake};
 
 tp_tensor *tp_swiglu(tp_tape *tape, tp_tensor *gate, tp_tensor *up)
 {
@@ -55,9 +68,7 @@ tp_tensor *tp_swiglu(tp_tape *tape, tp_tensor *gate, tp_tensor *up)
     bool wants = tp_wants_grad(gate) || tp_wants_grad(up);
     tp_tensor *y = tp_op_output(tape, op_name, gate->dtype, gate->rows, gate->cols, wants);
     if (y == NULL) return NULL;
-    tp_swiglu_args args = {
-        .n = y->rows, .dim = y->cols, .gate = tp_tensor_rows(gate), .up = tp_tensor_rows(up), .y = tp_tensor_rows(y)};
-    if (!tp_op_ok(tape, op_name, tp_run_swiglu(tp_tape_ctx(tape), &args))) return NULL;
+    if (!tp_op_ok(tape, op_name, run(tape, gate, up, y))) return NULL;
     if (!wants || !tp_tape_recording(tape)) return y;
     struct swiglu_record *r = tp_op_record(tape, &swiglu_op, sizeof *r, y, NULL, NULL);
     if (r == NULL) return NULL;

@@ -127,6 +127,18 @@ static tp_status cpu_sync(tp_ctx *ctx)
     return TP_OK;
 }
 
+static tp_status cpu_copy_beside(tp_ctx *ctx, void *to, const void *from, size_t bytes, int *ticket)
+{
+    *ticket = 0;
+    return cpu_copy(ctx, to, from, bytes);
+}
+
+static tp_status cpu_wait_beside(tp_ctx *ctx, int ticket)
+{
+    (void)ctx, (void)ticket;
+    return TP_OK;
+}
+
 static void cpu_describe(tp_device *device, tp_buf *json)
 {
     tp_cpu *cpu = (tp_cpu *)(void *)device;
@@ -158,6 +170,10 @@ const tp_backend tp_cpu_backend = {
     .copy_out = cpu_copy,
     .zero = cpu_zero,
     .sync = cpu_sync,
+    .host_alloc = cpu_alloc,
+    .host_free = cpu_free,
+    .copy_beside = cpu_copy_beside,
+    .wait_beside = cpu_wait_beside,
     .describe = cpu_describe,
     .kernels =
         {

@@ -2,27 +2,19 @@
  *
  * cuBLASLt thinks in columns. A row-major matrix is its transpose, so c = left * right is asked for as c^T = right^T left^T:
  * the library's A is our right, its B our left, its rows are m. Which algorithm suits a shape takes the library tens of
- * microseconds to say, so answers are kept in a table. */
-#include <cublasLt.h>
+ * microseconds to say, so answers are kept in a table (plans.cuh), which `tapeft tune` fills by measuring. */
 #include <dlfcn.h>
 #include <string.h>
 
 #include "backend/cuda/blas.cuh"
+#include "backend/cuda/plans.cuh"
 #include "base/mem.h"
 
-#define PLANS 2048 /* a power of two; a full table starts again */
-
-/* What an answer depends on. Zeroed before it is filled, for it is compared byte by byte. */
-typedef struct plan_key {
-    int64_t n, m, k, left_ld, right_ld, c_ld, add_ld;
-    int32_t type, c_type, left_transposed, right_transposed, bias, beta;
-    int32_t left_align, right_align, c_align, add_align, bias_align, used;
-} plan_key;
-
-typedef struct plan {
-    plan_key key; /* used: 0 in an empty slot */
-    cublasLtMatmulAlgo_t algorithm;
-} plan;
+/* Products of fewer multiplications are not worth measuring. */
+#define TUNE_LEAST   ((double)(1 << 28))
+#define TUNE_CHOICES 24
+#define TUNE_REPEATS 5
+#define TUNE_GAIN    0.99f /* what a choice must bring before it replaces the first */
 
 /* The functions that we call, under their names without the prefix. */
 #define FUNCTIONS(X)                                                                                                           \
@@ -45,8 +37,9 @@ struct tp_cublas {
     void *library;
     cublasLtHandle_t handle;
     void *workspace;
-    plan *plans;
-    int n_plans;
+    tp_plans plans;
+    bool tuning;
+    char gpu[256]; /* its name, for the file of tuned algorithms */
 #define X(name) decltype(&cublasLt##name) name;
     FUNCTIONS(X)
 #undef X
@@ -84,11 +77,14 @@ tp_status tp_cuda_blas_open(tp_ctx *ctx, tp_cuda *cuda)
                        cuda->index, names[0]);
     if (!find_functions(blas))
         return tp_fail(ctx, TP_DEVICE, "cuda:%d: libcublasLt lacks a function: %s", cuda->index, dlerror());
-    blas->plans = (plan *)tp_alloc(ctx, PLANS, sizeof *blas->plans);
-    if (blas->plans == NULL) return TP_NOMEM;
+    TP_TRY(tp_plans_open(ctx, &blas->plans));
     TP_TRY(tp_cuda_check(ctx, "workspace of cuBLASLt", cudaMalloc(&blas->workspace, TP_CUDA_BLAS_BYTES)));
     cublasStatus_t status = blas->Create(&blas->handle);
-    return status == CUBLAS_STATUS_SUCCESS ? TP_OK : fail_blas(ctx, blas, "open", status);
+    if (status != CUBLAS_STATUS_SUCCESS) return fail_blas(ctx, blas, "open", status);
+    cudaDeviceProp properties;
+    TP_TRY(tp_cuda_check(ctx, "name of the GPU", cudaGetDeviceProperties(&properties, cuda->index)));
+    snprintf(blas->gpu, sizeof blas->gpu, "%s", properties.name);
+    return tp_plans_load(ctx, &blas->plans, blas->gpu, blas->GetVersion());
 }
 
 void tp_cuda_blas_close(tp_cublas *blas)
@@ -97,7 +93,7 @@ void tp_cuda_blas_close(tp_cublas *blas)
     if (blas->handle != NULL) (void)blas->Destroy(blas->handle);
     (void)cudaFree(blas->workspace);
     if (blas->library != NULL) (void)dlclose(blas->library);
-    tp_free(blas->plans);
+    tp_plans_close(&blas->plans);
     tp_free(blas);
 }
 
@@ -116,31 +112,18 @@ static int32_t alignment(const void *address)
     return (int32_t)(bits & (0 - bits));
 }
 
-static plan_key key_of(const tp_product *p)
+static tp_plan_key key_of(const tp_product *p, bool tf32)
 {
-    plan_key key;
+    tp_plan_key key;
     memset(&key, 0, sizeof key);
     key.n = p->n, key.m = p->m, key.k = p->k;
     key.left_ld = p->left_ld, key.right_ld = p->right_ld, key.c_ld = p->c.ld, key.add_ld = p->add_ld;
-    key.type = p->type, key.c_type = p->c.dtype;
+    key.type = p->type, key.tf32 = tf32, key.c_type = p->c.dtype;
     key.left_transposed = p->left_transposed, key.right_transposed = p->right_transposed;
     key.bias = p->bias != NULL, key.beta = p->beta != 0;
     key.left_align = alignment(p->left), key.right_align = alignment(p->right);
     key.c_align = alignment(p->c.data), key.add_align = alignment(p->add), key.bias_align = alignment(p->bias);
-    key.used = 1;
     return key;
-}
-
-/* The slot of a key, or the empty one where it belongs. */
-static plan *find_plan(tp_cublas *blas, const plan_key *key)
-{
-    const unsigned char *bytes = reinterpret_cast<const unsigned char *>(key);
-    uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    for (size_t i = 0; i < sizeof *key; i++) hash = (hash ^ bytes[i]) * 1099511628211u;
-    for (uint64_t i = hash ^ hash >> 32;; i++) {
-        plan *slot = &blas->plans[i % PLANS];
-        if (slot->key.used == 0 || memcmp(&slot->key, key, sizeof *key) == 0) return slot;
-    }
 }
 
 /* What cuBLASLt wants to know of a product; released together. */
@@ -168,11 +151,13 @@ static cublasStatus_t layout(const tp_cublas *blas, cublasLtMatrixLayout_t *out,
         if (try_ != CUBLAS_STATUS_SUCCESS) return try_;                                                                        \
     } while (0)
 
-static cublasStatus_t describe(const tp_cublas *blas, const tp_product *p, description *d)
+static cublasStatus_t describe(const tp_cuda *cuda, const tp_product *p, description *d)
 {
+    const tp_cublas *blas = cuda->blas;
+    const bool tf32 = p->type == TP_F32 && cuda->device.tf32;
     cublasOperation_t yes = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    TRY_BLAS(blas->MatmulDescCreate(&d->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    TRY_BLAS(blas->MatmulDescCreate(&d->operation, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
     if (p->right_transposed)
         TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_TRANSA, &yes, sizeof yes));
     if (p->left_transposed) TRY_BLAS(blas->MatmulDescSetAttribute(d->operation, CUBLASLT_MATMUL_DESC_TRANSB, &yes, sizeof yes));
@@ -198,7 +183,7 @@ static void release(const tp_cublas *blas, description *d)
 }
 
 /* Parts of a sum may only be added in f32: no rounding in between, and no order left to chance. */
-static cublasStatus_t set_preference(const tp_cublas *blas, const plan_key *key, cublasLtMatmulPreference_t *preference)
+static cublasStatus_t set_preference(const tp_cublas *blas, const tp_plan_key *key, cublasLtMatmulPreference_t *preference)
 {
     size_t bytes = TP_CUDA_BLAS_BYTES;
     uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -219,10 +204,54 @@ static cublasStatus_t set_preference(const tp_cublas *blas, const plan_key *key,
     return CUBLAS_STATUS_SUCCESS;
 }
 
-static cublasStatus_t choose(tp_cublas *blas, const plan_key *key, description *d, plan **chosen)
+static cublasStatus_t run(const tp_cuda *cuda, const tp_product *p, const description *d, const cublasLtMatmulAlgo_t *algorithm)
 {
-    *chosen = find_plan(blas, key);
-    if ((*chosen)->key.used != 0) return CUBLAS_STATUS_SUCCESS;
+    const tp_cublas *blas = cuda->blas;
+    return blas->Matmul(blas->handle, d->operation, &p->alpha, p->right, d->right, p->left, d->left, &p->beta, p->add, d->add,
+                        p->c.data, d->c, algorithm, blas->workspace, TP_CUDA_BLAS_BYTES, cuda->stream);
+}
+
+/* Milliseconds of one product by this algorithm; infinite if it does not run. */
+static float measure(const tp_cuda *cuda, const tp_product *p, const description *d, const cublasLtMatmulAlgo_t *algorithm)
+{
+    cudaEvent_t began = NULL, ended = NULL;
+    float milliseconds = INFINITY;
+    bool ok = run(cuda, p, d, algorithm) == CUBLAS_STATUS_SUCCESS && cudaEventCreate(&began) == cudaSuccess &&
+              cudaEventCreate(&ended) == cudaSuccess && cudaEventRecord(began, cuda->stream) == cudaSuccess;
+    for (int i = 0; ok && i < TUNE_REPEATS; i++) ok = run(cuda, p, d, algorithm) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && cudaEventRecord(ended, cuda->stream) == cudaSuccess && cudaEventSynchronize(ended) == cudaSuccess;
+    if (ok && cudaEventElapsedTime(&milliseconds, began, ended) != cudaSuccess) milliseconds = INFINITY;
+    if (began != NULL) (void)cudaEventDestroy(began);
+    if (ended != NULL) (void)cudaEventDestroy(ended);
+    return milliseconds / TUNE_REPEATS;
+}
+
+/* The fastest of what cuBLASLt offers, measured on the operands at hand: their contents are lost where c is added to. */
+static cublasStatus_t tune(tp_cuda *cuda, const tp_plan_key *key, const tp_product *p, description *d, tp_plan_slot *slot)
+{
+    tp_cublas *blas = cuda->blas;
+    cublasLtMatmulHeuristicResult_t results[TUNE_CHOICES];
+    int n = 0, best = 0;
+    float least = INFINITY, first = INFINITY;
+    TRY_BLAS(set_preference(blas, key, &d->preference));
+    TRY_BLAS(blas->MatmulAlgoGetHeuristic(blas->handle, d->operation, d->right, d->left, d->add, d->c, d->preference,
+                                          TUNE_CHOICES, results, &n));
+    for (int i = 0; i < n; i++) {
+        if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
+        const float time = measure(cuda, p, d, &results[i].algo);
+        if (i == 0) first = time;
+        if (!(time < least * (best == 0 ? TUNE_GAIN : 1.0f)) && i > 0) continue;
+        least = time, best = i;
+    }
+    if (!(least < INFINITY)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    tp_plans_fill(&blas->plans, slot, key, &results[best].algo, TP_PLAN_TUNED);
+    slot->before = first, slot->after = least;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* By cuBLASLt's own rules. */
+static cublasStatus_t ask(tp_cublas *blas, const tp_plan_key *key, description *d, cublasLtMatmulAlgo_t *algorithm)
+{
     cublasLtMatmulHeuristicResult_t result;
     int n_results = 0;
     TRY_BLAS(set_preference(blas, key, &d->preference));
@@ -230,26 +259,54 @@ static cublasStatus_t choose(tp_cublas *blas, const plan_key *key, description *
                                           &result, &n_results));
     if (n_results < 1) return CUBLAS_STATUS_NOT_SUPPORTED;
     TRY_BLAS(result.state);
-    if (blas->n_plans >= PLANS / 4 * 3) {
-        memset(blas->plans, 0, PLANS * sizeof *blas->plans);
-        blas->n_plans = 0;
-        *chosen = find_plan(blas, key);
-    }
-    (*chosen)->key = *key;
-    (*chosen)->algorithm = result.algo;
-    blas->n_plans++;
+    *algorithm = result.algo;
     return CUBLAS_STATUS_SUCCESS;
 }
 
-static cublasStatus_t multiply(const tp_cuda *cuda, const tp_product *p, description *d)
+static cublasStatus_t multiply(tp_cuda *cuda, const tp_product *p, description *d)
 {
     tp_cublas *blas = cuda->blas;
-    plan_key key = key_of(p);
-    plan *chosen;
-    TRY_BLAS(describe(blas, p, d));
-    TRY_BLAS(choose(blas, &key, d, &chosen));
-    return blas->Matmul(blas->handle, d->operation, &p->alpha, p->right, d->right, p->left, d->left, &p->beta, p->add, d->add,
-                        p->c.data, d->c, &chosen->algorithm, blas->workspace, TP_CUDA_BLAS_BYTES, cuda->stream);
+    const tp_plan_key key = key_of(p, cuda->device.tf32);
+    cublasLtMatmulAlgo_t algorithm;
+    TRY_BLAS(describe(cuda, p, d));
+    tp_plan_slot *slot = tp_plans_find(&blas->plans, &key);
+    const bool large = (double)p->n * (double)p->m * (double)p->k >= TUNE_LEAST;
+    if (blas->tuning && large && slot != NULL && !(slot->after > 0)) TRY_BLAS(tune(cuda, &key, p, d, slot));
+    if (slot != NULL && slot->state != TP_PLAN_EMPTY) return run(cuda, p, d, &slot->algorithm);
+    TRY_BLAS(ask(blas, &key, d, &algorithm));
+    if (slot != NULL) tp_plans_fill(&blas->plans, slot, &key, &algorithm, TP_PLAN_RULE);
+    return run(cuda, p, d, &algorithm);
+}
+
+/* ---- tuning ---- */
+
+void tp_cuda_tune_begin(tp_device *device)
+{
+    reinterpret_cast<tp_cuda *>(device)->blas->tuning = true;
+}
+
+tp_status tp_cuda_tune_end(tp_ctx *ctx, tp_buf *report)
+{
+    tp_cublas *blas = tp_cuda_of(ctx)->blas;
+    tp_buf path;
+    int n = 0, faster = 0;
+    blas->tuning = false;
+    for (int i = 0; i < TP_PLANS; i++) {
+        const tp_plan_slot *slot = &blas->plans.slots[i];
+        if (!(slot->after > 0)) continue;
+        n++;
+        faster += slot->after < slot->before;
+        tp_buf_printf(report, "%7lld x %6lld x %6lld %s  %8.3f ms -> %8.3f ms\n", (long long)slot->key.n,
+                      (long long)slot->key.m, (long long)slot->key.k, tp_dtype_name((tp_dtype)slot->key.type),
+                      (double)slot->before, (double)slot->after);
+    }
+    tp_buf_init(&path, 0);
+    tp_status status = tp_plans_save(ctx, &blas->plans, blas->gpu, blas->GetVersion(), &path);
+    if (status == TP_OK)
+        tp_buf_printf(report, "%d products, %d of them faster than by cuBLASLt's rules; kept in %s\n", n, faster,
+                      tp_buf_cstr(&path));
+    tp_buf_free(&path);
+    return status;
 }
 
 /* One row, or none, has no distance to the next: any that cuBLASLt accepts will do. */

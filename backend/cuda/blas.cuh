@@ -20,7 +20,7 @@ typedef struct tp_product {
     const void *bias; /* [m] in the dtype of c, or NULL */
 } tp_product;
 
-/* Every call of the same shape takes the same algorithm: the one that cuBLASLt's own rules put first. */
+/* Every call of the same shape takes the same algorithm: a tuned one, or the one that cuBLASLt's own rules put first. */
 tp_status tp_cuda_product(tp_ctx *ctx, const char *name, const tp_product *p);
 
 #endif

@@ -7,6 +7,8 @@
 #include "backend/cuda/cuda.cuh"
 #include "base/mem.h"
 
+/* Products with the head want many rows: 523 of 128256 logits each. */
+#define LOGITS_BYTES  ((uint64_t)256 << 20)
 #define STAGING_BYTES (TP_CUDA_STAGING_PARTS * TP_CUDA_STAGING_PART_BYTES)
 
 static tp_cuda *cuda_of(tp_device *device)
@@ -28,6 +30,17 @@ tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype)
     return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32 or bf16, got %s", name, tp_dtype_name(dtype));
 }
 
+tp_status tp_cuda_allow_shared(tp_ctx *ctx, const char *name, const void *kernel, size_t bytes)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    for (int i = 0; i < cuda->n_allowed; i++) {
+        if (cuda->allowed[i].kernel == kernel && cuda->allowed[i].bytes >= bytes) return TP_OK;
+    }
+    TP_TRY(tp_cuda_check(ctx, name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes)));
+    if (cuda->n_allowed < TP_CUDA_ALLOWED) cuda->allowed[cuda->n_allowed++] = {kernel, bytes};
+    return TP_OK;
+}
+
 /* ---- opening ---- */
 
 static void cuda_close(tp_device *device)
@@ -41,6 +54,12 @@ static void cuda_close(tp_device *device)
     for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++) {
         if (cuda->staged[i] != NULL) (void)cudaEventDestroy(cuda->staged[i]);
     }
+    if (cuda->beside != NULL) (void)cudaStreamSynchronize(cuda->beside);
+    for (int i = 0; i < TP_CUDA_TICKETS; i++) {
+        if (cuda->beside_done[i] != NULL) (void)cudaEventDestroy(cuda->beside_done[i]);
+    }
+    if (cuda->before_beside != NULL) (void)cudaEventDestroy(cuda->before_beside);
+    if (cuda->beside != NULL) (void)cudaStreamDestroy(cuda->beside);
     (void)cudaFreeHost(cuda->staging);
     (void)cudaFree(cuda->upload);
     (void)cudaFree(cuda->workspace);
@@ -84,6 +103,7 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
         return tp_fail(ctx, TP_DEVICE, "cuda:%d: %s has compute capability %d.%d, for which this build has no code",
                        cuda->index, p.name, p.major, p.minor);
     }
+    cuda->clusters = attributes.ptxVersion >= 90; /* PTX for older GPUs has none, wherever it runs */
     return TP_OK;
 }
 
@@ -100,7 +120,8 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
         TP_TRY(tp_cuda_check(ctx, "open", cudaEventCreateWithFlags(&cuda->staged[i], cudaEventDisableTiming)));
     cuda->uploaded = (unsigned char *)tp_alloc_raw(ctx, TP_CUDA_UPLOAD_BYTES, 1);
     if (cuda->uploaded == NULL) return TP_NOMEM;
-    cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_UPLOAD_BYTES;
+    cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_UPLOAD_BYTES + TP_CUDA_CONTEXT_BYTES;
+    cuda->device.logits_bytes = LOGITS_BYTES;
     return tp_cuda_blas_open(ctx, cuda);
 }
 
@@ -251,6 +272,89 @@ tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t
     return TP_OK;
 }
 
+/* ---- copies beside the kernels ---- */
+
+static void *cuda_host_alloc(tp_ctx *ctx, tp_device *device, size_t bytes)
+{
+    void *memory = NULL;
+    cudaError_t error = cudaSetDevice(cuda_of(device)->index);
+    if (error == cudaSuccess) error = cudaHostAlloc(&memory, bytes > 0 ? bytes : 1, cudaHostAllocDefault);
+    return tp_cuda_check(ctx, "pinned host memory", error) == TP_OK ? memory : NULL;
+}
+
+static void cuda_host_free(tp_device *device, void *memory, size_t bytes)
+{
+    (void)bytes;
+    (void)cudaSetDevice(cuda_of(device)->index);
+    (void)cudaFreeHost(memory);
+}
+
+/* When they are first needed. */
+static tp_status open_beside(tp_ctx *ctx, tp_cuda *cuda)
+{
+    if (cuda->beside != NULL) return TP_OK;
+    for (int i = 0; i < TP_CUDA_TICKETS; i++)
+        TP_TRY(tp_cuda_check(ctx, "open", cudaEventCreateWithFlags(&cuda->beside_done[i], cudaEventDisableTiming)));
+    TP_TRY(tp_cuda_check(ctx, "open", cudaEventCreateWithFlags(&cuda->before_beside, cudaEventDisableTiming)));
+    return tp_cuda_check(ctx, "open", cudaStreamCreateWithFlags(&cuda->beside, cudaStreamNonBlocking));
+}
+
+static tp_status cuda_copy_beside(tp_ctx *ctx, void *to, const void *from, size_t bytes, int *ticket)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    TP_TRY(enter(ctx));
+    TP_TRY(open_beside(ctx, cuda));
+    *ticket = cuda->next_ticket;
+    cuda->next_ticket = (cuda->next_ticket + 1) % TP_CUDA_TICKETS;
+    TP_TRY(tp_cuda_check(ctx, "copy beside", cudaEventRecord(cuda->before_beside, cuda->stream)));
+    TP_TRY(tp_cuda_check(ctx, "copy beside", cudaStreamWaitEvent(cuda->beside, cuda->before_beside, 0)));
+    TP_TRY(tp_cuda_check(ctx, "copy beside", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cuda->beside)));
+    return tp_cuda_check(ctx, "copy beside", cudaEventRecord(cuda->beside_done[*ticket], cuda->beside));
+}
+
+static tp_status cuda_wait_beside(tp_ctx *ctx, int ticket)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    return tp_cuda_check(ctx, "copy beside", cudaStreamWaitEvent(cuda->stream, cuda->beside_done[ticket], 0));
+}
+
+/* ---- recorded kernels ---- */
+
+static tp_status cuda_capture_begin(tp_ctx *ctx)
+{
+    TP_TRY(enter(ctx));
+    return tp_cuda_check(ctx, "capture", cudaStreamBeginCapture(tp_cuda_of(ctx)->stream, cudaStreamCaptureModeThreadLocal));
+}
+
+static tp_status cuda_capture_end(tp_ctx *ctx, tp_graph **graph)
+{
+    cudaGraph_t recorded = NULL;
+    cudaGraphExec_t ready = NULL;
+    cudaError_t error = cudaStreamEndCapture(tp_cuda_of(ctx)->stream, &recorded);
+    if (graph != NULL) *graph = NULL;
+    if (error == cudaSuccess && graph != NULL) error = cudaGraphInstantiate(&ready, recorded, 0);
+    if (recorded != NULL) (void)cudaGraphDestroy(recorded);
+    (void)cudaGetLastError(); /* a recording that broke off is reported here, once */
+    if (graph == NULL) return TP_OK;
+    TP_TRY(tp_cuda_check(ctx, "capture", error));
+    *graph = reinterpret_cast<tp_graph *>(ready);
+    return TP_OK;
+}
+
+static tp_status cuda_graph_launch(tp_ctx *ctx, tp_graph *graph)
+{
+    TP_TRY(enter(ctx));
+    return tp_cuda_check(ctx, "graph", cudaGraphLaunch(reinterpret_cast<cudaGraphExec_t>(graph), tp_cuda_of(ctx)->stream));
+}
+
+static void cuda_graph_free(tp_device *device, tp_graph *graph)
+{
+    if (graph == NULL) return;
+    (void)cudaSetDevice(cuda_of(device)->index);
+    (void)cudaStreamSynchronize(cuda_of(device)->stream); /* it may still run */
+    (void)cudaGraphExecDestroy(reinterpret_cast<cudaGraphExec_t>(graph));
+}
+
 /* ---- the table ---- */
 
 #define TP_KERNEL(name, args)                                                                                                  \
@@ -274,6 +378,16 @@ extern "C" const tp_backend tp_cuda_backend = {
     .copy_out = cuda_copy_out,
     .zero = cuda_zero,
     .sync = cuda_sync,
+    .capture_begin = cuda_capture_begin,
+    .capture_end = cuda_capture_end,
+    .graph_launch = cuda_graph_launch,
+    .graph_free = cuda_graph_free,
+    .host_alloc = cuda_host_alloc,
+    .host_free = cuda_host_free,
+    .copy_beside = cuda_copy_beside,
+    .wait_beside = cuda_wait_beside,
+    .tune_begin = tp_cuda_tune_begin,
+    .tune_end = tp_cuda_tune_end,
     .describe = cuda_describe,
     .kernels =
         {

@@ -7,6 +7,7 @@
  * residual at once) go through f32 sums in the workspace. */
 #include "backend/cuda/blas.cuh"
 #include "backend/cuda/decode.cuh"
+#include "backend/cuda/few.cuh"
 #include "backend/cuda/thin.cuh"
 
 /* A slice of an unpacked weight stays in L2 until its product has read it. */
@@ -332,6 +333,8 @@ static tp_status run_lowrank(tp_ctx *ctx, const tp_matmul_args *args)
 extern "C" tp_status tp_cuda_matmul(tp_ctx *ctx, const void *arguments)
 {
     const tp_matmul_args *args = (const tp_matmul_args *)arguments;
+    if (tp_cuda_few_takes(args)) return tp_cuda_few(ctx, args);
+    if (tp_cuda_skinny_takes(args)) return tp_cuda_skinny(ctx, args);
     if (args->lowrank != NULL) return run_lowrank(ctx, args);
     TP_TRY(tp_cuda_check_matrix(ctx, "matmul", &args->b));
     TP_TRY(tp_cuda_check_dtype(ctx, "matmul", args->a.dtype));

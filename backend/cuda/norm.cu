@@ -9,7 +9,7 @@
 namespace
 {
 
-constexpr int HELD = 4; /* chunks per thread */
+constexpr int HELD = 4, NARROW_HELD = 3; /* chunks per thread; of rows that a warp holds with fewer */
 constexpr int HELD_THREADS = 256, LONG_THREADS = 1024;
 constexpr int64_t HELD_COLUMNS = HELD_THREADS * TP_CHUNK * HELD;
 
@@ -28,9 +28,9 @@ __device__ __forceinline__ float row_sum(float x)
     return blockDim.x == 32 ? tp_warp_sum(x) : tp_block_sum(x, shared);
 }
 
-/* A row as its threads see it: chunk k of a thread begins at column(k). Short rows have HELD chunks per thread, and what
- * `get` returned last time may be kept; long ones as many as it takes. */
-template <bool LONG> struct row_chunks {
+/* A row as its threads see it: chunk k of a thread begins at column(k). Short rows have up to N chunks per thread, which may
+ * be kept; long ones, N = 0, as many as it takes. */
+template <int N> struct row_chunks {
     int64_t columns;
     __device__ int64_t column(int k) const { return ((int64_t)k * blockDim.x + threadIdx.x) * TP_CHUNK; }
     __device__ int count() const
@@ -40,13 +40,13 @@ template <bool LONG> struct row_chunks {
     /* body(k, column, values left) for the thread's chunks */
     template <typename Body> __device__ __forceinline__ void each(Body body) const
     {
-        if constexpr (LONG) {
+        if constexpr (N == 0) {
             for (int k = 0; k < count(); k++) {
                 if (column(k) < columns) body(0, column(k), columns - column(k));
             }
         } else {
 #pragma unroll
-            for (int k = 0; k < HELD; k++) {
+            for (int k = 0; k < N; k++) {
                 if (column(k) < columns) body(k, column(k), columns - column(k));
             }
         }
@@ -100,30 +100,55 @@ __device__ __forceinline__ int64_t next_row(int64_t row)
     return row + (int64_t)gridDim.x * blockDim.y;
 }
 
-/* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to bf16 before the weight. */
-template <typename T, bool LAYER, bool LONG>
-__global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
+/* Threads that a multiprocessor holds at once, as far as their registers allow. The grid is no larger: blocks walk over rows.
+ */
+template <typename T, bool LAYER, int N>
+constexpr int resident_threads = N == NARROW_HELD && sizeof(T) == 2 ? 1024
+                                 : sizeof(T) == 2 && !LAYER         ? 768
+                                                                    : 512;
+
+/* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to bf16 before the weight. A short row's
+ * successor is under way while it is summed. */
+template <typename T, bool LAYER, int N>
+__global__ void __launch_bounds__(N == 0 ? LONG_THREADS : HELD_THREADS,
+                                  N == 0 ? 1 : resident_threads<T, LAYER, N> / HELD_THREADS)
     norm_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> y, tp_typed_rows<const float> weight,
                 tp_typed_rows<const float> bias, float *mean_out, float *rstd_out, float eps)
 {
-    constexpr int N = LONG ? 1 : HELD;
-    const row_chunks<LONG> chunks = {columns};
+    constexpr bool LONG = N == 0;
+    const row_chunks<N> chunks = {columns};
+    packed<T> held[LONG ? 1 : N], next[LONG ? 1 : N];
+    const auto begin = [&](int64_t row) {
+        if (!LONG && row < rows) chunks.each([&](int k, int64_t c, int64_t n) { next[k].load(x, row, c, n); });
+    };
+    begin(first_row());
     for (int64_t row = first_row(); row < rows; row = next_row(row)) {
-        float v[N][TP_CHUNK], sum = 0, mean = 0;
+        float sum = 0, mean = 0;
+        if constexpr (!LONG) {
+#pragma unroll
+            for (int k = 0; k < N; k++) held[k] = next[k];
+            begin(next_row(row));
+        }
+        const auto values = [&](int k, int64_t c, int64_t n, float(&v)[TP_CHUNK]) {
+            if (LONG) held[k].load(x, row, c, n);
+            held[k].unpack(v);
+        };
         if constexpr (LAYER) {
             chunks.each([&](int k, int64_t c, int64_t n) {
-                x.load(row, c, n, v[k]);
+                float v[TP_CHUNK];
+                values(k, c, n, v);
 #pragma unroll
-                for (int i = 0; i < TP_CHUNK; i++) sum += v[k][i];
+                for (int i = 0; i < TP_CHUNK; i++) sum += v[i];
             });
             mean = row_sum(sum) / (float)columns;
             sum = 0;
         }
         chunks.each([&](int k, int64_t c, int64_t n) {
-            if (LONG || !LAYER) x.load(row, c, n, v[k]);
+            float v[TP_CHUNK];
+            values(k, c, n, v);
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
-                const float d = i < n ? v[k][i] - mean : 0.0f;
+                const float d = i < n ? v[i] - mean : 0.0f;
                 sum = fmaf(d, d, sum);
             }
         });
@@ -133,18 +158,18 @@ __global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
             if (rstd_out != nullptr) rstd_out[row] = rstd;
         }
         chunks.each([&](int k, int64_t c, int64_t n) {
-            float w[TP_CHUNK], b[TP_CHUNK] = {};
+            float v[TP_CHUNK], w[TP_CHUNK], b[TP_CHUNK] = {};
             weight.load(0, c, n, w);
             if (LAYER && bias.data != nullptr) bias.load(0, c, n, b);
-            if (LONG) x.load(row, c, n, v[k]);
+            values(k, c, n, v);
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
-                float normal = (v[k][i] - mean) * rstd;
+                float normal = (v[i] - mean) * rstd;
                 if (!LAYER && sizeof(T) == 2) normal = tp_round_bf16(normal);
-                v[k][i] = w[i] * normal;
-                if (LAYER) v[k][i] += b[i];
+                v[i] = w[i] * normal;
+                if (LAYER) v[i] += b[i];
             }
-            y.store(row, c, n, v[k]);
+            y.store(row, c, n, v);
         });
     }
 }
@@ -156,7 +181,7 @@ __global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
                          tp_typed_rows<const float> weight, const float *mean_in, const float *rstd_in, bool accumulate)
 {
     constexpr int N = LONG ? 1 : HELD;
-    const row_chunks<LONG> chunks = {columns};
+    const row_chunks<LONG ? 0 : HELD> chunks = {columns};
     for (int64_t row = first_row(); row < rows; row = next_row(row)) {
         const float mean = LAYER ? mean_in[row] : 0.0f, rstd = rstd_in[row];
         /* A short row's x, dy and the dx before are all under way before the first sum waits for them. */
@@ -233,17 +258,31 @@ tp_typed_rows<const float> vector_of(const float *x)
     return {x, 0, tp_pointer_aligned(x)};
 }
 
-template <typename T, bool LAYER>
-tp_status norm(tp_ctx *ctx, const char *name, int64_t n, int64_t dim, tp_rows x, tp_rows y, const float *weight,
-               const float *bias, float *mean, float *rstd, float eps)
+struct norm_arrays {
+    int64_t n, dim;
+    tp_rows x, y;
+    const float *weight, *bias;
+    float *mean, *rstd;
+    float eps;
+};
+
+template <typename T, bool LAYER, int N> tp_status launch_norm(tp_ctx *ctx, const char *name, const norm_arrays &a)
 {
-    const dim3 block = norm_block(dim);
-    if (n <= 0 || dim <= 0) return TP_OK;
-    TP_CUDA_BOOL(dim > HELD_COLUMNS, LONG, {
-        TP_CUDA_LAUNCH(ctx, name, (norm_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, n, block.y), block, 0, n, dim,
-                       tp_typed<T>(x), tp_typed<T>(y), vector_of(weight), vector_of(bias), mean, rstd, eps);
-    });
+    const dim3 block = norm_block(a.dim);
+    const int64_t at_once = N == 0 ? 16 : resident_threads<T, LAYER, N> / (int)(block.x * block.y);
+    const int64_t most = (at_once > 0 ? at_once : 1) * tp_cuda_of(ctx)->multiprocessors;
+    TP_CUDA_LAUNCH(ctx, name, (norm_kernel<T, LAYER, N>), (unsigned)tp_cuda_min(tp_cuda_ceil(a.n, block.y), most), block, 0,
+                   a.n, a.dim, tp_typed<T>(a.x), tp_typed<T>(a.y), vector_of(a.weight), vector_of(a.bias), a.mean, a.rstd,
+                   a.eps);
     return TP_OK;
+}
+
+template <typename T, bool LAYER> tp_status norm(tp_ctx *ctx, const char *name, const norm_arrays &a)
+{
+    if (a.n <= 0 || a.dim <= 0) return TP_OK;
+    if (a.dim > HELD_COLUMNS) return launch_norm<T, LAYER, 0>(ctx, name, a);
+    if (a.dim <= NARROW_HELD * 32 * TP_CHUNK) return launch_norm<T, LAYER, NARROW_HELD>(ctx, name, a);
+    return launch_norm<T, LAYER, HELD>(ctx, name, a);
 }
 
 template <typename T, bool LAYER> tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backward_args *a)
@@ -272,9 +311,8 @@ extern "C" tp_status tp_cuda_rmsnorm(tp_ctx *ctx, const void *args)
 {
     const tp_rmsnorm_args *a = static_cast<const tp_rmsnorm_args *>(args);
     TP_TRY(tp_check_same_dtype(ctx, "rmsnorm", a->x.dtype, a->y.dtype));
-    TP_CUDA_DTYPE(a->x.dtype, T, {
-        TP_TRY((norm<T, false>(ctx, "rmsnorm", a->n, a->dim, a->x, a->y, a->weight, nullptr, nullptr, a->rstd, a->eps)));
-    });
+    const norm_arrays same = {a->n, a->dim, a->x, a->y, a->weight, nullptr, nullptr, a->rstd, a->eps};
+    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm<T, false>(ctx, "rmsnorm", same))); });
     return TP_OK;
 }
 
@@ -282,9 +320,8 @@ extern "C" tp_status tp_cuda_layernorm(tp_ctx *ctx, const void *args)
 {
     const tp_layernorm_args *a = static_cast<const tp_layernorm_args *>(args);
     TP_TRY(tp_check_same_dtype(ctx, "layernorm", a->x.dtype, a->y.dtype));
-    TP_CUDA_DTYPE(a->x.dtype, T, {
-        TP_TRY((norm<T, true>(ctx, "layernorm", a->n, a->dim, a->x, a->y, a->weight, a->bias, a->mean, a->rstd, a->eps)));
-    });
+    const norm_arrays same = {a->n, a->dim, a->x, a->y, a->weight, a->bias, a->mean, a->rstd, a->eps};
+    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm<T, true>(ctx, "layernorm", same))); });
     return TP_OK;
 }
 

@@ -28,6 +28,27 @@ template <> __device__ __forceinline__ float rounded<__nv_bfloat16>(float x)
     return tp_round_bf16(x);
 }
 
+/* item / groups; a division of 32 bits where they hold the items is several times as quick. */
+__device__ __forceinline__ int64_t quotient(int64_t item, int64_t groups, bool small)
+{
+    return small ? (int64_t)((uint32_t)item / (uint32_t)groups) : item / groups;
+}
+
+/* The four products of 2 x 8 pairs of bf16, two values an instruction: each is rounded to bf16, and so is the sum, as the
+ * reference does. a, b: the halves of a head; c, s: cosine and sine. */
+__device__ __forceinline__ void turn_pairs(uint4 &a, uint4 &b, const float (&c)[TP_CHUNK], const float (&s)[TP_CHUNK])
+{
+    uint32_t *const x = reinterpret_cast<uint32_t *>(&a), *const y = reinterpret_cast<uint32_t *>(&b);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const __nv_bfloat162 cosine = __floats2bfloat162_rn(c[2 * i], c[2 * i + 1]);
+        const __nv_bfloat162 sine = __floats2bfloat162_rn(s[2 * i], s[2 * i + 1]);
+        const __nv_bfloat162 x0 = *reinterpret_cast<__nv_bfloat162 *>(x + i), x1 = *reinterpret_cast<__nv_bfloat162 *>(y + i);
+        *reinterpret_cast<__nv_bfloat162 *>(x + i) = __hsub2_rn(__hmul2_rn(x0, cosine), __hmul2_rn(x1, sine));
+        *reinterpret_cast<__nv_bfloat162 *>(y + i) = __hadd2_rn(__hmul2_rn(x1, cosine), __hmul2_rn(x0, sine));
+    }
+}
+
 /* The pair (x, y) becomes (x cos - y sin, y cos + x sin). In bf16 the reference rounds cos, sin, each product, and the sum;
  * f32 rounds each product and the sum by itself. The chunk's row stands for (token, heads), its columns for pairs. */
 template <typename T> struct rope_chunk {
@@ -37,7 +58,7 @@ template <typename T> struct rope_chunk {
     bool inverse, table_aligned, small;
     __device__ void operator()(int64_t item, int64_t column, int64_t count) const
     {
-        const int64_t row = quotient(item), first = (item - row * groups) * HEADS_AT_ONCE;
+        const int64_t row = quotient(item, groups, small), first = (item - row * groups) * HEADS_AT_ONCE;
         float c[TP_CHUNK], s[TP_CHUNK], a[HEADS_AT_ONCE][TP_CHUNK], b[HEADS_AT_ONCE][TP_CHUNK];
         tp_load_some<TP_CHUNK>(cosine + row * half + column, count, table_aligned, c);
         tp_load_some<TP_CHUNK>(sine + row * half + column, count, table_aligned, s);
@@ -67,12 +88,38 @@ template <typename T> struct rope_chunk {
             x.store(row, at + half, left, b[h]);
         }
     }
-    /* item / groups; a division of 32 bits where they hold the items is several times as quick */
-    __device__ int64_t quotient(int64_t item) const
+};
+
+/* The same in bf16 where every chunk is aligned and all there. */
+struct aligned_rope_chunk {
+    tp_typed_rows<__nv_bfloat16> x;
+    const float *cosine, *sine;
+    int64_t heads, head_dim, half, groups;
+    bool inverse, small;
+    __device__ void operator()(int64_t item, int64_t column, int64_t) const
     {
-        return small ? (int64_t)((uint32_t)item / (uint32_t)groups) : item / groups;
+        const int64_t row = quotient(item, groups, small), first = (item - row * groups) * HEADS_AT_ONCE;
+        const bool both = first + 1 < heads;
+        __nv_bfloat16 *const at = x.at(row, first * head_dim + column), *const next = both ? at + head_dim : at;
+        uint4 *const places[4] = {reinterpret_cast<uint4 *>(at), reinterpret_cast<uint4 *>(at + half),
+                                  reinterpret_cast<uint4 *>(next), reinterpret_cast<uint4 *>(next + half)};
+        uint4 v[4];
+        float c[TP_CHUNK], s[TP_CHUNK];
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[i] = *places[i];
+        tp_load<TP_CHUNK>(cosine + row * half + column, c);
+        tp_load<TP_CHUNK>(sine + row * half + column, s);
+#pragma unroll
+        for (int i = 0; i < TP_CHUNK; i++) s[i] = inverse ? -s[i] : s[i];
+        turn_pairs(v[0], v[1], c, s);
+        turn_pairs(v[2], v[3], c, s);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i < 2 || both) *places[i] = v[i];
+        }
     }
 };
+static_assert(HEADS_AT_ONCE == 2, "aligned_rope_chunk takes two heads");
 
 } // namespace
 
@@ -97,6 +144,18 @@ extern "C" tp_status tp_cuda_rope(tp_ctx *ctx, const void *args)
         body.x.aligned = body.x.aligned && a->head_dim % TP_CHUNK == 0 && a->half % TP_CHUNK == 0;
         body.table_aligned = a->half % 4 == 0 && tp_pointer_aligned(a->cos) && tp_pointer_aligned(a->sin);
         body.small = a->n * body.groups <= INT32_MAX;
+        if (a->x.dtype == TP_BF16 && body.x.aligned && body.table_aligned) {
+            const aligned_rope_chunk quick = {tp_typed<__nv_bfloat16>(a->x),
+                                              a->cos,
+                                              a->sin,
+                                              a->heads,
+                                              a->head_dim,
+                                              a->half,
+                                              body.groups,
+                                              a->inverse,
+                                              body.small};
+            return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, quick);
+        }
         return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, body);
     });
 }

@@ -13,7 +13,7 @@
 #include "autograd/ops.h"
 #include "tests/support.h"
 
-#define GRADCHECK_INPUTS         6
+#define GRADCHECK_INPUTS         7
 #define GRADCHECK_STEP           0.03125
 #define GRADCHECK_F32_TOLERANCE  1e-3 /* of the gradient's norm; seen: below 2e-4 */
 #define GRADCHECK_BF16_TOLERANCE 0.03

@@ -43,6 +43,67 @@ static tp_tensor *linear_ranges(tp_tape *tape, tp_tensor **in)
     return tp_linear(tape, in[0], &spec);
 }
 
+/* A stacked weight [7, 5] with room for 3 columns and rows, in the tape's precision; its margin is for the op to fill. */
+static tp_matrix stacked(tp_dtype precision)
+{
+    enum { ROOM = 3, STRIDE = 5 + ROOM };
+    static float wide[(7 + ROOM) * STRIDE];
+    static uint16_t narrow[(7 + ROOM) * STRIDE];
+    weight = frozen(7, 5);
+    for (int r = 0; r < 7; r++)
+        for (int c = 0; c < 5; c++) {
+            wide[r * STRIDE + c] = weight_values[r * 5 + c];
+            narrow[r * STRIDE + c] = tp_f32_to_bf16(weight_values[r * 5 + c]);
+        }
+    tp_matrix w = tp_matrix_dense(precision, precision == TP_BF16 ? (void *)narrow : (void *)wide, 7, 5);
+    w.stride = STRIDE;
+    return w;
+}
+
+/* Parts of 4 and 3 rows. x [3, 5], residual [3, 7], A0 [2, 5], B0 [4, 2], A1 [1, 5], B1 [3, 1] */
+static tp_tensor *joint_of(tp_tape *tape, tp_tensor *x, tp_tensor **in)
+{
+    weight = stacked(tp_tape_precision(tape));
+    const tp_lowrank terms[] = {{.a = in[2], .b = in[3], .scaling = 0.75f}, {.a = in[4], .b = in[5], .scaling = 2}};
+    tp_joint_spec spec = {.weight = &weight, .room = 3, .residual = in[1], .n_parts = 2};
+    spec.parts[0] = (struct tp_joint_part){4, &terms[0]};
+    spec.parts[1] = (struct tp_joint_part){3, &terms[1]};
+    return tp_joint_linear(tape, x, &spec);
+}
+/* What the check reads has no gaps. */
+static tp_tensor *without_room(tp_tape *tape, tp_tensor *y)
+{
+    tp_tape_set_room(tape, 0);
+    return tp_scale(tape, y, 1);
+}
+static tp_tensor *joint(tp_tape *tape, tp_tensor **in)
+{
+    tp_tape_set_room(tape, 3);
+    return without_room(tape, joint_of(tape, tp_scale(tape, in[0], 1), in));
+}
+/* One factor alone, for the part of the last 3 rows, and x used twice. x [3, 5], A [2, 5], B [3, 2] */
+static tp_tensor *joint_partly(tp_tape *tape, tp_tensor **in)
+{
+    weight = stacked(tp_tape_precision(tape));
+    const tp_lowrank term = {.a = in[1], .b = in[2], .scaling = 0.5f};
+    tp_joint_spec spec = {.weight = &weight, .room = 3, .n_parts = 2};
+    tp_tape_set_room(tape, 2);
+    tp_tensor *x = tp_scale(tape, in[0], 1);
+    spec.parts[0].rows = 4;
+    spec.parts[1] = (struct tp_joint_part){3, &term};
+    tp_tensor *once = tp_joint_linear(tape, x, &spec);
+    return without_room(tape, tp_add(tape, once, tp_joint_linear(tape, x, &spec)));
+}
+/* The norm's result is forgotten and made again. Inputs as of joint, and the norm's weight [1, 5]. */
+static tp_tensor *joint_forgotten(tp_tape *tape, tp_tensor **in)
+{
+    tp_tape_set_room(tape, 3);
+    tp_tensor *h = tp_rmsnorm(tape, in[0], in[6], 1e-5f);
+    tp_tensor *y = joint_of(tape, h, in);
+    tp_tape_forget(tape, h);
+    return without_room(tape, y);
+}
+
 static tp_tensor *matmul(tp_tape *tape, tp_tensor **in)
 {
     return tp_matmul_nt(tape, in[0], in[1], 1.5f);
@@ -150,13 +211,13 @@ static tp_tensor *attention_reused(tp_tape *tape, tp_tensor **in)
 static tp_tensor *split(tp_tape *tape, tp_tensor **in)
 {
     tp_tensor *qkv[3];
-    tp_split3(tape, tp_scale(tape, in[0], 1), (int64_t[]){16, 8, 8}, qkv);
+    tp_split(tape, tp_scale(tape, in[0], 1), (int64_t[]){16, 8, 8}, 3, qkv);
     return attention_with(tape, qkv[0], qkv[1], qkv[2], 0);
 }
 static tp_tensor *split_unused(tp_tape *tape, tp_tensor **in)
 {
     tp_tensor *qkv[3];
-    tp_split3(tape, tp_scale(tape, in[0], 1), (int64_t[]){16, 8, 8}, qkv);
+    tp_split(tape, tp_scale(tape, in[0], 1), (int64_t[]){16, 8, 8}, 3, qkv);
     return attention_with(tape, qkv[0], qkv[1], qkv[1], 0);
 }
 
@@ -198,44 +259,51 @@ static tp_tensor *blocks_recomputed(tp_tape *tape, tp_tensor **in)
 #define P             true, 0, 0
 #define X             false, 0, 0
 #define LINEAR_INPUTS {{3, 5, X}, {3, 7, X}, {1, 7, P}, {2, 5, P}, {7, 2, P}}, 5
-#define BLOCK_INPUTS  {{3, 5, X}, {1, 5, P}, {2, 5, P}, {5, 2, P}}, 4
-static const gradcheck_case cases[] = {
-    {"linear", LINEAR_INPUTS, linear, false, 0},
-    {"linear with dropout", LINEAR_INPUTS, linear_dropout, false, 0},
-    {"linear used twice", LINEAR_INPUTS, linear_twice, false, 0},
-    {"linear with adapters on ranges of rows",
-     {{5, 5, X}, {1, 5, P}, {7, 1, P}, {3, 5, P}, {7, 3, P}},
-     5,
-     linear_ranges,
-     false,
-     0},
-    {"matmul", {{3, 5, X}, {4, 5, P}}, 2, matmul, false, 0},
-    {"rmsnorm", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm, false, 0},
+#define JOINT_INPUTS                                                                                                           \
+    {                                                                                                                          \
+        {3, 5, X}, {3, 7, X}, {2, 5, P}, {4, 2, P}, {1, 5, P},                                                                 \
+        {                                                                                                                      \
+            3, 1, P                                                                                                            \
+        }
+#define BLOCK_INPUTS {{3, 5, X}, {1, 5, P}, {2, 5, P}, {5, 2, P}}, 4
+static const gradcheck_case cases[] = {{"linear", LINEAR_INPUTS, linear, false, 0},
+                                       {"linear with dropout", LINEAR_INPUTS, linear_dropout, false, 0},
+                                       {"linear used twice", LINEAR_INPUTS, linear_twice, false, 0},
+                                       {"linear with adapters on ranges of rows",
+                                        {{5, 5, X}, {1, 5, P}, {7, 1, P}, {3, 5, P}, {7, 3, P}},
+                                        5,
+                                        linear_ranges,
+                                        false,
+                                        0},
+                                       {"joint linear", JOINT_INPUTS},
+                                       6,
+                                       joint,
+                                       false,
+                                       0},
+                            {"joint linear, adapted in part", {{3, 5, X}, {2, 5, P}, {3, 2, P}}, 3, joint_partly, false, 0},
+                            {"joint linear of a forgotten norm", JOINT_INPUTS, {1, 5, P}}, 7, joint_forgotten, false, 0
+}
+, {"matmul", {{3, 5, X}, {4, 5, P}}, 2, matmul, false, 0}, {"rmsnorm", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm, false, 0},
     {"rmsnorm per head", {{3, 6, X}, {1, 3, P}}, 2, rmsnorm, false, 0},
     {"rmsnorm and its input", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm_reused, false, 0},
     {"layernorm", {{3, 7, X}, {1, 7, P}, {1, 7, P}}, 3, layernorm, false, 0},
     {"layernorm without bias", {{2, 9, X}, {1, 9, P}}, 2, layernorm_no_bias, false, 0},
     {"swiglu", {{3, 7, false, -3, 3}, {3, 7, X}}, 2, swiglu, false, 0},
     {"swiglu of one tensor", {{3, 7, false, -3, 3}}, 1, swiglu_same, false, 0},
-    {"gelu", {{3, 7, false, -3, 3}}, 1, gelu, false, 0},
-    {"gelu with erf", {{3, 7, false, -3, 3}}, 1, gelu_exact, false, 0},
-    {"add", {{3, 7, X}, {3, 7, X}}, 2, add, false, 0},
-    {"add of one tensor", {{3, 7, X}}, 1, add_same, false, 0},
-    {"scale", {{3, 7, X}}, 1, scale, false, 0},
-    {"dropout", {{3, 7, X}}, 1, dropout, false, 0},
-    {"embedding", {{4, 5, P}, {4, 5, X}}, 2, embedding, false, 0},
-    {"rope", {{3, 8, X}}, 1, rope, false, 0},
+    {"gelu", {{3, 7, false, -3, 3}}, 1, gelu, false, 0}, {"gelu with erf", {{3, 7, false, -3, 3}}, 1, gelu_exact, false, 0},
+    {"add", {{3, 7, X}, {3, 7, X}}, 2, add, false, 0}, {"add of one tensor", {{3, 7, X}}, 1, add_same, false, 0},
+    {"scale", {{3, 7, X}}, 1, scale, false, 0}, {"dropout", {{3, 7, X}}, 1, dropout, false, 0},
+    {"embedding", {{4, 5, P}, {4, 5, X}}, 2, embedding, false, 0}, {"rope", {{3, 8, X}}, 1, rope, false, 0},
     {"attention", {{7, 16, X}, {7, 8, X}, {7, 8, X}}, 3, attention, false, 0},
     {"attention with a window", {{7, 16, X}, {7, 8, X}, {7, 8, X}}, 3, attention_window, false, 0},
     {"attention with k as v", {{7, 16, X}, {7, 8, X}}, 2, attention_shared, false, 0},
     {"attention used twice", {{7, 16, X}, {7, 8, X}, {7, 8, X}}, 3, attention_reused, false, 0},
-    {"split", {{7, 32, X}}, 1, split, false, 0},
-    {"split with an unused part", {{7, 32, X}}, 1, split_unused, false, 0},
-    {"linear cross-entropy", {{6, 7, false, -2, 2}}, 1, cross_entropy, true, 0},
-    {"block", BLOCK_INPUTS, block_kept, false, 0},
+    {"split", {{7, 32, X}}, 1, split, false, 0}, {"split with an unused part", {{7, 32, X}}, 1, split_unused, false, 0},
+    {"linear cross-entropy", {{6, 7, false, -2, 2}}, 1, cross_entropy, true, 0}, {"block", BLOCK_INPUTS, block_kept, false, 0},
     {"block recomputed", BLOCK_INPUTS, block_recomputed, false, 0},
     {"two blocks recomputed", BLOCK_INPUTS, blocks_recomputed, false, 0},
-};
+}
+;
 
 static void test_gradients(void **state)
 {

@@ -118,6 +118,76 @@ static void test_column_sum(void **state)
     }
 }
 
+/* ---- products with a thin side ---- */
+
+/* Rows that start at 16 bytes, as the kernels for thin sides want them, with and without a gap. */
+static void aligned_rows(both *b, tp_rows *x, int64_t n, int64_t cols, tp_dtype dtype)
+{
+    *x = (tp_rows){NULL, dtype, cols + 8 * below(4)};
+    fill(new_buffer(b, &x->data, (size_t)(n * x->ld) * tp_dtype_bytes(dtype), dtype), (size_t)(n * x->ld), dtype, 1);
+}
+
+/* Sums of k products of values up to 1 in f32, in two orders. */
+static tolerance product_tolerance(int64_t k)
+{
+    return within(0, 0x1p-24 * (4 * sqrt((double)k) + 8) * ((double)k / 2 + 3));
+}
+
+static const int64_t thin_rows[] = {1, 32, 63, 64, 65, 129, 300, 1030};
+static const int64_t wide_columns[] = {8, 64, 72, 128, 136, 264, 576, 1032, 2056};
+
+/* Activations into factors: every number of columns, both forms of the factor, few rows (a cluster shares them) and many. */
+static void test_thin_results(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    char text[160];
+    for (int i = 0; i < 140; i++) {
+        both b = {0};
+        tp_matmul_args a = {.n = thin_rows[below(8)],
+                            .m = 8 * (1 + below(8)),
+                            .k = wide_columns[below(9)],
+                            .nt = i % 2 == 0,
+                            .alpha = i % 3 == 0 ? 0.5f : 1,
+                            .precision = TP_BF16};
+        tp_rows factor;
+        aligned_rows(&b, &a.a, a.n, a.k, TP_BF16);
+        aligned_rows(&b, &factor, a.nt ? a.m : a.k, a.nt ? a.k : a.m, TP_BF16);
+        a.b = tp_matrix_dense(TP_BF16, factor.data, a.nt ? a.m : a.k, a.nt ? a.k : a.m);
+        a.b.stride = factor.ld;
+        b.fields[b.n_fields - 1].field = &a.b.data;
+        aligned_rows(&b, &a.c, a.n, a.m, random_dtype());
+        make_output(&b, product_tolerance(a.k));
+        snprintf(text, sizeof text, "thin result n=%lld m=%lld k=%lld nt=%d c=%s", (long long)a.n, (long long)a.m,
+                 (long long)a.k, a.nt, tp_dtype_name(a.c.dtype));
+        run_both(&b, TP_KERNEL_matmul, &a, text);
+    }
+}
+
+/* Gradients of factors with both sides in bf16; parts of the rows are summed in clusters, and by a second kernel. */
+static void test_thin_gradients(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    char text[160];
+    for (int i = 0; i < 140; i++) {
+        both b = {0};
+        int64_t rank = 8 * (1 + below(8)), wide = wide_columns[below(9)];
+        bool first = i % 2 == 0;
+        tp_matmul_tn_args a = {.n = thin_rows[below(8)],
+                               .m = first ? rank : wide,
+                               .k = first ? wide : rank,
+                               .alpha = i % 3 == 0 ? 0.5f : 1,
+                               .beta = (float)(i % 2)};
+        aligned_rows(&b, &a.a, a.n, a.m, TP_BF16);
+        aligned_rows(&b, &a.b, a.n, a.k, TP_BF16);
+        floats_out(&b, &a.c, a.m * a.k, product_tolerance(a.n));
+        snprintf(text, sizeof text, "thin gradient n=%lld m=%lld k=%lld beta=%g", (long long)a.n, (long long)a.m,
+                 (long long)a.k, (double)a.beta);
+        run_both(&b, TP_KERNEL_matmul_tn, &a, text);
+    }
+}
+
 /* ---- norms ---- */
 
 /* In bf16 the normalized value is rounded before the weight: a difference of f32's last bit may move it by a unit of 2^-8. */
@@ -465,20 +535,26 @@ static void test_cross_entropy(void **state)
 {
     (void)state;
     NEEDS_GPU();
-    static const int64_t vocabularies[] = {1, 2, 31, 33, 1000, 4099, 49152, 128256};
+    /* around what a block and a cluster hold, and longer than any */
+    static const int64_t vocabularies[] = {1, 2, 31, 33, 1000, 4099, 16385, 49152, 128256, 131075, 262147};
     char text[160];
-    for (int i = 0; i < 48; i++) {
+    for (int i = 0; i < 132; i++) {
         both b = {0};
-        tp_cross_entropy_args a = {.n = i % 8 > 5 ? 5 : random_rows() % 200,
-                                   .vocab = vocabularies[i % 8],
+        tp_cross_entropy_args a = {.n = i % 11 > 5 ? 5 : random_rows() % 200,
+                                   .vocab = vocabularies[i % 11],
                                    .grad_scale = 0.25f,
-                                   .want_grad = i % 3 != 0};
-        a.ld = a.vocab + (i % 2 == 0 ? 0 : 3);
+                                   .want_grad = i % 3 != 0,
+                                   .narrow = i % 2 == 0};
+        a.ld = a.vocab + (i / 2 % 2 == 0 ? 0 : 5);
         floats_in(&b, &a.logits, a.n * a.ld, i % 5 == 0 ? 60 : 5);
         if (a.want_grad) make_output(&b, within(1e-5, 1e-8));
+        if (a.narrow && a.want_grad) { /* the rest of a row is left over from the logits */
+            struct buffer *gradients = &b.buffers[b.n_buffers - 1];
+            gradients->dtype = TP_BF16, gradients->row = (size_t)(2 * a.ld), gradients->used = (size_t)a.vocab;
+        }
         ints_in(&b, &a.labels, a.n, a.vocab);
         floats_out(&b, &a.loss, a.n, within(2e-6, 4e-6));
-        run_both(&b, TP_KERNEL_cross_entropy, &a, text_of(text, "cross_entropy", a.n, a.vocab, TP_F32));
+        run_both(&b, TP_KERNEL_cross_entropy, &a, text_of(text, "cross_entropy", a.n, a.vocab, a.narrow ? TP_BF16 : TP_F32));
     }
 }
 
@@ -561,6 +637,8 @@ int main(void)
         cmocka_unit_test(test_dropout),
         cmocka_unit_test(test_gather_scatter),
         cmocka_unit_test(test_column_sum),
+        cmocka_unit_test(test_thin_results),
+        cmocka_unit_test(test_thin_gradients),
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rmsnorm_backward),
         cmocka_unit_test(test_layernorm),

@@ -468,13 +468,67 @@ static void test_embedding_backward(void **state)
     }
 }
 
+/* ---- low-rank factors ---- */
+
+static void test_pack_lowrank(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    char text[160];
+    for (int k = 0; k < 60; k++) {
+        both b = {0};
+        tp_pack_lowrank_args args = {.in = 1 + below(k < 30 ? 90 : 900)};
+        bool even = below(2) == 0; /* sizes that may be read in groups */
+        if (even) args.in = (args.in + 7) / 8 * 8;
+        for (int i = 0, n = 1 + (int)below(TP_PACKED_PARTS); i < n; i++) {
+            args.rows[i] = 1 + below(200);
+            args.rank[i] = below(4) == 0 ? 0 : even ? 8 * (1 + below(2)) : 1 + below(9);
+            args.scaling[i] = random_value();
+            args.out += args.rows[i];
+            args.used += args.rank[i];
+            if (args.rank[i] == 0) continue;
+            floats_in(&b, &args.a[i], args.rank[i] * args.in, 1);
+            floats_in(&b, &args.b[i], args.rows[i] * args.rank[i], 1);
+        }
+        rows_out(&b, &args.w, args.out + args.used, args.in + args.used, random_dtype(), EXACT);
+        snprintf(text, sizeof text, "pack_lowrank out=%lld in=%lld used=%lld %s", (long long)args.out, (long long)args.in,
+                 (long long)args.used, tp_dtype_name(args.w.dtype));
+        run_both(&b, TP_KERNEL_pack_lowrank, &args, text);
+    }
+}
+
+/* Sums of up to 3,000 products of numbers up to 1; du is rounded to its dtype. */
+static void test_lowrank_backward(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    char text[160];
+    for (int k = 0; k < 60; k++) {
+        both b = {0};
+        tp_lowrank_backward_args args = {.n = 1 + below(700), .out = 1 + below(3000), .rank = 1 + below(40), .scaling = 0.75f};
+        tp_dtype dtype = random_dtype();
+        if (below(2) == 0) args.rank = 8 * (1 + below(4)), args.out = (args.out + 7) / 8 * 8;
+        rows_in(&b, &args.dy, args.n, args.out, dtype, 1);
+        rows_in(&b, &args.b, args.out, args.rank, dtype, 1);
+        rows_in(&b, &args.u, args.n, args.rank, dtype, 1);
+        rows_out(&b, &args.du, args.n, args.rank, dtype, within(1e-5, 3e-4));
+        if (below(5) > 0) floats_out(&b, &args.db, args.out * args.rank, within(1e-5, 3e-4));
+        snprintf(text, sizeof text, "lowrank_backward n=%lld out=%lld rank=%lld %s", (long long)args.n, (long long)args.out,
+                 (long long)args.rank, tp_dtype_name(dtype));
+        run_both(&b, TP_KERNEL_lowrank_backward, &args, text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_copies),         cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_describe),
-        cmocka_unit_test(test_no_such_device), cmocka_unit_test(test_products),      cmocka_unit_test(test_model_shapes),
-        cmocka_unit_test(test_lowrank),        cmocka_unit_test(test_slices),        cmocka_unit_test(test_products_tn),
-        cmocka_unit_test(test_unsupported),    cmocka_unit_test(test_embedding),     cmocka_unit_test(test_embedding_backward),
+        cmocka_unit_test(test_copies),           cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_describe),         cmocka_unit_test(test_no_such_device),
+        cmocka_unit_test(test_products),         cmocka_unit_test(test_model_shapes),
+        cmocka_unit_test(test_lowrank),          cmocka_unit_test(test_pack_lowrank),
+        cmocka_unit_test(test_lowrank_backward), cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_products_tn),      cmocka_unit_test(test_unsupported),
+        cmocka_unit_test(test_embedding),        cmocka_unit_test(test_embedding_backward),
     };
     return cmocka_run_group_tests(tests, open_both, close_both);
 }

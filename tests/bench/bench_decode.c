@@ -16,7 +16,7 @@
 #include "tests/bench/ceilings.h"
 #include "tests/bench/command.h"
 
-#define ROUNDS 7
+#define ROUNDS 5
 #define PROMPT 512
 #define BUFFER ((size_t)256 << 20)
 #define MODELS 5

@@ -324,7 +324,7 @@ static void bench_flat(bench *b)
     const int64_t n = 256, vocab = 49152, parameters = 8 << 20;
     float *logits = floats_of(n * vocab), *loss = floats_of(n);
     int32_t *labels = need((size_t)n * sizeof *labels);
-    tp_cross_entropy_args entropy = {n, vocab, logits, vocab, labels, loss, 1.0f, true};
+    tp_cross_entropy_args entropy = {n, vocab, logits, vocab, labels, loss, 1.0f, true, false};
     line(b, "cross_entropy 49152, with gradient", false, 8.0 * (double)(n * vocab), run_cross_entropy, &entropy);
     entropy.want_grad = false;
     line(b, "cross_entropy 49152", false, 4.0 * (double)(n * vocab), run_cross_entropy, &entropy);

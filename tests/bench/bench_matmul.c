@@ -3,7 +3,7 @@
  *
  *     bench_matmul [threads]
  *
- * Runs for about a minute. */
+ * Runs for about half a minute. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +17,7 @@
 #include <immintrin.h>
 #endif
 
-#define REPEATS 9
+#define REPEATS 5
 
 static double now(void)
 {

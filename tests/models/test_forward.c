@@ -173,7 +173,7 @@ static void check_side(tp_ctx *ctx, tp_model *model, const tp_safetensors *expec
 static tp_model *open_model(tp_ctx *ctx, const char *path)
 {
     tp_model *model;
-    tp_model_options options = {TP_F32, true};
+    tp_model_options options = {.precision = TP_F32, .check_weights = true};
     assert_ok(ctx, tp_model_open(ctx, path, &options, &model));
     return model;
 }
@@ -252,7 +252,7 @@ static void every_gguf_computes_what_its_weights_say(void **state)
         golden_path(path, sizeof path, relative);
         if (strcmp(name, "mixed.gguf") == 0) { /* one tensor of every type there is */
             tp_model *model;
-            tp_model_options options = {TP_F32, true};
+            tp_model_options options = {.precision = TP_F32, .check_weights = true};
             assert_status(&ctx, TP_UNSUPPORTED, tp_model_open(&ctx, path, &options, &model));
             continue;
         }

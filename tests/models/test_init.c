@@ -208,7 +208,7 @@ static void folders_open_again(void **state)
     scratch files;
     tp_model *m;
     char folder[600], text[512];
-    tp_model_options options = {TP_F32, true};
+    tp_model_options options = {.precision = TP_F32, .check_weights = true};
     (void)state;
     for (int kind = 0; kind < 3; kind++) {
         tp_ctx_init(&ctx);

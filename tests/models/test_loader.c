@@ -170,7 +170,7 @@ static void make_folder(struct bench *b, const struct folder *f)
 
 static tp_status open_with(struct bench *b, const char *path, tp_dtype precision, bool check, tp_model **model)
 {
-    tp_model_options options = {precision, check};
+    tp_model_options options = {.precision = precision, .check_weights = check};
     return tp_model_open(&b->ctx, path, &options, model);
 }
 
@@ -547,7 +547,7 @@ static void plans_have_the_right_size(void **state)
     (void)state;
     for (int d = 0; d < 2; d++) {
         tp_dtype precision = d == 0 ? TP_F32 : TP_BF16;
-        tp_model_options options = {precision, true};
+        tp_model_options options = {.precision = precision, .check_weights = true};
         bench_begin(&b, "cpu");
         bench_begin(&dry, "dry");
         make_folder(&b, &(struct folder){.dtype = TP_F32, .odd = "lm_head.weight", .odd_nan = true});

@@ -89,7 +89,8 @@ static void check_below(const char *name, const char *what, double value, double
     if (!(value <= limit)) fail_msg("%s: %s is off by %.3g, allowed are %g", name, what, value, limit);
 }
 
-static void check_curve(tp_ctx *ctx, const char *name)
+/* join: with stacked weights, in which the adapters ride on the products, as on a GPU. */
+static void check_curve(tp_ctx *ctx, const char *name, bool join)
 {
     char golden[1024], relative[256], path[1200], output[1024], gradients[1024];
     tp_json_doc *recipe, *curve;
@@ -110,7 +111,7 @@ static void check_curve(tp_ctx *ctx, const char *name)
     snprintf(output, sizeof output, "%s", scratch_path(&s, "out"));
     snprintf(gradients, sizeof gradients, "%s", scratch_path(&s, "gradients.safetensors"));
     write_recipe(&text, &run, output);
-    tp_train_options options = {.dump_gradients = gradients};
+    tp_train_options options = {.dump_gradients = gradients, .join = join};
     assert_ok(ctx, train_recipe(ctx, &s, tp_buf_cstr(&text), &options));
 
     snprintf(path, sizeof path, "%s/grads.safetensors", golden);
@@ -121,8 +122,8 @@ static void check_curve(tp_ctx *ctx, const char *name)
     double rate = curve_difference(ctx, output, "learning_rate", tp_json_get(rows, "lr"), run.steps, true);
     snprintf(path, sizeof path, "%s/final.safetensors", golden);
     double final = relative_difference(ctx, scratch_path(&s, "out/adapter/adapter_model.safetensors"), path);
-    print_message("%-28s gradients %.1e, losses %.1e over %lld steps, gradient norms %.1e, adapter %.1e\n", name, gradient,
-                  loss, (long long)run.steps, norm, final);
+    print_message("%-28s%s gradients %.1e, losses %.1e over %lld steps, gradient norms %.1e, adapter %.1e\n", name,
+                  join ? ", joint" : "", gradient, loss, (long long)run.steps, norm, final);
     check_below(name, "the gradient of step 1", gradient, GRADIENT_TOLERANCE);
     check_below(name, "a loss", loss, LOSS_TOLERANCE);
     check_below(name, "a gradient norm", norm, FINAL_TOLERANCE);
@@ -141,7 +142,8 @@ static void check_curve(tp_ctx *ctx, const char *name)
         tp_ctx ctx;                                                                                                            \
         (void)state;                                                                                                           \
         tp_ctx_init(&ctx);                                                                                                     \
-        check_curve(&ctx, name);                                                                                               \
+        check_curve(&ctx, name, false);                                                                                        \
+        check_curve(&ctx, name, true);                                                                                         \
     }
 CURVE(llama_lora, "llama-lora")
 CURVE(llama_rslora, "llama-rslora")

@@ -320,7 +320,7 @@ static void every_so_many_steps_and_at_the_end(void **state)
     assert_int_equal(read_rows(&b, b.out, rows), N_PROMPTS);
     assert_int_equal(rows[0].step, 6); /* the first evaluation is the best, two more do not beat it */
     /* No prompts: no file, and an old one goes with what it belongs to. */
-    train_as(&b, "chat", "fp32", b.out, "sample_steps: 3\n");
+    train_as(&b, "chat", "fp32", b.out, "");
     snprintf(path, sizeof path, "%s/samples.jsonl", b.out);
     assert_false(tp_path_exists(path));
     bench_end(&b);

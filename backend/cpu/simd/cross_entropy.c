@@ -1,5 +1,6 @@
 /* Cross entropy with its gradient, in place. A row of logits comes from memory once and goes back once: greatest value,
- * exponentials with their sum, and the division run over it while it lies in L2. */
+ * exponentials with their sum, and the division run over it while it lies in L2. A narrow gradient is written behind what has
+ * been read of the same row. */
 
 #define CE_LANES 4 /* vectors summed side by side: the chain of additions would be too slow with one */
 
@@ -42,6 +43,18 @@ TP_INLINE float row_exp_sum(float *x, int64_t n, float greatest, bool store)
     return v_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
+/* x becomes x * factor - (scale at the label), in f32 or in bf16. */
+TP_INLINE void row_gradient(float *x, int64_t n, float factor, int64_t label, float scale, bool narrow)
+{
+    vf factors = v_set(factor);
+    float own = x[label] * factor - scale;
+    for (int64_t c = 0; c < n; c += VL) v_put(x, narrow, c, n - c, v_load_n(x + c, n - c) * factors);
+    if (narrow)
+        memcpy((uint16_t *)(void *)x + label, &(uint16_t){tp_f32_to_bf16(own)}, sizeof(uint16_t));
+    else
+        x[label] = own;
+}
+
 static void cross_entropy_rows(const void *args, int64_t first, int64_t end, void *scratch)
 {
     const tp_cross_entropy_args *a = args;
@@ -52,9 +65,11 @@ static void cross_entropy_rows(const void *args, int64_t first, int64_t end, voi
         float sum = a->want_grad ? row_exp_sum(x, a->vocab, greatest, true) : row_exp_sum(x, a->vocab, greatest, false);
         a->loss[r] = (float)((double)greatest - (double)correct + log((double)sum));
         if (!a->want_grad) continue;
-        vf factor = v_set(a->grad_scale / sum);
-        for (int64_t c = 0; c < a->vocab; c += VL) v_store_n(x + c, a->vocab - c, v_load_n(x + c, a->vocab - c) * factor);
-        x[a->labels[r]] -= a->grad_scale;
+        float factor = a->grad_scale / sum;
+        if (a->narrow)
+            row_gradient(x, a->vocab, factor, a->labels[r], a->grad_scale, true);
+        else
+            row_gradient(x, a->vocab, factor, a->labels[r], a->grad_scale, false);
     }
 }
 

@@ -217,28 +217,54 @@ static void elementwise(void)
     memory_line("swiglu", 6 * values, TP_KERNEL_swiglu, &f);
     memory_line("swiglu_backward", 10 * values, TP_KERNEL_swiglu_backward, &b);
     release_all();
-    n = 32768, dim = 4096, values = (double)(n * dim);
+}
+
+static void rope(int64_t heads, int64_t head_dim)
+{
+    int64_t n = 32768, dim = heads * head_dim, half = head_dim / 2;
+    char name[64];
     tp_rope_args r = {.n = n,
-                      .heads = 32,
-                      .head_dim = 128,
-                      .half = 64,
+                      .heads = heads,
+                      .head_dim = head_dim,
+                      .half = half,
                       .x = rows_of(n, dim, 1),
-                      .cos = filled(n * 64, TP_F32, 1),
-                      .sin = filled(n * 64, TP_F32, 1)};
-    memory_line("rope 32 x 128", 4 * values + 8.0 * (double)n * 64, TP_KERNEL_rope, &r);
-    tp_matmul_tn_args t = {.n = n,
-                           .m = dim,
-                           .k = 16,
-                           .a = r.x,
-                           .b = {filled(n * 16, TP_F32, 1), TP_F32, 16},
-                           .c = filled(dim * 16, TP_F32, 1),
-                           .alpha = 1,
-                           .beta = 1};
-    memory_line("gradient of a rank 16 factor", 2 * values, TP_KERNEL_matmul_tn, &t);
+                      .cos = filled(n * half, TP_F32, 1),
+                      .sin = filled(n * half, TP_F32, 1)};
+    snprintf(name, sizeof name, "rope %lld x %lld", (long long)heads, (long long)head_dim);
+    memory_line(name, 4.0 * (double)(n * dim) + 8.0 * (double)(n * half), TP_KERNEL_rope, &r);
     release_all();
 }
 
-static void cross_entropy(int64_t vocab)
+/* What low-rank factors of rank 16 cost beside a linear whose wide side has `dim` columns. */
+static void factors(int64_t n, int64_t dim)
+{
+    enum { RANK = 16 };
+    char name[64];
+    double wide = 2.0 * (double)(n * dim);
+    tp_rows x = rows_of(n, dim, 1), u = rows_of(n, RANK, 1), du = rows_of(n, RANK, 1), b = rows_of(dim, RANK, 1);
+    tp_matmul_args into = {.n = n,
+                           .m = RANK,
+                           .k = dim,
+                           .a = x,
+                           .b = tp_matrix_dense(TP_BF16, b.data, RANK, dim),
+                           .nt = true,
+                           .c = u,
+                           .alpha = 1,
+                           .precision = TP_BF16};
+    tp_matmul_tn_args gradient = {
+        .n = n, .m = RANK, .k = dim, .a = u, .b = x, .c = filled(dim * RANK, TP_F32, 1), .alpha = 1, .beta = 1};
+    tp_lowrank_backward_args back = {
+        .n = n, .out = dim, .rank = RANK, .dy = x, .b = b, .u = u, .du = du, .db = filled(dim * RANK, TP_F32, 1), .scaling = 1};
+    snprintf(name, sizeof name, "x A^T %lld x %lld", (long long)n, (long long)dim);
+    memory_line(name, wide, TP_KERNEL_matmul, &into);
+    snprintf(name, sizeof name, "dA %lld x %lld", (long long)n, (long long)dim);
+    memory_line(name, wide, TP_KERNEL_matmul_tn, &gradient);
+    snprintf(name, sizeof name, "dy B and dB %lld x %lld", (long long)n, (long long)dim);
+    memory_line(name, wide, TP_KERNEL_lowrank_backward, &back);
+    release_all();
+}
+
+static void cross_entropy(int64_t vocab, bool narrow)
 {
     enum { MOST = 8192 };
     static int32_t labels[MOST];
@@ -254,9 +280,10 @@ static void cross_entropy(int64_t vocab)
                                   .labels = on_device,
                                   .loss = filled(n, TP_F32, 1),
                                   .grad_scale = 1e-3f,
-                                  .want_grad = true};
-    snprintf(name, sizeof name, "cross_entropy %lld", (long long)vocab);
-    memory_line(name, 8.0 * (double)(n * vocab), TP_KERNEL_cross_entropy, &args);
+                                  .want_grad = true,
+                                  .narrow = narrow};
+    snprintf(name, sizeof name, "cross_entropy %lld %s", (long long)vocab, narrow ? "bf16" : "f32");
+    memory_line(name, (narrow ? 6.0 : 8.0) * (double)(n * vocab), TP_KERNEL_cross_entropy, &args);
     release_all();
 }
 
@@ -299,10 +326,17 @@ int main(int argc, char **argv)
     if (*only == '\0' || strcmp(only, "memory") == 0) {
         measure_copy();
         norms(4096);
+        norms(2048);
         norms(576);
         elementwise();
-        cross_entropy(49152);
-        cross_entropy(128256);
+        rope(32, 128);
+        rope(9, 64);
+        factors(32768, 4096);
+        factors(8192, 14336);
+        factors(32768, 576);
+        cross_entropy(49152, false);
+        cross_entropy(49152, true);
+        cross_entropy(128256, true);
         adamw();
     }
     tp_device_close(ctx.device);

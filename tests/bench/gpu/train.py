@@ -3,7 +3,8 @@
 
     train.py [--tapeft FILE] [--work FOLDER] [--steps N] [--ceiling TFLOPS] SETTING...
 
-A setting is MODEL:SEQ:BATCH[:recompute], MODEL one of 135m, 1b, 8b; all of the issue's settings if none is given. Every token is labelled.
+A setting is MODEL:SEQ:BATCH[:recompute or :LIMIT[+offload]], MODEL one of 135m, 1b, 8b; all of the issue's settings if none is given. With
+a LIMIT, say 29GiB, the planner chooses what is computed again (memory_limit). Every token is labelled.
 Printed: the median of tokens/s over the steps after the first four, the share of ceiling / (4 N FLOPs per token) with N the weights
 of linears and head, peak memory as nvidia-smi counts it (CUDA context included) and as planned, and the time from the start of
 the process to the end of the first step. --kernels FILE.so puts kernel_times.c in, which slows launches; its table goes to stdout.
@@ -42,7 +43,7 @@ parser.add_argument("--ceiling", type=float, default=0.0)
 parser.add_argument("--kernels", default="")
 parser.add_argument("--skip", default="0", help="records that the table of kernels leaves out")
 parser.add_argument("--device", default="cuda")
-parser.add_argument("settings", nargs="*", default=["135m:512:64", "1b:2048:8", "8b:2048:2", "8b:2048:4", "8b:2048:8:recompute"])
+parser.add_argument("settings", nargs="*", default=["135m:512:64:11.8GiB", "1b:2048:8", "8b:2048:2:28.8GiB", "8b:2048:4:40.8GiB", "8b:2048:8:21.6GiB", "8b:2048:8:18.1GiB+offload"])
 args = parser.parse_args()
 work = pathlib.Path(args.work)
 work.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,9 @@ class MemoryWatch(threading.Thread):
 
 def measure(setting):
     parts = setting.split(":")
-    name, seq, batch, recompute = parts[0], int(parts[1]), int(parts[2]), parts[3:] == ["recompute"]
+    name, seq, batch, how = parts[0], int(parts[1]), int(parts[2]), parts[3] if len(parts) > 3 else ""
+    limit, _, offload = how.partition("+")
+    memory = f"memory_limit: {limit}\nactivation_offloading: {'true' if offload else 'false'}" if limit.endswith("GiB") else f"gradient_checkpointing: {'full' if how == 'recompute' else 'none'}"
     config, model = MODELS[name], work / name
     if not model.exists():
         (work / f"{name}.json").write_text(json.dumps(config))
@@ -107,7 +110,7 @@ def measure(setting):
     recipe.write_text("\n".join([f"base_model: {model}", "adapter: lora", "lora_r: 16", "lora_target_modules: all-linear", f"device: {args.device}",
                                  "precision: bf16", f"datasets:\n  - {{path: {tokens}, type: tokens}}", "shuffle: false", f"max_seq_length: {seq}",
                                  f"max_steps: {args.steps}", "learning_rate: 1e-4", "lr_scheduler: constant", "logging_steps: 1",
-                                 f"gradient_checkpointing: {'full' if recompute else 'none'}", f"output_dir: {out}", "overwrite: true"]) + "\n")
+                                 memory, f"output_dir: {out}", "overwrite: true"]) + "\n")
     environment = dict(os.environ)
     if args.kernels:
         environment |= {"CUDA_INJECTION64_PATH": args.kernels, "TAPEFT_KERNEL_TIMES_SKIP": args.skip}

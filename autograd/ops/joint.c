@@ -1,0 +1,245 @@
+/* y = x W^T + bias + residual + sum_i s_i B_i A_i x, every low-rank part i for its own columns of y
+ *
+ *   [ x | u ] [ W | s B ]^T            u = x A^T               behind x in memory; a copy is saved, [N, used]
+ *   [ dy | du ] [ W ; A ]              du_i = dy_i s_i B_i    behind dy
+ *   dB_i = s_i dy_i^T u_i,   dA = du^T x
+ * W is stacked from the weights of all parts, A from their factors one below the other, and B lies in blocks: where a part's
+ * rows meet the columns of another there are zeros. So one product serves all parts in each direction, and the adapters are
+ * `used` more terms of its sums instead of passes over y and dx (Hu et al. 2021, arXiv:2106.09685, reads the same). */
+#include "autograd/op.h"
+#include "autograd/ops.h"
+
+struct joint_record {
+    tp_record record;
+    tp_tensor *x;
+    tp_joint_spec spec;
+    tp_lowrank terms[TP_JOINT_PARTS];
+    int64_t used; /* columns of the room */
+};
+
+static const char op_name[] = "joint_linear";
+
+/* `columns` columns of rows, from `first` on. */
+static tp_rows columns_from(tp_rows rows, int64_t first)
+{
+    rows.data = (char *)rows.data + (size_t)first * tp_dtype_bytes(rows.dtype);
+    return rows;
+}
+
+/* rows x cols of the stacked weight, from (row, col) on. */
+static tp_matrix corner(const tp_matrix *w, int64_t row, int64_t col, int64_t rows, int64_t cols)
+{
+    tp_matrix part = *w;
+    size_t bytes = (size_t)tp_formats[w->format].block_bytes;
+    part.data = (const char *)w->data + (size_t)(row * w->stride + col) * bytes;
+    part.rows = rows;
+    part.cols = cols;
+    return part;
+}
+
+static tp_status product(tp_tape *tape, tp_matmul_args args)
+{
+    args.precision = tp_tape_precision(tape);
+    return tp_run_matmul(tp_tape_ctx(tape), &args);
+}
+
+static tp_status copy(tp_tape *tape, int64_t n, int64_t dim, tp_rows from, tp_rows to)
+{
+    tp_scale_args args = {.n = n, .dim = dim, .x = from, .y = to, .alpha = 1};
+    return tp_run_scale(tp_tape_ctx(tape), &args);
+}
+
+static int64_t used_room(const tp_joint_spec *spec)
+{
+    int64_t used = 0;
+    for (int i = 0; i < spec->n_parts; i++)
+        if (spec->parts[i].term != NULL) used += spec->parts[i].term->a->rows;
+    return used;
+}
+
+/* The factors into the margin of the weight. */
+static tp_status pack(tp_tape *tape, const tp_joint_spec *spec, int64_t used)
+{
+    tp_pack_lowrank_args args = {.out = spec->weight->rows, .in = spec->weight->cols, .used = used};
+    args.w = (tp_rows){(void *)(uintptr_t)spec->weight->data, tp_tape_precision(tape), spec->weight->stride};
+    for (int i = 0; i < spec->n_parts; i++) {
+        const tp_lowrank *term = spec->parts[i].term;
+        args.rows[i] = spec->parts[i].rows;
+        if (term == NULL) continue;
+        args.rank[i] = term->a->rows;
+        args.a[i] = term->a->data;
+        args.b[i] = term->b->data;
+        args.scaling[i] = term->scaling;
+    }
+    return tp_run_pack_lowrank(tp_tape_ctx(tape), &args);
+}
+
+/* y; with `used` columns of room, u behind x and a copy of it in `low`. */
+static tp_status forward(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_rows low, tp_rows y)
+{
+    const tp_matrix *w = spec->weight;
+    tp_rows u = columns_from(tp_tensor_rows(x), x->cols);
+    if (used > 0) {
+        TP_TRY(pack(tape, spec, used));
+        tp_matmul_args down = {.n = x->rows, .m = used, .k = x->cols, .a = tp_tensor_rows(x), .nt = true, .c = u, .alpha = 1};
+        down.b = corner(w, w->rows, 0, used, w->cols);
+        TP_TRY(product(tape, down));
+    }
+    if (low.data != NULL) TP_TRY(copy(tape, x->rows, used, u, low));
+    tp_matmul_args large = {.n = x->rows,
+                            .m = w->rows,
+                            .k = w->cols + used,
+                            .a = tp_tensor_rows(x),
+                            .b = corner(w, 0, 0, w->rows, w->cols + used),
+                            .nt = true,
+                            .c = y,
+                            .alpha = 1,
+                            .bias = spec->bias != NULL ? spec->bias->data : NULL,
+                            .residual = spec->residual != NULL ? spec->residual->data : NULL,
+                            .residual_ld = spec->residual != NULL ? spec->residual->ld : 0};
+    return product(tape, large);
+}
+
+/* ---- backward ---- */
+
+/* rows of A's gradient, from so many columns of du. */
+static tp_status tn(tp_tape *tape, const tp_tensor *x, int64_t rows, tp_rows du, float *grad)
+{
+    tp_matmul_tn_args args = {
+        .n = x->rows, .m = rows, .k = x->cols, .a = du, .b = tp_tensor_rows(x), .c = grad, .alpha = 1, .beta = 1};
+    return tp_run_matmul_tn(tp_tape_ctx(tape), &args);
+}
+
+/* du and dB of every part, from its own columns of dy. */
+static tp_status through_b(tp_tape *tape, const struct joint_record *r, tp_rows dy, tp_rows u, tp_rows du)
+{
+    int64_t row = 0, column = 0;
+    const tp_matrix *w = r->spec.weight;
+    for (int i = 0; i < r->spec.n_parts; row += r->spec.parts[i++].rows) {
+        const struct tp_joint_part *part = &r->spec.parts[i];
+        if (part->term == NULL) continue;
+        tp_lowrank_backward_args args = {.n = r->x->rows, .out = part->rows, .rank = part->term->a->rows};
+        args.dy = columns_from(dy, row);
+        args.b = (tp_rows){(void *)(uintptr_t)corner(w, row, w->cols + column, 0, 0).data, dy.dtype, w->stride};
+        args.u = columns_from(u, column);
+        args.du = columns_from(du, column);
+        args.db = tp_wants_grad(part->term->b) ? part->term->b->grad : NULL;
+        args.scaling = part->term->scaling;
+        TP_TRY(tp_run_lowrank_backward(tp_tape_ctx(tape), &args));
+        column += args.rank;
+    }
+    return TP_OK;
+}
+
+/* Gradients that lie behind each other are one product, which reads x once. */
+static tp_status grad_a(tp_tape *tape, const struct joint_record *r, tp_rows du)
+{
+    float *start = NULL;
+    int64_t rows = 0, column = 0, in = r->x->cols;
+    for (int i = 0; i <= r->spec.n_parts; i++) {
+        const tp_lowrank *term = i < r->spec.n_parts ? r->spec.parts[i].term : NULL;
+        bool wanted = term != NULL && tp_wants_grad(term->a), last = i == r->spec.n_parts;
+        if (!wanted && !last && term == NULL) continue;
+        if (rows > 0 && !(wanted && (float *)term->a->grad == start + rows * in)) {
+            TP_TRY(tn(tape, r->x, rows, columns_from(du, column), start));
+            column += rows;
+            rows = 0;
+        }
+        if (last) break;
+        if (!wanted) {
+            column += term->a->rows;
+            continue;
+        }
+        if (rows == 0) start = term->a->grad;
+        rows += term->a->rows;
+    }
+    return TP_OK;
+}
+
+static tp_status joint_backward(tp_tape *tape, tp_record *base)
+{
+    struct joint_record *r = (struct joint_record *)base;
+    const tp_matrix *w = r->spec.weight;
+    tp_tensor *y = base->out[0];
+    tp_rows dy = tp_tensor_grad_rows(y), du = columns_from(dy, y->cols);
+    if (r->used > 0) TP_TRY(through_b(tape, r, dy, (tp_rows){tp_storage_data(base->saved[0]), y->dtype, r->used}, du));
+    if (tp_wants_grad(r->x)) {
+        bool accumulate;
+        tp_rows dx = tp_grad_for(tape, r->x, &accumulate);
+        if (dx.data == NULL) return tp_tape_status(tape);
+        tp_matmul_args large = {.n = y->rows, .m = w->cols, .k = w->rows + r->used, .a = dy, .c = dx, .alpha = 1};
+        large.b = corner(w, 0, 0, w->rows + r->used, w->cols);
+        large.beta = accumulate ? 1 : 0;
+        TP_TRY(product(tape, large));
+    }
+    if (r->used > 0) {
+        TP_TRY(tp_op_recall(tape, r->x));
+        TP_TRY(grad_a(tape, r, du));
+    }
+    return tp_wants_grad(r->spec.residual) ? tp_grad_move(tape, y, r->spec.residual) : TP_OK;
+}
+
+static const tp_op joint_op = {.name = op_name, .backward = joint_backward};
+
+/* ---- forward, in public ---- */
+
+static bool check(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used)
+{
+    const tp_matrix *w = spec->weight;
+    const tp_format *format = &tp_formats[w->format];
+    int64_t rows = 0;
+    for (int i = 0; i < spec->n_parts && i < TP_JOINT_PARTS; i++) rows += spec->parts[i].rows;
+    if (rows != w->rows || x->cols != w->cols || w->transposed || !format->dense || format->dtype != tp_tape_precision(tape))
+        return tp_op_fail(tape, op_name, TP_SHAPE,
+                          "x has %lld columns, the weight is %s [%lld, %lld], its parts have %lld rows", (long long)x->cols,
+                          format->name, (long long)w->rows, (long long)w->cols, (long long)rows) != NULL;
+    if (used > spec->room || x->ld < x->cols + used || w->stride < w->cols + used)
+        return tp_op_fail(tape, op_name, TP_SHAPE, "factors of rank %lld together, room for %lld in the weight, %lld behind x",
+                          (long long)used, (long long)spec->room, (long long)(x->ld - x->cols)) != NULL;
+    for (int i = 0; i < spec->n_parts; i++) {
+        const tp_lowrank *term = spec->parts[i].term;
+        if (term == NULL) continue;
+        if (term->a->cols != x->cols || term->b->rows != spec->parts[i].rows || term->a->rows != term->b->cols)
+            return tp_op_fail(tape, op_name, TP_SHAPE,
+                              "low-rank factors [%lld, %lld] and [%lld, %lld] do not fit a part [%lld, %lld]",
+                              (long long)term->a->rows, (long long)term->a->cols, (long long)term->b->rows,
+                              (long long)term->b->cols, (long long)spec->parts[i].rows, (long long)w->cols) != NULL;
+    }
+    return true;
+}
+
+tp_tensor *tp_joint_linear(tp_tape *tape, tp_tensor *x, const tp_joint_spec *spec)
+{
+    const tp_tensor *inputs[] = {x};
+    if (!tp_op_begin(tape, op_name, inputs, 1)) return NULL;
+    int64_t used = used_room(spec);
+    if (!check(tape, x, spec, used)) return NULL;
+    bool wants = tp_wants_grad(x) || tp_wants_grad(spec->residual);
+    for (int i = 0; i < spec->n_parts; i++) {
+        const tp_lowrank *term = spec->parts[i].term;
+        wants = wants || (term != NULL && (tp_wants_grad(term->a) || tp_wants_grad(term->b)));
+    }
+    bool record = wants && tp_tape_recording(tape);
+    tp_tensor *y = tp_op_output(tape, op_name, tp_tape_precision(tape), x->rows, spec->weight->rows, wants);
+    tp_storage *u = NULL;
+    if (y == NULL) return NULL;
+    if (record && used > 0) {
+        u = tp_op_alloc(tape, op_name, (size_t)(x->rows * used) * tp_dtype_bytes(y->dtype));
+        if (u == NULL) return NULL;
+    }
+    tp_rows low = {u != NULL ? tp_storage_data(u) : NULL, y->dtype, used};
+    if (!tp_op_ok(tape, op_name, forward(tape, x, spec, used, low, tp_tensor_rows(y)))) return NULL;
+    if (!record) return y;
+    struct joint_record *r = tp_op_record(tape, &joint_op, sizeof *r, y, NULL, NULL);
+    if (r == NULL) return NULL;
+    r->record.saved[0] = u;
+    r->x = x;
+    r->spec = *spec;
+    r->used = used;
+    for (int i = 0; i < spec->n_parts; i++) {
+        if (spec->parts[i].term == NULL) continue;
+        r->terms[i] = *spec->parts[i].term;
+        r->spec.parts[i].term = &r->terms[i];
+    }
+    return y;
+}

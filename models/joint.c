@@ -1,0 +1,72 @@
+/* Linears of one input as one product, where they were stacked and nothing stands against it. */
+#include <stdio.h>
+#include <string.h>
+
+#include "models/model.h"
+
+static void join_like(tp_joint *shapes, const tp_joint *joint)
+{
+    shapes->weight = joint->weight;
+    shapes->bias = joint->bias;
+    shapes->room = joint->room;
+}
+
+void tp_model_join_like(tp_model *shapes, const tp_model *model)
+{
+    shapes->room = model->room;
+    for (int64_t i = 0; i < model->config.n_layers; i++) {
+        tp_block *to = &shapes->blocks[i];
+        const tp_block *from = &model->blocks[i];
+        join_like(&to->joint_qkv, &from->joint_qkv);
+        join_like(&to->joint_o, &from->joint_o);
+        join_like(&to->joint_gate_up, &from->joint_gate_up);
+        join_like(&to->joint_down, &from->joint_down);
+    }
+}
+
+/* "q_proj+k_proj+v_proj", for messages. */
+static void name_of(const tp_joint *joint, char *out, size_t size)
+{
+    size_t n = 0;
+    for (int i = 0; i < joint->n && n < size; i++) {
+        const char *dot = strrchr(joint->members[i]->path, '.');
+        int wrote = snprintf(out + n, size - n, "%s%s", i > 0 ? "+" : "", dot != NULL ? dot + 1 : joint->members[i]->path);
+        n += wrote > 0 ? (size_t)wrote : 0;
+    }
+}
+
+/* One adapter at most on each, for all rows, without dropout, and with room for its factors. */
+static bool describe(const tp_pass *pass, const tp_joint *joint, const tp_tensor *x, tp_joint_spec *spec)
+{
+    int64_t used = 0;
+    for (int i = 0; i < joint->n; i++) {
+        const tp_slot *slot = &joint->members[i]->slot;
+        int n_terms = pass->adapters_off ? 0 : slot->n_terms;
+        spec->parts[i].rows = joint->members[i]->weight.rows;
+        spec->parts[i].term = n_terms > 0 ? &slot->terms[0] : NULL;
+        if (n_terms == 0) continue;
+        const tp_lowrank *term = &slot->terms[0];
+        if (n_terms > 1 || term->begin != 0 || term->end != 0 || (pass->training && term->dropout > 0)) return false;
+        used += term->a->rows;
+    }
+    return used <= joint->room && used <= x->ld - x->cols;
+}
+
+void tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[])
+{
+    tp_joint_spec spec = {.weight = &joint->weight, .room = joint->room, .residual = residual, .n_parts = joint->n};
+    if (x == NULL || joint->weight.data == NULL || !describe(pass, joint, x, &spec)) {
+        for (int i = 0; i < joint->n; i++) y[i] = tp_module_linear(pass, joint->members[i], x, residual);
+        return;
+    }
+    char name[64];
+    int64_t sizes[TP_JOINT_PARTS];
+    tp_tensor bias = joint->bias;
+    if (bias.data != NULL) spec.bias = &bias;
+    for (int i = 0; i < joint->n; i++) sizes[i] = spec.parts[i].rows;
+    name_of(joint, name, sizeof name);
+    tp_tape_scope_begin(pass->tape, "%s", name);
+    y[0] = tp_joint_linear(pass->tape, x, &spec);
+    if (joint->n > 1) tp_split(pass->tape, y[0], sizes, joint->n, y);
+    tp_tape_scope_end(pass->tape);
+}
