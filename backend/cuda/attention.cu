@@ -277,25 +277,29 @@ template <int DIM> tp_status launch_f32(tp_ctx *ctx, const params *p)
     return TP_OK;
 }
 
-/* Rows of a tile: 16 if that is all there is, so that one warp may do it; else as many as the registers hold. */
-int tile_rows(const params *p, const tp_attention_args *a)
+/* Rows of a tile: 16 if that is all there is, so that one warp may do it; else as many as the registers hold. *hopper: for
+ * hopper_forward. */
+int tile_rows(tp_ctx *ctx, const params *p, const tp_attention_args *a, bool *hopper)
 {
     int64_t most = 0;
+    *hopper = false;
     if (p->q.f32) return F32_TILE;
     for (int64_t s = 0; s < a->n_segments; s++) {
         if (a->segments[s].q_len * p->group > most) most = a->segments[s].q_len * p->group;
     }
-    return most <= 16 ? 16 : p->head_dim <= 128 ? HOPPER_ROWS : 64;
+    if (most <= 16) return 16;
+    *hopper = hopper_takes(ctx, p);
+    return *hopper ? hopper_forward_rows(p) : p->head_dim <= 128 ? 128 : 64;
 }
 
-tp_status launch_any(tp_ctx *ctx, const params *p, int tile)
+tp_status launch_any(tp_ctx *ctx, const params *p, int tile, bool hopper)
 {
-    if (p->q.f32) {
+    if (hopper) {
+        return hopper_forward(ctx, p);
+    } else if (p->q.f32) {
         TP_ATTENTION_DIM(p->head_dim, DIM, { return launch_f32<DIM>(ctx, p); });
     } else if (tile == 16) {
         TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch<DIM, 1, 1>(ctx, p)); });
-    } else if (tile == HOPPER_ROWS && hopper_takes(ctx, p)) {
-        return hopper_forward(ctx, p);
     } else {
         TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch < DIM, DIM <= 128 ? 2 : 1, 4 > (ctx, p)); });
     }
@@ -406,12 +410,13 @@ extern "C" tp_status tp_cuda_attention(tp_ctx *ctx, const void *args)
         if (a->lse != nullptr)
             TP_CUDA_LAUNCH(ctx, "attention", fill_kernel, tp_cuda_blocks(ctx, n, 256), 256, 0, n, -INFINITY, a->lse);
     }
-    const int tile = tile_rows(&p, a);
+    bool hopper;
+    const int tile = tile_rows(ctx, &p, a, &hopper);
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p.n_segments) {
         fill_segments(&p, a, s0, a->n_segments - s0, tile, false);
         p.splits = choose_splits(&p, a, tile);
         place_parts(ctx, &p);
-        TP_TRY(launch_any(ctx, &p, tile));
+        TP_TRY(launch_any(ctx, &p, tile, hopper));
         if (p.splits > 1)
             TP_CUDA_LAUNCH(ctx, "attention", merge_parts_kernel,
                            dim3((unsigned)tp_cuda_min(a->n_q * a->heads, 1024), (unsigned)p.n_segments), MERGE_WARPS * 32, 0,

@@ -611,9 +611,11 @@ int64_t fill_segments(params *p, const tp_attention_args *a, int64_t s0, int64_t
 bool has_gaps(const tp_attention_args *a, int64_t n_rows, bool keys);
 
 /* attention_hopper.cu: kernels on Hopper's own tensor core instructions, for what they take: bf16, aligned, heads of up to
- * 128. Tiles have HOPPER_ROWS rows, or keys. */
-constexpr int HOPPER_ROWS = 128;
+ * 128. The functions say how many rows, or keys, their tiles have. */
 bool hopper_takes(tp_ctx *ctx, const params *p);
+int hopper_forward_rows(const params *p);
+int hopper_key_rows(const params *p);
+int hopper_query_rows(const params *p);
 tp_status hopper_forward(tp_ctx *ctx, const params *p);
 tp_status hopper_key_gradient(tp_ctx *ctx, const params *p);
 tp_status hopper_query_gradient(tp_ctx *ctx, const params *p);

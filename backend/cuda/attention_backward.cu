@@ -23,19 +23,22 @@ template <int DIM> constexpr int STEP = DIM <= 128 ? 64 : 32; /* rows, or keys, 
 /* Columns of dK and dV that a block sums: more than 128 do not fit in registers, then two blocks share the work. */
 template <int DIM> constexpr int SUM_COLUMNS = DIM <= 128 ? DIM : DIM / 2;
 
-/* delta [n_q, heads] = rowsum(dout * out); 16 threads take one. */
-__global__ void __launch_bounds__(256) delta_kernel(const __grid_constant__ params p, int64_t items)
+/* delta [n_q, heads] = rowsum(dout * out); LANES threads take one. With part_lse, lse goes there in units of exponents of 2. */
+template <int LANES> __global__ void __launch_bounds__(256) delta_kernel(const __grid_constant__ params p, int64_t items)
 {
-    const int lane = threadIdx.x % 16;
-    const int64_t stride = (int64_t)gridDim.x * 16, rounded = (items + 1) / 2 * 2; /* both halves of a warp stay together */
-    for (int64_t i = (int64_t)blockIdx.x * 16 + threadIdx.x / 16; i < rounded; i += stride) {
-        const int64_t item = i < items ? i : items - 1, row = item / p.heads, column = item % p.heads * p.head_dim;
+    constexpr int GROUPS = 256 / LANES;
+    const int lane = threadIdx.x % LANES;
+    const int64_t stride = (int64_t)gridDim.x * GROUPS, rounded = (items + 31) / 32 * 32; /* a warp stays together */
+    for (int64_t i = (int64_t)blockIdx.x * GROUPS + threadIdx.x / LANES; i < rounded; i += stride) {
+        const int64_t item = i < items ? i : items - 1;
+        const int64_t row = items <= UINT32_MAX ? (uint32_t)item / (uint32_t)p.heads : item / p.heads;
+        const int64_t column = (item - row * p.heads) * p.head_dim;
         const int size = p.out.f32 ? 4 : 2;
         const unsigned char *out = p.out.data + row * p.out.row_bytes + column * size;
         const unsigned char *dout = p.dout.data + row * p.dout.row_bytes + column * size;
         const bool aligned = p.out.aligned && p.dout.aligned;
         float sum = 0;
-        for (int c = lane * 8; c < p.head_dim; c += 16 * 8) {
+        for (int c = lane * 8; c < p.head_dim; c += LANES * 8) {
             float x[8], y[8];
             if (p.out.f32) {
                 tp_load_some<8>(reinterpret_cast<const float *>(out) + c, p.head_dim - c, aligned, x);
@@ -48,8 +51,13 @@ __global__ void __launch_bounds__(256) delta_kernel(const __grid_constant__ para
             for (int e = 0; e < 8; e++) sum = fmaf(x[e], y[e], sum);
         }
 #pragma unroll
-        for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        if (lane == 0 && i < items) p.delta[item] = sum;
+        for (int offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+        if (lane > 0 || i >= items) continue;
+        p.delta[item] = sum;
+        if (p.part_lse != nullptr) {
+            const float lse = p.lse[item];
+            p.part_lse[item] = lse == -INFINITY ? INFINITY : lse * LOG2E; /* rows without keys: every P is 0 */
+        }
     }
 }
 
@@ -368,7 +376,7 @@ tp_status run_keys(tp_ctx *ctx, params *p, const tp_attention_backward_args *b)
         TP_TRY(clear(ctx, NAME, b->dv, b->n_k, a->kv_heads * a->head_dim));
     }
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p->n_segments) {
-        fill_segments(p, a, s0, segments_apart(a, s0), hopper ? HOPPER_ROWS : p->q.f32 ? F32_TILE : KEY_ROWS, true);
+        fill_segments(p, a, s0, segments_apart(a, s0), hopper ? hopper_key_rows(p) : p->q.f32 ? F32_TILE : KEY_ROWS, true);
         if (hopper) {
             TP_TRY(hopper_key_gradient(ctx, p));
         } else if (p->q.f32) {
@@ -386,7 +394,7 @@ tp_status run_queries(tp_ctx *ctx, params *p, const tp_attention_backward_args *
     const bool hopper = hopper_takes(ctx, p);
     if (has_gaps(a, a->n_q, false)) TP_TRY(clear(ctx, NAME, b->dq, a->n_q, a->heads * a->head_dim));
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p->n_segments) {
-        fill_segments(p, a, s0, a->n_segments - s0, hopper ? HOPPER_ROWS : p->q.f32 ? F32_TILE : KEY_ROWS, false);
+        fill_segments(p, a, s0, a->n_segments - s0, hopper ? hopper_query_rows(p) : p->q.f32 ? F32_TILE : KEY_ROWS, false);
         if (hopper) {
             TP_TRY(hopper_query_gradient(ctx, p));
         } else if (p->q.f32) {
@@ -419,7 +427,16 @@ extern "C" tp_status tp_cuda_attention_backward(tp_ctx *ctx, const void *args)
     p.delta = b->delta;
     if (a->head_dim <= 0) return TP_OK;
     const int64_t items = a->n_q * a->heads;
-    TP_CUDA_LAUNCH(ctx, NAME, delta_kernel, tp_cuda_blocks(ctx, items, 16), 256, 0, p, items);
+    if (hopper_takes(ctx, &p)) {
+        if (items > (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float)))
+            return tp_fail(ctx, TP_UNSUPPORTED, "%s: %lld rows of %lld heads are too many for the cuda backend", NAME,
+                           (long long)a->n_q, (long long)a->heads);
+        p.part_lse = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace);
+    }
+    if (a->head_dim <= 64)
+        TP_CUDA_LAUNCH(ctx, NAME, delta_kernel<8>, tp_cuda_blocks(ctx, items, 32), 256, 0, p, items);
+    else
+        TP_CUDA_LAUNCH(ctx, NAME, delta_kernel<16>, tp_cuda_blocks(ctx, items, 16), 256, 0, p, items);
     TP_TRY(run_keys(ctx, &p, b));
     return run_queries(ctx, &p, b);
 }

@@ -1,8 +1,8 @@
 /* Attention and its gradient on Hopper's tensor core instructions (hopper.cuh), for bf16 and heads of up to 128 channels; the
  * same algorithms as in attention.cu and attention_backward.cu.
  *
- * A block is three warpgroups. The first copies: tiles of one side pass through a ring of stages in shared memory, each with
- * a barrier that says it is full and one that says it is empty. The other two own 64 rows each of one tile of the other side
+ * A block is three or four warpgroups. The first copies: tiles of one side pass through a ring of stages in shared memory, each
+ * with a barrier that says it is full and one that says it is empty. The others own 64 rows each of one tile of the other side
  * and compute; neither waits for its neighbour, so that one's exponentials run while the other's products do. Within a
  * warpgroup, too, the weighted sums of a step are issued behind the scores of the next one, and run while those become
  * weights. */
@@ -17,20 +17,37 @@ using namespace tp_hopper;
 namespace
 {
 
-constexpr int COPIERS = 128, THREADS = COPIERS + 256;
+constexpr int COPIERS = 128;
+
+/* How a kernel is cut: rows (or keys) that a block owns, 64 for each warpgroup that computes, and what each side of a block
+ * takes of the 64 Ki registers, by thread. Short heads leave room for a third warpgroup that computes. (A second or third block
+ * on a multiprocessor was slower: too few registers, or too much to copy.) */
+template <int OWNED> struct cut {
+    enum {
+        ROWS = OWNED,
+        WORKERS = ROWS * 2,
+        THREADS = COPIERS + WORKERS,
+        ALLOTTED = 65536 / THREADS / 8 * 8 * THREADS, /* registers of a block */
+        COPIER = WORKERS > 256 ? 32 : 40,
+        WORKER = (ALLOTTED - COPIERS * COPIER) / WORKERS / 8 * 8
+    };
+};
+template <int DIM> using forward_cut = cut<DIM <= 64 ? 192 : 128>;
+template <int DIM> using key_cut = cut<128>;
+template <int DIM> using query_cut = cut<DIM <= 64 ? 192 : 128>;
+
 constexpr int KEYS = 128; /* of a step forward */
-constexpr int STEP = 64;  /* rows or keys of a step backward */
-constexpr int STAGES = 2, BACKWARD_STAGES = 3;
+constexpr int STAGES = 2;
+constexpr int STEP = 64; /* rows or keys of a step backward */
+constexpr int BACKWARD_STAGES = 3;
 constexpr int BARRIER_BYTES = 128;
 
-template <int DIM> constexpr int forward_bytes = (HOPPER_ROWS + 2 * STAGES * KEYS) * DIM * 2 + BARRIER_BYTES;
-template <int DIM>
+template <int DIM> constexpr int forward_bytes = (forward_cut<DIM>::ROWS + 2 * STAGES * KEYS) * DIM * 2 + BARRIER_BYTES;
+template <int DIM, int ROWS>
 constexpr int backward_bytes =
-    (2 * HOPPER_ROWS + 2 * BACKWARD_STAGES * STEP) * DIM * 2 + BACKWARD_STAGES *STEP *(int)sizeof(row_terms) + BARRIER_BYTES;
+    (2 * ROWS + 2 * BACKWARD_STAGES * STEP) * DIM * 2 + BACKWARD_STAGES *STEP *(int)sizeof(row_terms) + BARRIER_BYTES;
 
 #if TP_HOPPER
-
-constexpr int COPIER_REGISTERS = 40, WORKER_REGISTERS = 232; /* 128 * 40 + 256 * 232 are the 64 Ki of a multiprocessor */
 
 __device__ __forceinline__ void copy_chunk(uint32_t to, const void *from, bool there)
 {
@@ -113,11 +130,11 @@ template <int N> struct ring {
     uint32_t full; /* barriers; those for empty follow */
     __device__ uint32_t full_of(int i) const { return full + i % N * 8; }
     __device__ uint32_t empty_of(int i) const { return full + (N + i % N) * 8; }
-    __device__ void open() const
+    __device__ void open(int workers) const
     {
         for (int i = 0; i < N; i++) {
             barrier_open(full_of(i), COPIERS);
-            barrier_open(empty_of(i), (THREADS - COPIERS) / 32);
+            barrier_open(empty_of(i), workers / 32);
         }
     }
     __device__ void wait_full(int i) const { barrier_wait(full_of(i), i / N & 1); } /* see_copies() comes before their use */
@@ -186,33 +203,35 @@ __device__ __forceinline__ void quick_softmax_step(const params &p, const query_
 
 #endif
 
-template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_forward_kernel(const __grid_constant__ params p)
+template <int DIM>
+__global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
+    constexpr int ROWS = forward_cut<DIM>::ROWS;
     constexpr uint32_t TILE = KEYS * DIM * 2;
-    const uint32_t q = (uint32_t)__cvta_generic_to_shared(shared), k = q + HOPPER_ROWS * DIM * 2, v = k + STAGES * TILE;
+    const uint32_t q = (uint32_t)__cvta_generic_to_shared(shared), k = q + ROWS * DIM * 2, v = k + STAGES * TILE;
     const uint32_t q_full = v + STAGES * TILE;
     const ring<STAGES> keys = {q_full + 8}, values = {q_full + 8 + 16 * STAGES};
-    const query_tile t = find_query_tile<HOPPER_ROWS>(p);
+    const query_tile t = find_query_tile<ROWS>(p);
     const key_walk<KEYS> walk(p, t.some_see);
     const span part = part_of(p, walk.n, t.split);
     const int steps = part.end - part.first;
     if (threadIdx.x == 0) {
         barrier_open(q_full, COPIERS);
-        keys.open();
-        values.open();
+        keys.open(forward_cut<DIM>::WORKERS);
+        values.open(forward_cut<DIM>::WORKERS);
     }
     __syncthreads();
     if (threadIdx.x < COPIERS) {
-        give_registers<COPIER_REGISTERS>();
+        give_registers<forward_cut<DIM>::COPIER>();
         const copier<DIM> copy;
         const auto copy_keys = [&](int step, uint32_t to, const rows &own, const rows &prefix) {
             const key_tile tile = find_key_tile(p, t, walk, part.first + step);
             copy.template keys<KEYS>(p, to + step % STAGES * TILE, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n);
         };
         if (steps > 0) {
-            copy.template queries<HOPPER_ROWS>(p, q, p.q, t.s, t.kv_head, t.first, t.end);
+            copy.template queries<ROWS>(p, q, p.q, t.s, t.kv_head, t.first, t.end);
             barrier_arrive_after_copies(q_full);
         }
         for (int step = 0; step < steps; step++) {
@@ -224,7 +243,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_forward_
             barrier_arrive_after_copies(values.full_of(step));
         }
     } else {
-        take_registers<WORKER_REGISTERS>();
+        take_registers<forward_cut<DIM>::WORKER>();
         const int worker = threadIdx.x - COPIERS, lane = worker % 32, group_row = worker / 128 * 64,
                   warp_row = worker / 32 * 16;
         float out[DIM / 8][4] = {}, s[KEYS / 8][4], greatest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, shrink[2];
@@ -241,7 +260,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_forward_
             keys.wait_full(0);
             see_copies();
             arrive();
-            tile_multiply_nt<KEYS, DIM, HOPPER_ROWS>(s, q, group_row, k);
+            tile_multiply_nt<KEYS, DIM, ROWS>(s, q, group_row, k);
             commit();
             wait<0>();
             keys.release(0);
@@ -254,7 +273,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_forward_
             values.wait_full(step - 1);
             see_copies();
             arrive();
-            tile_multiply_nt<KEYS, DIM, HOPPER_ROWS>(s, q, group_row, k + step % STAGES * TILE);
+            tile_multiply_nt<KEYS, DIM, ROWS>(s, q, group_row, k + step % STAGES * TILE);
             commit();
             hold(out);
             arrive();
@@ -294,8 +313,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_forward_
 #if TP_HOPPER
 
 /* What both gradient kernels keep in shared memory: two tiles that the block owns, and stages of two tiles that pass by. */
-template <int DIM> struct backward_room {
-    static constexpr uint32_t OWNED = HOPPER_ROWS * DIM * 2, TILE = STEP * DIM * 2;
+template <int DIM, typename Cut> struct backward_room {
+    static constexpr uint32_t OWNED = Cut::ROWS * DIM * 2, TILE = STEP * DIM * 2;
     uint32_t owned[2], passing[2], terms, owned_full;
     ring<BACKWARD_STAGES> stages;
     __device__ explicit backward_room(const unsigned char *shared)
@@ -309,7 +328,7 @@ template <int DIM> struct backward_room {
         stages.full = owned_full + 8;
         if (threadIdx.x == 0) {
             barrier_open(owned_full, COPIERS);
-            stages.open();
+            stages.open(Cut::WORKERS);
         }
         __syncthreads();
     }
@@ -388,21 +407,23 @@ __device__ __forceinline__ void quick_finish(float &score, float &dp, row_terms 
 #endif
 
 /* The sums of a block that owns keys: dv += P^T dout, dk += dS^T q; of one that owns rows: dq += dS k. */
-template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_gradient_kernel(const __grid_constant__ params p)
+template <int DIM>
+__global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
+    constexpr int ROWS = key_cut<DIM>::ROWS;
     extern __shared__ __align__(1024) unsigned char shared[];
-    const backward_room<DIM> room(shared);
-    const owned_keys t = find_owned_keys<HOPPER_ROWS>(p);
+    const backward_room<DIM, key_cut<DIM>> room(shared);
+    const owned_keys t = find_owned_keys<ROWS>(p);
     const int steps = (t.end_row - t.first_row + STEP - 1) / STEP;
     if (threadIdx.x < COPIERS) {
-        give_registers<COPIER_REGISTERS>();
+        give_registers<key_cut<DIM>::COPIER>();
         const copier<DIM> copy;
         room.copy(
             steps,
             [&]() {
-                copy.template keys<HOPPER_ROWS>(p, room.owned[0], p.k, t.kv_head, t.s.k_start + t.key, t.n);
-                copy.template keys<HOPPER_ROWS>(p, room.owned[1], p.v, t.kv_head, t.s.k_start + t.key, t.n);
+                copy.template keys<ROWS>(p, room.owned[0], p.k, t.kv_head, t.s.k_start + t.key, t.n);
+                copy.template keys<ROWS>(p, room.owned[1], p.v, t.kv_head, t.s.k_start + t.key, t.n);
             },
             [&](int step) {
                 const int row = t.first_row + step * STEP, r = threadIdx.x % STEP;
@@ -413,12 +434,12 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_grad
                 const int64_t index = there ? row_index(p, t.s, t.kv_head, row + r) : 0;
                 const uint32_t place = room.terms + (step % BACKWARD_STAGES * STEP + r) * (uint32_t)sizeof(row_terms);
                 if (threadIdx.x < STEP)
-                    copy_float(place, p.lse + index, there);
+                    copy_float(place, p.part_lse + index, there);
                 else
                     copy_float(place + 4, p.delta + index, there);
             });
     } else {
-        take_registers<WORKER_REGISTERS>();
+        take_registers<key_cut<DIM>::WORKER>();
         const int worker = threadIdx.x - COPIERS, lane = worker % 32, group_key = worker / 128 * 64,
                   warp_key = worker / 32 * 16;
         const row_terms *terms = reinterpret_cast<const row_terms *>(shared + (room.terms - room.owned[0]));
@@ -428,9 +449,9 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_grad
         const int shift = t.s.k_len - t.s.q_len;
         const auto scores = [&](int step, auto split) {
             arrive();
-            tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(s, room.owned[0], group_key, room.passing_at(0, step));
+            tile_multiply_nt<STEP, DIM, ROWS>(s, room.owned[0], group_key, room.passing_at(0, step));
             if constexpr (decltype(split)::value) commit();
-            tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(ds, room.owned[1], group_key, room.passing_at(1, step));
+            tile_multiply_nt<STEP, DIM, ROWS>(ds, room.owned[1], group_key, room.passing_at(1, step));
             commit();
         };
         /* both s and ds: scores that are scaled, capped or shifted */
@@ -443,8 +464,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_grad
                     const int r = n * 8 + lane % 4 * 2 + i, at = min(row + r, t.end_row - 1), query = query_of(p, at);
                     const span seen = keys_seen(p, t.s, query);
                     const float slope = alibi_slope(p, t.kv_head, at);
-                    row_terms x = terms[step % BACKWARD_STAGES * STEP + r];
-                    x.lse = x.lse == -INFINITY ? INFINITY : x.lse * LOG2E;
+                    const row_terms x = terms[step % BACKWARD_STAGES * STEP + r];
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int key = t.key + warp_key + lane / 4 + h * 8;
@@ -463,8 +483,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_grad
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int r = n * 8 + lane % 4 * 2 + i;
-                    const float lse = terms[step % BACKWARD_STAGES * STEP + r].lse;
-                    const float top = lse == -INFINITY ? INFINITY : lse * LOG2E;
+                    const float top = terms[step % BACKWARD_STAGES * STEP + r].lse;
                     const int diagonal =
                         decltype(all)::value ? 0 : query_of(p, row + r) + shift - (t.key + warp_key + lane / 4);
 #pragma unroll
@@ -490,7 +509,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_grad
             }
         };
         const auto weigh = [&](int step) {
-            if (all_seen(p, t, t.first_row + step * STEP, STEP, HOPPER_ROWS))
+            if (all_seen(p, t, t.first_row + step * STEP, STEP, ROWS))
                 weigh_scores(step, std::true_type());
             else
                 weigh_scores(step, std::false_type());
@@ -565,21 +584,23 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_key_grad
 #endif
 }
 
-template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_query_gradient_kernel(const __grid_constant__ params p)
+template <int DIM>
+__global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradient_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
+    constexpr int ROWS = query_cut<DIM>::ROWS;
     extern __shared__ __align__(1024) unsigned char shared[];
-    const backward_room<DIM> room(shared);
-    const query_tile t = find_query_tile<HOPPER_ROWS>(p);
+    const backward_room<DIM, query_cut<DIM>> room(shared);
+    const query_tile t = find_query_tile<ROWS>(p);
     const key_walk<STEP> walk(p, t.some_see);
     if (threadIdx.x < COPIERS) {
-        give_registers<COPIER_REGISTERS>();
+        give_registers<query_cut<DIM>::COPIER>();
         const copier<DIM> copy;
         room.copy(
             walk.n,
             [&]() {
-                copy.template queries<HOPPER_ROWS>(p, room.owned[0], p.q, t.s, t.kv_head, t.first, t.end);
-                copy.template queries<HOPPER_ROWS>(p, room.owned[1], p.dout, t.s, t.kv_head, t.first, t.end);
+                copy.template queries<ROWS>(p, room.owned[0], p.q, t.s, t.kv_head, t.first, t.end);
+                copy.template queries<ROWS>(p, room.owned[1], p.dout, t.s, t.kv_head, t.first, t.end);
             },
             [&](int step) {
                 const key_tile tile = find_key_tile(p, t, walk, step);
@@ -589,7 +610,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_query_gr
                                          tile.n);
             });
     } else {
-        take_registers<WORKER_REGISTERS>();
+        take_registers<query_cut<DIM>::WORKER>();
         const int worker = threadIdx.x - COPIERS, lane = worker % 32, group_row = worker / 128 * 64,
                   warp_row = worker / 32 * 16;
         const float unit = p.unit * LOG2E;
@@ -610,8 +631,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_query_gr
             walk.n,
             [&](int step) {
                 arrive();
-                tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(s, room.owned[0], group_row, room.passing_at(0, step));
-                tile_multiply_nt<STEP, DIM, HOPPER_ROWS>(ds, room.owned[1], group_row, room.passing_at(1, step));
+                tile_multiply_nt<STEP, DIM, ROWS>(s, room.owned[0], group_row, room.passing_at(0, step));
+                tile_multiply_nt<STEP, DIM, ROWS>(ds, room.owned[1], group_row, room.passing_at(1, step));
                 commit();
             },
             [&](int step) {
@@ -666,10 +687,11 @@ template <int DIM> __global__ void __launch_bounds__(THREADS, 1) hopper_query_gr
 #endif
 }
 
-template <typename Kernel> tp_status launch(tp_ctx *ctx, const char *name, Kernel kernel, const params *p, int bytes)
+template <typename Kernel>
+tp_status launch(tp_ctx *ctx, const char *name, Kernel kernel, const params *p, int threads, int bytes)
 {
     TP_CUDA_ALLOW_SHARED(ctx, name, kernel, bytes);
-    TP_CUDA_LAUNCH(ctx, name, kernel, (unsigned)(p->n_tiles * p->kv_heads * p->splits), THREADS, bytes, *p);
+    TP_CUDA_LAUNCH(ctx, name, kernel, (unsigned)(p->n_tiles * p->kv_heads * p->splits), threads, bytes, *p);
     return TP_OK;
 }
 
@@ -686,20 +708,49 @@ bool tp_attention::hopper_takes(tp_ctx *ctx, const params *p)
     return cudaFuncGetAttributes(&attributes, hopper_forward_kernel<64>) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
+int tp_attention::hopper_forward_rows(const params *p)
+{
+    return p->head_dim <= 64 ? (int)forward_cut<64>::ROWS : (int)forward_cut<128>::ROWS;
+}
+
+int tp_attention::hopper_key_rows(const params *p)
+{
+    return p->head_dim <= 64 ? (int)key_cut<64>::ROWS : (int)key_cut<128>::ROWS;
+}
+
+int tp_attention::hopper_query_rows(const params *p)
+{
+    return p->head_dim <= 64 ? (int)query_cut<64>::ROWS : (int)query_cut<128>::ROWS;
+}
+
+template <int DIM> static tp_status forward(tp_ctx *ctx, const params *p)
+{
+    return launch(ctx, "attention", hopper_forward_kernel<DIM>, p, forward_cut<DIM>::THREADS, forward_bytes<DIM>);
+}
+
+template <int DIM> static tp_status key_gradient(tp_ctx *ctx, const params *p)
+{
+    return launch(ctx, "attention_backward", hopper_key_gradient_kernel<DIM>, p, key_cut<DIM>::THREADS,
+                  backward_bytes<DIM, key_cut<DIM>::ROWS>);
+}
+
+template <int DIM> static tp_status query_gradient(tp_ctx *ctx, const params *p)
+{
+    return launch(ctx, "attention_backward", hopper_query_gradient_kernel<DIM>, p, query_cut<DIM>::THREADS,
+                  backward_bytes<DIM, query_cut<DIM>::ROWS>);
+}
+
 tp_status tp_attention::hopper_forward(tp_ctx *ctx, const params *p)
 {
-    if (p->head_dim <= 64) return launch(ctx, "attention", hopper_forward_kernel<64>, p, forward_bytes<64>);
-    return launch(ctx, "attention", hopper_forward_kernel<128>, p, forward_bytes<128>);
+    return p->head_dim <= 64 ? forward<64>(ctx, p) : forward<128>(ctx, p);
 }
 
 tp_status tp_attention::hopper_key_gradient(tp_ctx *ctx, const params *p)
 {
-    if (p->head_dim <= 64) return launch(ctx, "attention_backward", hopper_key_gradient_kernel<64>, p, backward_bytes<64>);
-    return launch(ctx, "attention_backward", hopper_key_gradient_kernel<128>, p, backward_bytes<128>);
+    return p->head_dim <= 64 ? key_gradient<64>(ctx, p) : key_gradient<128>(ctx, p);
 }
 
 tp_status tp_attention::hopper_query_gradient(tp_ctx *ctx, const params *p)
 {
-    if (p->head_dim <= 64) return launch(ctx, "attention_backward", hopper_query_gradient_kernel<64>, p, backward_bytes<64>);
-    return launch(ctx, "attention_backward", hopper_query_gradient_kernel<128>, p, backward_bytes<128>);
+    return p->head_dim <= 64 ? query_gradient<64>(ctx, p) : query_gradient<128>(ctx, p);
 }

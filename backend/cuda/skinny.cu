@@ -23,7 +23,8 @@ constexpr int M_MAX = 64, BOTH_M_MAX = 32;
 constexpr int BOTH_BLOCKS_MIN = 66; /* fewer blocks would need clusters to fill the GPU, and then two kernels are as quick */
 
 /* How blocks are cut for c alone, and for c and the gradient of b: of that each block writes a whole [k, m], so it takes many
- * rows. A warp has 16 M of them. `blocks` fill a Hopper GPU; constants, so that bits do not depend on the GPU. */
+ * rows and no cluster. A warp has 16 M of them. Clusters bring up to `blocks`; a constant, so that bits do not depend on the
+ * GPU. */
 template <bool BOTH> struct cut {
     static constexpr int rows = BOTH ? 256 : 64, threads = BOTH ? 256 : 128, M = rows / 16 / (threads / 32);
     static constexpr int stages = BOTH ? 2 : 3, blocks = BOTH ? 1 : 396;
@@ -218,6 +219,16 @@ template <int TILES, bool NT, bool BOTH> __global__ void __launch_bounds__(cut<B
     tp_cluster::meet(); /* the others have read from this block */
 }
 
+/* Shared memory to ask for. Blocks that do not all fit at once come in rounds, and three on a multiprocessor share its
+ * bandwidth: where two at a time need less than 3/2 of the rounds, two it is. */
+int room_of(tp_ctx *ctx, int64_t blocks, int bytes)
+{
+    constexpr int ROOM_OF_TWO = 100 << 10;
+    const int64_t at_once = tp_cuda_of(ctx)->multiprocessors;
+    if (blocks <= 3 * at_once || bytes >= ROOM_OF_TWO) return bytes;
+    return 2 * tp_cuda_ceil(blocks, 2 * at_once) < 3 * tp_cuda_ceil(blocks, 3 * at_once) ? ROOM_OF_TWO : bytes;
+}
+
 template <int TILES, bool NT, bool BOTH> tp_status launch(tp_ctx *ctx, const char *name, skinny_params p)
 {
     constexpr int ROWS = cut<BOTH>::rows, bytes = shared_bytes<TILES, NT, BOTH>;
@@ -226,10 +237,11 @@ template <int TILES, bool NT, bool BOTH> tp_status launch(tp_ctx *ctx, const cha
     p.parts = 1;
     if (tp_cuda_of(ctx)->clusters)
         while (p.parts < PARTS_MAX && blocks * p.parts * 2 <= cut<BOTH>::blocks && p.parts * 2 <= steps) p.parts *= 2;
-    TP_CUDA_ALLOW_SHARED(ctx, name, (skinny_kernel<TILES, NT, BOTH>), bytes);
+    const int room = room_of(ctx, blocks * p.parts, bytes);
+    TP_CUDA_ALLOW_SHARED(ctx, name, (skinny_kernel<TILES, NT, BOTH>), room);
     return tp_cuda_check(
         ctx, name,
-        tp_cluster::launch(ctx, skinny_kernel<TILES, NT, BOTH>, blocks * p.parts, cut<BOTH>::threads, bytes, p.parts, p));
+        tp_cluster::launch(ctx, skinny_kernel<TILES, NT, BOTH>, blocks * p.parts, cut<BOTH>::threads, room, p.parts, p));
 }
 
 template <bool NT> tp_status launch_tiles(tp_ctx *ctx, const skinny_params &p)

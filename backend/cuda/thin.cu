@@ -19,8 +19,8 @@ constexpr int COLUMNS = 128; /* of a block; a warp takes 32 */
 constexpr int ROWS = 64;     /* of a step */
 constexpr int STAGES = 4;
 constexpr int WIDE_LD = COLUMNS + 8;
-constexpr int BLOCKS_WANTED =
-    264; /* two on each multiprocessor of a Hopper GPU; a constant, so that bits do not depend on the GPU */
+/* Two on each multiprocessor of a Hopper GPU; a constant, so that bits do not depend on the GPU. */
+constexpr int BLOCKS_WANTED = 264;
 constexpr int THIN_MAX = 64;
 
 /* TILES of 8 thin columns; 16 more bytes in a row let lanes of a fragment meet different banks. */

@@ -188,6 +188,28 @@ static void test_thin_gradients(void **state)
     }
 }
 
+/* So many rows that one kernel makes both gradients that pass through an up factor. */
+static void test_factor_gradients(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    char text[160];
+    for (int i = 0; i < 12; i++) {
+        both b = {0};
+        tp_lowrank_backward_args a = {
+            .n = 16641 + below(2000), .out = wide_columns[below(7)], .rank = 8 * (1 + i % 4), .scaling = 0.75f};
+        aligned_rows(&b, &a.dy, a.n, a.out, TP_BF16);
+        aligned_rows(&b, &a.b, a.out, a.rank, TP_BF16);
+        aligned_rows(&b, &a.u, a.n, a.rank, TP_BF16);
+        aligned_rows(&b, &a.du, a.n, a.rank, TP_BF16);
+        make_output(&b, product_tolerance(a.out));
+        floats_out(&b, &a.db, a.out * a.rank, product_tolerance(a.n));
+        snprintf(text, sizeof text, "factor gradients n=%lld out=%lld rank=%lld", (long long)a.n, (long long)a.out,
+                 (long long)a.rank);
+        run_both(&b, TP_KERNEL_lowrank_backward, &a, text);
+    }
+}
+
 /* ---- norms ---- */
 
 /* In bf16 the normalized value is rounded before the weight: a difference of f32's last bit may move it by a unit of 2^-8. */
@@ -639,6 +661,7 @@ int main(void)
         cmocka_unit_test(test_column_sum),
         cmocka_unit_test(test_thin_results),
         cmocka_unit_test(test_thin_gradients),
+        cmocka_unit_test(test_factor_gradients),
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rmsnorm_backward),
         cmocka_unit_test(test_layernorm),

@@ -10,6 +10,7 @@
 #include "inference/generate.h"
 #include "inference/step.h"
 #include "peft/lora.h"
+#include "tests/failing_malloc.h"
 
 #define CONTEXT 64
 #define SLOTS   3
@@ -322,12 +323,51 @@ static void test_many(void **state)
     try_many("gpt2", &greedy, PROMPTS); /* does not suit: one by one */
 }
 
+/* Each allocation of opening and running may fail, once or with all that follow: NOMEM, or as if nothing had happened, and
+ * nothing is left behind. */
+static void test_allocations(void **state)
+{
+    (void)state;
+    struct fixture f;
+    int32_t ids[3] = {5, 9, 2};
+    tp_prompt_ids prompts[PROMPTS];
+    tp_generate_options options = {.sampling = TP_SAMPLING_GREEDY, .max_tokens = 9};
+    options.sampling.repetition_penalty = 1.5;
+    open_fixture(&f, "llama", TP_BF16, true);
+    for (int p = 0; p < PROMPTS; p++) prompts[p] = (tp_prompt_ids){ids, (size_t)(1 + p % 3)};
+    tp_backend fake = recorder();
+    const tp_backend *real = f.ctx.device->backend;
+    f.ctx.device->backend = &fake;
+    for (int all = 0; all < 2; all++) {
+        bool failed = true;
+        for (long n = 1; failed; n++) {
+            struct replies replies = {.most = PROMPTS};
+            tp_generator *many = NULL;
+            long live = malloc_live();
+            fail_malloc(n, all != 0);
+            tp_status status = tp_generator_open_many(&f.ctx, f.model, CONTEXT, PROMPTS, &many);
+            if (status == TP_OK) status = tp_generate_all(&f.ctx, many, NULL, prompts, PROMPTS, &options, take, &replies);
+            failed = malloc_failed();
+            fail_malloc(0, false);
+            tp_generator_close(many);
+            for (int p = 0; p < PROMPTS; p++) tp_generated_free(&replies.all[p]);
+            if (status != TP_NOMEM) assert_ok(&f.ctx, status);
+            if (status == TP_NOMEM) assert_true(failed);
+            tp_ctx_clear(&f.ctx);
+            assert_int_equal(malloc_live(), live);
+        }
+    }
+    f.ctx.device->backend = real;
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_models),
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_many),
+        cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
