@@ -14,6 +14,7 @@
 
 #define SPIN_NS       50000
 #define ITEMS_PER_JOB 0xffffffffu
+#define MOVE_NS       2000000 /* between two moves of the caller, at least */
 
 typedef struct worker {
     struct tp_threads *pool;
@@ -40,6 +41,10 @@ struct tp_threads {
     atomic_bool stop;
     pthread_mutex_t mutex;
     pthread_cond_t job_here, job_done;
+
+    cpu_set_t bound;   /* CPUs of the workers; empty: they are not bound */
+    int home;          /* the CPU that is left to the caller */
+    int64_t next_move; /* time, in ns, before which the caller is not moved again */
 
     int count;        /* threads including the caller */
     worker workers[]; /* count - 1 */
@@ -121,7 +126,8 @@ static void *worker_main(void *argument)
     return NULL;
 }
 
-/* Binds each worker to a CPU of its own, leaving the first CPU to the caller. */
+/* Binds each worker to a CPU of its own, leaving the first CPU to the caller. The caller itself stays free, for threads that it
+ * starts would be bound with it. */
 static void bind_workers(tp_threads *pool)
 {
     cpu_set_t allowed;
@@ -129,14 +135,31 @@ static void bind_workers(tp_threads *pool)
     int index = 0;
     for (int cpu = 0; cpu < CPU_SETSIZE && index < pool->count; cpu++) {
         if (!CPU_ISSET(cpu, &allowed)) continue;
+        if (index == 0) pool->home = cpu;
         if (index > 0) {
             cpu_set_t one;
             CPU_ZERO(&one);
             CPU_SET(cpu, &one);
-            (void)pthread_setaffinity_np(pool->workers[index - 1].id, sizeof one, &one); /* a hint: unbound works too */
+            if (pthread_setaffinity_np(pool->workers[index - 1].id, sizeof one, &one) == 0) CPU_SET(cpu, &pool->bound);
         }
         index++;
     }
+}
+
+/* A caller that the system has put on a worker's CPU would have to share it, for many jobs until the system thinks again: it is
+ * sent to its own CPU, and then left free as before. */
+static void go_home(tp_threads *pool)
+{
+    int cpu = sched_getcpu();
+    if (cpu < 0 || cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &pool->bound)) return;
+    int64_t now = now_ns();
+    cpu_set_t allowed, one;
+    if (now < pool->next_move || pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed) != 0) return;
+    pool->next_move = now + MOVE_NS;
+    CPU_ZERO(&one);
+    CPU_SET(pool->home, &one);
+    if (pthread_setaffinity_np(pthread_self(), sizeof one, &one) == 0)
+        (void)pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
 }
 
 tp_threads *tp_threads_new(tp_ctx *ctx, int threads)
@@ -194,6 +217,7 @@ static void wait_until_done(tp_threads *pool, int64_t n)
 
 static void run_job(tp_threads *pool, int64_t first, int64_t n, void (*body)(void *arg, int64_t i, int thread), void *arg)
 {
+    go_home(pool);
     pool->body = body;
     pool->arg = arg;
     pool->first = first;
