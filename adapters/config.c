@@ -325,8 +325,7 @@ static tp_status write_expanded(tp_ctx *ctx, const tp_lora *lora, tp_buf *out)
     size_t n = 0;
     if (names == NULL) return TP_NOMEM;
     for (size_t i = 0; i < lora->n_modules; i++) {
-        const char *dot = strrchr(lora->modules[i].module->path, '.'),
-                   *last = dot != NULL ? dot + 1 : lora->modules[i].module->path;
+        const char *last = tp_module_name(lora->modules[i].module);
         bool seen = false;
         for (size_t j = 0; j < n; j++) seen = seen || strcmp(names[j], last) == 0;
         if (!seen) names[n++] = last;

@@ -58,6 +58,20 @@ tp_rows tp_grad_for(tp_tape *tape, tp_tensor *t, bool *accumulate);
  * same shape. `out` keeps none. */
 tp_status tp_grad_move(tp_tape *tape, tp_tensor *out, tp_tensor *x);
 
+/* The same rows, from row and column number so and so on. */
+static inline tp_rows tp_rows_from(tp_rows rows, int64_t row, int64_t column)
+{
+    rows.data = (char *)rows.data + (size_t)(row * rows.ld + column) * tp_dtype_bytes(rows.dtype);
+    return rows;
+}
+
+/* A product in the tape's precision. */
+static inline tp_status tp_op_product(tp_tape *tape, tp_matmul_args args)
+{
+    args.precision = tp_tape_precision(tape);
+    return tp_run_matmul(tp_tape_ctx(tape), &args);
+}
+
 static inline bool tp_wants_grad(const tp_tensor *t)
 {
     return t != NULL && t->needs_grad;

@@ -557,9 +557,13 @@ static tp_status unpark(tp_tape *tape, size_t number)
 
 /* ---- recomputing ---- */
 
-static void *row_of(const tp_tensor *t, void *data, int64_t row)
+/* Rows first .. end - 1 of x as an input of their own. */
+static tp_tensor *slice_of(tp_tape *tape, const tp_tensor *x, int64_t first, int64_t end)
 {
-    return (char *)data + (size_t)(row * t->ld) * tp_dtype_bytes(t->dtype);
+    tp_rows rows = tp_rows_from(tp_tensor_rows(x), first, 0);
+    tp_tensor *slice = tp_tape_input(tape, x->dtype, end - first, x->cols, rows.data, x->needs_grad);
+    if (slice != NULL) slice->ld = x->ld;
+    return slice;
 }
 
 /* Rows first .. end - 1 of the segment again, with gradients, on a detached handle of x's rows. */
@@ -567,9 +571,8 @@ static tp_tensor *run_again(tp_tape *tape, const struct segment_record *r, int64
 {
     uint64_t step_now = tape->step;
     int64_t row_now = tape->row;
-    tp_tensor *x = tp_tape_input(tape, r->x->dtype, end - first, r->x->cols, row_of(r->x, r->x->data, first), r->x->needs_grad);
+    tp_tensor *x = slice_of(tape, r->x, first, end);
     if (x == NULL) return NULL;
-    x->ld = r->x->ld;
     tape->step = r->step;
     tape->row = first;
     *result = r->forward(tape, r->state, x);
@@ -595,9 +598,9 @@ static tp_status whole_backward(tp_tape *tape, struct segment_record *r)
 }
 
 /* The gradient of x's rows from `first` on, out of a slice. */
-static tp_status collect(tp_tape *tape, tp_tensor *slice, tp_rows dx, const tp_tensor *x, int64_t first, bool accumulate)
+static tp_status collect(tp_tape *tape, tp_tensor *slice, tp_rows dx, int64_t first, bool accumulate)
 {
-    tp_rows to = {row_of(x, dx.data, first), dx.dtype, dx.ld}, from = tp_tensor_grad_rows(slice);
+    tp_rows to = tp_rows_from(dx, first, 0), from = tp_tensor_grad_rows(slice);
     tp_add_args add = {.n = slice->rows, .dim = slice->cols, .x = to, .y = from, .z = to};
     tp_scale_args copy = {.n = slice->rows, .dim = slice->cols, .x = from, .y = to, .alpha = slice->grad_written ? 1 : 0};
     if (!slice->grad_written && accumulate) return TP_OK;
@@ -624,11 +627,11 @@ static tp_status sliced_backward(tp_tape *tape, struct segment_record *r)
         bool unused;
         tp_rows to = tp_grad_for(tape, again, &unused);
         tp_scale_args copy = {.n = again->rows, .dim = again->cols, .y = to, .alpha = 1};
-        copy.x = (tp_rows){row_of(out, out->grad, first), out->dtype, out->ld};
+        copy.x = tp_rows_from(tp_tensor_grad_rows(out), first, 0);
         if (to.data == NULL) return tape->status;
         TP_TRY(tp_run_scale(tape->ctx, &copy));
         TP_TRY(sweep(tape, mark));
-        if (dx.data != NULL) TP_TRY(collect(tape, x, dx, r->x, first, accumulate));
+        if (dx.data != NULL) TP_TRY(collect(tape, x, dx, first, accumulate));
     }
     return TP_OK;
 }
@@ -662,15 +665,14 @@ static tp_tensor *forward_slices(tp_tape *tape, tp_segment_fn forward, void *sta
     tp_tensor *y = tp_op_output(tape, segment_op.name, x->dtype, x->rows, x->cols, false);
     for (int64_t s = 0, first = 0; y != NULL && s < n; first = ends[s++]) {
         size_t mark = tp_tape_mark(tape);
-        tp_tensor *rows = tp_tape_input(tape, x->dtype, ends[s] - first, x->cols, row_of(x, x->data, first), x->needs_grad);
+        tp_tensor *rows = slice_of(tape, x, first, ends[s]);
         if (rows == NULL) return NULL;
-        rows->ld = x->ld;
         tape->row = first;
         tp_tensor *part = forward_once(tape, forward, state, rows);
         tape->row = row_now;
         if (part == NULL) return NULL;
         tp_scale_args copy = {.n = part->rows, .dim = part->cols, .x = tp_tensor_rows(part), .alpha = 1};
-        copy.y = (tp_rows){row_of(y, y->data, first), y->dtype, y->ld};
+        copy.y = tp_rows_from(tp_tensor_rows(y), first, 0);
         if (!tp_op_ok(tape, segment_op.name, tp_run_scale(tape->ctx, &copy))) return NULL;
         y->needs_grad = y->needs_grad || part->needs_grad;
         tp_tape_rewind(tape, mark, NULL);

@@ -39,16 +39,10 @@ struct kind {
     int64_t n, parameters;
 };
 
-static const char *last_component(const char *path)
-{
-    const char *dot = strrchr(path, '.');
-    return dot != NULL ? dot + 1 : path;
-}
-
 static bool is_of_kind(const struct kind *kind, const tp_lora_module *m)
 {
     const tp_matrix *ours = &m->module->weight, *theirs = &kind->first->module->weight;
-    return strcmp(kind->name, last_component(m->module->path)) == 0 && m->rank == kind->first->rank &&
+    return strcmp(kind->name, tp_module_name(m->module)) == 0 && m->rank == kind->first->rank &&
            m->alpha == kind->first->alpha && ours->rows == theirs->rows && ours->cols == theirs->cols;
 }
 
@@ -59,7 +53,7 @@ static size_t sort_kinds(const tp_lora *lora, struct kind *kinds)
         const tp_lora_module *m = &lora->modules[i];
         size_t k = 0;
         while (k < n && !is_of_kind(&kinds[k], m)) k++;
-        if (k == n) kinds[n++] = (struct kind){.name = last_component(m->module->path), .first = m};
+        if (k == n) kinds[n++] = (struct kind){.name = tp_module_name(m->module), .first = m};
         kinds[k].n++;
         kinds[k].parameters += m->rank * (m->module->weight.rows + m->module->weight.cols);
     }

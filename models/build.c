@@ -244,10 +244,10 @@ static void add_joints(tp_model *model)
 {
     for (int64_t i = 0; i < model->config.n_layers && model->config.family != TP_FAMILY_GPT2; i++) {
         tp_block *b = &model->blocks[i];
-        b->joint_qkv = (tp_joint){.members = {&b->q, &b->k, &b->v}, .n = 3};
-        b->joint_o = (tp_joint){.members = {&b->o}, .n = 1};
-        b->joint_gate_up = (tp_joint){.members = {&b->gate, &b->up}, .n = 2};
-        b->joint_down = (tp_joint){.members = {&b->down}, .n = 1};
+        b->joints[TP_JOINT_QKV] = (tp_joint){.members = {&b->q, &b->k, &b->v}, .n = 3};
+        b->joints[TP_JOINT_O] = (tp_joint){.members = {&b->o}, .n = 1};
+        b->joints[TP_JOINT_GATE_UP] = (tp_joint){.members = {&b->gate, &b->up}, .n = 2};
+        b->joints[TP_JOINT_DOWN] = (tp_joint){.members = {&b->down}, .n = 1};
     }
 }
 

@@ -1,27 +1,19 @@
 /* Linears of one input as one product, where they were stacked and nothing stands against it. */
 #include <stdio.h>
-#include <string.h>
 
 #include "models/model.h"
-
-static void join_like(tp_joint *shapes, const tp_joint *joint)
-{
-    shapes->weight = joint->weight;
-    shapes->bias = joint->bias;
-    shapes->room = joint->room;
-}
 
 void tp_model_join_like(tp_model *shapes, const tp_model *model)
 {
     shapes->room = model->room;
-    for (int64_t i = 0; i < model->config.n_layers; i++) {
-        tp_block *to = &shapes->blocks[i];
-        const tp_block *from = &model->blocks[i];
-        join_like(&to->joint_qkv, &from->joint_qkv);
-        join_like(&to->joint_o, &from->joint_o);
-        join_like(&to->joint_gate_up, &from->joint_gate_up);
-        join_like(&to->joint_down, &from->joint_down);
-    }
+    for (int64_t i = 0; i < model->config.n_layers; i++)
+        for (int j = 0; j < TP_JOINTS; j++) {
+            tp_joint *to = &shapes->blocks[i].joints[j];
+            const tp_joint *from = &model->blocks[i].joints[j];
+            to->weight = from->weight;
+            to->bias = from->bias;
+            to->room = from->room;
+        }
 }
 
 /* "q_proj+k_proj+v_proj", for messages. */
@@ -29,8 +21,7 @@ static void name_of(const tp_joint *joint, char *out, size_t size)
 {
     size_t n = 0;
     for (int i = 0; i < joint->n && n < size; i++) {
-        const char *dot = strrchr(joint->members[i]->path, '.');
-        int wrote = snprintf(out + n, size - n, "%s%s", i > 0 ? "+" : "", dot != NULL ? dot + 1 : joint->members[i]->path);
+        int wrote = snprintf(out + n, size - n, "%s%s", i > 0 ? "+" : "", tp_module_name(joint->members[i]));
         n += wrote > 0 ? (size_t)wrote : 0;
     }
 }

@@ -57,7 +57,7 @@ static tp_tensor *attention(tp_model *model, const tp_pass *pass, int layer, tp_
     tp_tensor *h = norm(pass, &b->norm1, x, c->norm_eps);
     tp_tape_scope_begin(tape, "self_attn");
     tp_tensor *qkv[3], *o[1];
-    tp_module_joint(pass, &b->joint_qkv, h, NULL, qkv);
+    tp_module_joint(pass, &b->joints[TP_JOINT_QKV], h, NULL, qkv);
     if (layer < pass->remade_layers) tp_tape_forget(tape, h);
     tp_tensor *q = qkv[0], *k = qkv[1];
     if (c->qk_norm) {
@@ -67,7 +67,7 @@ static tp_tensor *attention(tp_model *model, const tp_pass *pass, int layer, tp_
     q = tp_rope(tape, q, &model->angles, c->head_dim);
     k = tp_rope(tape, k, &model->angles, c->head_dim);
     tp_tensor *mixed = tp_model_attend(model, pass, layer, q, k, qkv[2]);
-    tp_module_joint(pass, &b->joint_o, mixed, x, o);
+    tp_module_joint(pass, &b->joints[TP_JOINT_O], mixed, x, o);
     tp_tape_scope_end(tape);
     return o[0];
 }
@@ -78,10 +78,10 @@ static tp_tensor *feed_forward(tp_model *model, const tp_pass *pass, int layer, 
     tp_tensor *h = norm(pass, &b->norm2, x, model->config.norm_eps);
     tp_tensor *gate_up[2], *down[1];
     tp_tape_scope_begin(pass->tape, "mlp");
-    tp_module_joint(pass, &b->joint_gate_up, h, NULL, gate_up);
+    tp_module_joint(pass, &b->joints[TP_JOINT_GATE_UP], h, NULL, gate_up);
     if (layer < pass->remade_layers) tp_tape_forget(pass->tape, h);
     tp_tensor *product = tp_swiglu(pass->tape, gate_up[0], gate_up[1]);
-    tp_module_joint(pass, &b->joint_down, product, x, down);
+    tp_module_joint(pass, &b->joints[TP_JOINT_DOWN], product, x, down);
     if (layer < pass->remade_layers) tp_tape_forget(pass->tape, product);
     tp_tape_scope_end(pass->tape);
     return down[0];

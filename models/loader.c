@@ -194,25 +194,12 @@ static void stack(struct opening *o, tp_joint *joint)
     o->model->weight_bytes += stacked_bytes(joint);
 }
 
-/* What may be stacked of a block. */
-#define JOINTS 4
-static void joints_of(tp_block *b, tp_joint *joints[JOINTS])
-{
-    joints[0] = &b->joint_qkv;
-    joints[1] = &b->joint_o;
-    joints[2] = &b->joint_gate_up;
-    joints[3] = &b->joint_down;
-}
-
 /* Norms of q and k (Qwen3) want their rows without a gap, so nothing of such a model is stacked. */
 static void stack_all(struct opening *o)
 {
-    tp_joint *joints[JOINTS];
     if (!o->options->join || o->model->config.qk_norm) return;
-    for (int64_t i = 0; i < o->model->config.n_layers; i++) {
-        joints_of(&o->model->blocks[i], joints);
-        for (int j = 0; j < JOINTS; j++) stack(o, joints[j]);
-    }
+    for (int64_t i = 0; i < o->model->config.n_layers; i++)
+        for (int j = 0; j < TP_JOINTS; j++) stack(o, &o->model->blocks[i].joints[j]);
 }
 
 static tp_status place_stacked(struct opening *o, tp_joint *joint)
@@ -232,11 +219,8 @@ static tp_status place_stacked(struct opening *o, tp_joint *joint)
 
 static tp_status place_all_stacked(struct opening *o)
 {
-    tp_joint *joints[JOINTS];
-    for (int64_t i = 0; i < o->model->config.n_layers; i++) {
-        joints_of(&o->model->blocks[i], joints);
-        for (int j = 0; j < JOINTS; j++) TP_TRY(place_stacked(o, joints[j]));
-    }
+    for (int64_t i = 0; i < o->model->config.n_layers; i++)
+        for (int j = 0; j < TP_JOINTS; j++) TP_TRY(place_stacked(o, &o->model->blocks[i].joints[j]));
     return TP_OK;
 }
 

@@ -6,12 +6,6 @@
 
 #include "base/mem.h"
 
-static const char *last_component(const char *path)
-{
-    const char *dot = strrchr(path, '.');
-    return dot != NULL ? dot + 1 : path;
-}
-
 tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_tensor *x, tp_tensor *residual)
 {
     tp_lowrank terms[TP_LINEAR_TERMS];
@@ -25,7 +19,7 @@ tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_te
                            .residual = residual,
                            .terms = terms,
                            .n_terms = n_terms};
-    tp_tape_scope_begin(pass->tape, "%s", last_component(module->path));
+    tp_tape_scope_begin(pass->tape, "%s", tp_module_name(module));
     tp_tensor *y = tp_linear(pass->tape, x, &spec);
     tp_tape_scope_end(pass->tape);
     return y;

@@ -6,12 +6,12 @@
 #include "models/module.h"
 
 typedef struct tp_block {
-    tp_linear_module q, k, v, o;                            /* Llama kind */
-    tp_linear_module qkv;                                   /* fused (GPT-2's c_attn); weight.data NULL if not */
-    tp_linear_module gate, up, down;                        /* GPT-2: up = c_fc, down = mlp.c_proj, no gate */
-    tp_tensor norm1, norm1_bias, norm2, norm2_bias;         /* [1, D] f32; bias data NULL for RMSNorm */
-    tp_tensor q_norm, k_norm;                               /* [1, head_dim]; data NULL: none */
-    tp_joint joint_qkv, joint_o, joint_gate_up, joint_down; /* Llama kind; GPT-2: empty */
+    tp_linear_module q, k, v, o;                    /* Llama kind */
+    tp_linear_module qkv;                           /* fused (GPT-2's c_attn); weight.data NULL if not */
+    tp_linear_module gate, up, down;                /* GPT-2: up = c_fc, down = mlp.c_proj, no gate */
+    tp_tensor norm1, norm1_bias, norm2, norm2_bias; /* [1, D] f32; bias data NULL for RMSNorm */
+    tp_tensor q_norm, k_norm;                       /* [1, head_dim]; data NULL: none */
+    tp_joint joints[TP_JOINTS];                     /* Llama kind; GPT-2: empty */
 } tp_block;
 
 typedef struct tp_model {

@@ -5,6 +5,8 @@
 #ifndef TP_MODELS_MODULE_H
 #define TP_MODELS_MODULE_H
 
+#include <string.h>
+
 #include "autograd/batch.h"
 #include "autograd/ops.h"
 
@@ -25,6 +27,13 @@ typedef struct tp_linear_module {
     tp_slot slot;
 } tp_linear_module;
 
+/* The last name of its path: "q_proj". */
+static inline const char *tp_module_name(const tp_linear_module *module)
+{
+    const char *dot = strrchr(module->path, '.');
+    return dot != NULL ? dot + 1 : module->path;
+}
+
 /* Linears that read the same input. On a device with memory of its own their dense weights are stacked, so that one product
  * serves all of them and takes their adapters along (tp_joint_linear); elsewhere each runs by itself. */
 typedef struct tp_joint {
@@ -34,6 +43,9 @@ typedef struct tp_joint {
     tp_tensor bias;   /* [1, sum of outs]; data NULL: none */
     int64_t room;     /* free columns behind every row of the weight, and rows behind it */
 } tp_joint;
+
+/* Of a block. */
+enum { TP_JOINT_QKV, TP_JOINT_O, TP_JOINT_GATE_UP, TP_JOINT_DOWN, TP_JOINTS };
 
 /* How a forward pass runs. */
 typedef struct tp_pass {

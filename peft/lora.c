@@ -79,8 +79,7 @@ static const char *nearest_module(const tp_model *model, const char *name)
     const char *names[64] = {NULL};
     size_t n = 0;
     for (size_t i = 0; i < model->n_linears && n < 63; i++) {
-        const char *dot = strrchr(model->linears[i]->path, '.');
-        const char *last = dot != NULL ? dot + 1 : model->linears[i]->path;
+        const char *last = tp_module_name(model->linears[i]);
         bool known = false;
         for (size_t j = 0; j < n; j++) known = known || strcmp(names[j], last) == 0;
         if (!known) names[n++] = last;

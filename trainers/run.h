@@ -54,7 +54,6 @@ struct tp_run {
 
 /* trainers/setup.c */
 tp_status tp_run_setup(tp_run *run) TP_MUST_CHECK;
-tp_status tp_run_recompute_every(tp_run *run, int *every) TP_MUST_CHECK;
 /* trainers/train.c: early_stopping_patience is used up, here or before the run was resumed. */
 bool tp_run_stops_early(const tp_run *run);
 /* trainers/evaluate.c: loss per label over held-out data, in order, without gradients or dropout. */

@@ -173,10 +173,8 @@ bool tp_run_stops_early(const tp_run *run)
     return patience > 0 && run->state.evals_without_gain >= patience;
 }
 
-/* Held-out loss; remembers the best and keeps its adapter. */
-static tp_status evaluate(tp_run *run)
+static tp_status evaluate_held_out(tp_run *run, tp_evaluation *result)
 {
-    const tp_output_config *c = &run->config->output;
     tp_eval_parts parts = {.model = run->model,
                            .tape = run->tape,
                            .buffers = &run->buffers,
@@ -184,8 +182,15 @@ static tp_status evaluate(tp_run *run)
                            .losses = run->losses,
                            .host_losses = run->host_losses,
                            .stop = run->options.stop};
+    return tp_evaluate(run->ctx, &parts, run->held_out, result);
+}
+
+/* Held-out loss; remembers the best and keeps its adapter. */
+static tp_status evaluate(tp_run *run)
+{
+    const tp_output_config *c = &run->config->output;
     tp_evaluation result;
-    TP_TRY(tp_evaluate(run->ctx, &parts, run->held_out, &result));
+    TP_TRY(evaluate_held_out(run, &result));
     tp_metrics_eval(run->ctx, run->metrics, run->state.step, result.loss);
     run->state.eval_pending = false;
     if (!(run->state.best_metric <= result.loss) && isfinite(result.loss)) { /* also true while there is none (NaN) */
@@ -266,15 +271,8 @@ static tp_status tune_pass(tp_run *run)
     for (int64_t i = 0; i < n; i++)
         TP_TRY(run_micro_batch(run, &run->group[i], 0, labels > 0 ? 1.0f / (float)labels : 0, &loss));
     if (run->held_out == NULL) return TP_OK;
-    tp_eval_parts parts = {.model = run->model,
-                           .tape = run->tape,
-                           .buffers = &run->buffers,
-                           .batch = &run->eval_batch,
-                           .losses = run->losses,
-                           .host_losses = run->host_losses,
-                           .stop = run->options.stop};
     tp_evaluation ignored;
-    return tp_evaluate(run->ctx, &parts, run->held_out, &ignored);
+    return evaluate_held_out(run, &ignored);
 }
 
 tp_status tp_run_tune(tp_run *run, tp_buf *report)

@@ -19,13 +19,6 @@ struct joint_record {
 
 static const char op_name[] = "joint_linear";
 
-/* `columns` columns of rows, from `first` on. */
-static tp_rows columns_from(tp_rows rows, int64_t first)
-{
-    rows.data = (char *)rows.data + (size_t)first * tp_dtype_bytes(rows.dtype);
-    return rows;
-}
-
 /* rows x cols of the stacked weight, from (row, col) on. */
 static tp_matrix corner(const tp_matrix *w, int64_t row, int64_t col, int64_t rows, int64_t cols)
 {
@@ -35,12 +28,6 @@ static tp_matrix corner(const tp_matrix *w, int64_t row, int64_t col, int64_t ro
     part.rows = rows;
     part.cols = cols;
     return part;
-}
-
-static tp_status product(tp_tape *tape, tp_matmul_args args)
-{
-    args.precision = tp_tape_precision(tape);
-    return tp_run_matmul(tp_tape_ctx(tape), &args);
 }
 
 static tp_status copy(tp_tape *tape, int64_t n, int64_t dim, tp_rows from, tp_rows to)
@@ -78,12 +65,12 @@ static tp_status pack(tp_tape *tape, const tp_joint_spec *spec, int64_t used)
 static tp_status forward(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_rows low, tp_rows y)
 {
     const tp_matrix *w = spec->weight;
-    tp_rows u = columns_from(tp_tensor_rows(x), x->cols);
+    tp_rows u = tp_rows_from(tp_tensor_rows(x), 0, x->cols);
     if (used > 0) {
         TP_TRY(pack(tape, spec, used));
         tp_matmul_args down = {.n = x->rows, .m = used, .k = x->cols, .a = tp_tensor_rows(x), .nt = true, .c = u, .alpha = 1};
         down.b = corner(w, w->rows, 0, used, w->cols);
-        TP_TRY(product(tape, down));
+        TP_TRY(tp_op_product(tape, down));
     }
     if (low.data != NULL) TP_TRY(copy(tape, x->rows, used, u, low));
     tp_matmul_args large = {.n = x->rows,
@@ -97,14 +84,15 @@ static tp_status forward(tp_tape *tape, const tp_tensor *x, const tp_joint_spec 
                             .bias = spec->bias != NULL ? spec->bias->data : NULL,
                             .residual = spec->residual != NULL ? spec->residual->data : NULL,
                             .residual_ld = spec->residual != NULL ? spec->residual->ld : 0};
-    return product(tape, large);
+    return tp_op_product(tape, large);
 }
 
 /* ---- backward ---- */
 
 /* rows of A's gradient, from so many columns of du. */
-static tp_status tn(tp_tape *tape, const tp_tensor *x, int64_t rows, tp_rows du, float *grad)
+static tp_status tn(tp_tape *tape, tp_tensor *x, int64_t rows, tp_rows du, float *grad)
 {
+    TP_TRY(tp_op_recall(tape, x));
     tp_matmul_tn_args args = {
         .n = x->rows, .m = rows, .k = x->cols, .a = du, .b = tp_tensor_rows(x), .c = grad, .alpha = 1, .beta = 1};
     return tp_run_matmul_tn(tp_tape_ctx(tape), &args);
@@ -119,10 +107,10 @@ static tp_status through_b(tp_tape *tape, const struct joint_record *r, tp_rows 
         const struct tp_joint_part *part = &r->spec.parts[i];
         if (part->term == NULL) continue;
         tp_lowrank_backward_args args = {.n = r->x->rows, .out = part->rows, .rank = part->term->a->rows};
-        args.dy = columns_from(dy, row);
+        args.dy = tp_rows_from(dy, 0, row);
         args.b = (tp_rows){(void *)(uintptr_t)corner(w, row, w->cols + column, 0, 0).data, dy.dtype, w->stride};
-        args.u = columns_from(u, column);
-        args.du = columns_from(du, column);
+        args.u = tp_rows_from(u, 0, column);
+        args.du = tp_rows_from(du, 0, column);
         args.db = tp_wants_grad(part->term->b) ? part->term->b->grad : NULL;
         args.scaling = part->term->scaling;
         TP_TRY(tp_run_lowrank_backward(tp_tape_ctx(tape), &args));
@@ -141,7 +129,7 @@ static tp_status grad_a(tp_tape *tape, const struct joint_record *r, tp_rows du)
         bool wanted = term != NULL && tp_wants_grad(term->a), last = i == r->spec.n_parts;
         if (!wanted && !last && term == NULL) continue;
         if (rows > 0 && !(wanted && (float *)term->a->grad == start + rows * in)) {
-            TP_TRY(tn(tape, r->x, rows, columns_from(du, column), start));
+            TP_TRY(tn(tape, r->x, rows, tp_rows_from(du, 0, column), start));
             column += rows;
             rows = 0;
         }
@@ -161,7 +149,7 @@ static tp_status joint_backward(tp_tape *tape, tp_record *base)
     struct joint_record *r = (struct joint_record *)base;
     const tp_matrix *w = r->spec.weight;
     tp_tensor *y = base->out[0];
-    tp_rows dy = tp_tensor_grad_rows(y), du = columns_from(dy, y->cols);
+    tp_rows dy = tp_tensor_grad_rows(y), du = tp_rows_from(dy, 0, y->cols);
     if (r->used > 0) TP_TRY(through_b(tape, r, dy, (tp_rows){tp_storage_data(base->saved[0]), y->dtype, r->used}, du));
     if (tp_wants_grad(r->x)) {
         bool accumulate;
@@ -170,12 +158,9 @@ static tp_status joint_backward(tp_tape *tape, tp_record *base)
         tp_matmul_args large = {.n = y->rows, .m = w->cols, .k = w->rows + r->used, .a = dy, .c = dx, .alpha = 1};
         large.b = corner(w, 0, 0, w->rows + r->used, w->cols);
         large.beta = accumulate ? 1 : 0;
-        TP_TRY(product(tape, large));
+        TP_TRY(tp_op_product(tape, large));
     }
-    if (r->used > 0) {
-        TP_TRY(tp_op_recall(tape, r->x));
-        TP_TRY(grad_a(tape, r, du));
-    }
+    if (r->used > 0) TP_TRY(grad_a(tape, r, du));
     return tp_wants_grad(r->spec.residual) ? tp_grad_move(tape, y, r->spec.residual) : TP_OK;
 }
 

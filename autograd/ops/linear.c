@@ -31,12 +31,6 @@ struct linear_record {
 
 static const char op_name[] = "linear";
 
-static tp_rows rows_from(tp_rows rows, int64_t first)
-{
-    rows.data = (char *)rows.data + (size_t)first * (size_t)rows.ld * tp_dtype_bytes(rows.dtype);
-    return rows;
-}
-
 static int64_t term_rows(const tp_lowrank *term, int64_t n)
 {
     return (term->end > 0 ? term->end : n) - term->begin;
@@ -54,7 +48,7 @@ static tp_dropout_args dropout_of(tp_tape *tape, const tp_lowrank *term, struct 
 static bool term_input(tp_tape *tape, const tp_lowrank *term, struct draw draw, const tp_tensor *x, tp_rows *input,
                        tp_storage **made)
 {
-    *input = rows_from(tp_tensor_rows(x), term->begin);
+    *input = tp_rows_from(tp_tensor_rows(x), term->begin, 0);
     *made = NULL;
     if (!(term->dropout > 0)) return true;
     int64_t n = term_rows(term, x->rows);
@@ -64,13 +58,6 @@ static bool term_input(tp_tape *tape, const tp_lowrank *term, struct draw draw, 
     tp_dropout_args args = dropout_of(tape, term, draw, n, x->cols, *input, dropped);
     *input = dropped;
     return tp_op_ok(tape, op_name, tp_run_dropout(tp_tape_ctx(tape), &args));
-}
-
-/* In the tape's precision. */
-static tp_status product(tp_tape *tape, tp_matmul_args args)
-{
-    args.precision = tp_tape_precision(tape);
-    return tp_run_matmul(tp_tape_ctx(tape), &args);
 }
 
 static tp_matrix matrix_of(const tp_tensor *t)
@@ -90,7 +77,7 @@ static bool term_down(tp_tape *tape, const tp_lowrank *term, const tp_tensor *x,
     if (!term_input(tape, term, now, x, &input, &made)) return false;
     tp_matmul_args down = {.n = n, .m = u.ld, .k = x->cols, .a = input, .b = matrix_of(term->a), .nt = true, .c = u};
     down.alpha = term->scaling;
-    bool ok = tp_op_ok(tape, op_name, product(tape, down));
+    bool ok = tp_op_ok(tape, op_name, tp_op_product(tape, down));
     tp_op_release(tape, made);
     return ok;
 }
@@ -98,11 +85,11 @@ static bool term_down(tp_tape *tape, const tp_lowrank *term, const tp_tensor *x,
 /* y += u B^T, in the term's rows. */
 static bool term_up(tp_tape *tape, const tp_lowrank *term, const tp_tensor *y, tp_rows u)
 {
-    tp_rows rows = rows_from(tp_tensor_rows(y), term->begin);
+    tp_rows rows = tp_rows_from(tp_tensor_rows(y), term->begin, 0);
     tp_matmul_args up = {.n = term_rows(term, y->rows), .m = y->cols, .k = u.ld, .a = u, .b = matrix_of(term->b), .nt = true};
     up.c = rows;
     up.alpha = up.beta = 1;
-    return tp_op_ok(tape, op_name, product(tape, up));
+    return tp_op_ok(tape, op_name, tp_op_product(tape, up));
 }
 
 static bool covers(const tp_lowrank *term, int64_t rows)
@@ -138,7 +125,7 @@ static bool forward(tp_tape *tape, const tp_tensor *x, const tp_linear_spec *spe
         if (!(term->dropout > 0)) rider.down = matrix_of(term->a);
         args.lowrank = &rider;
     }
-    if (!tp_op_ok(tape, op_name, product(tape, args))) return false;
+    if (!tp_op_ok(tape, op_name, tp_op_product(tape, args))) return false;
     for (int t = args.lowrank != NULL ? 1 : 0; t < spec->n_terms; t++) {
         tp_rows low = {tp_storage_data(u[t]), TP_F32, spec->terms[t].a->rows};
         if (!term_up(tape, &spec->terms[t], y, low)) return false;
@@ -153,7 +140,7 @@ static tp_status term_du(tp_tape *tape, const tp_lowrank *term, int64_t n, tp_ro
 {
     tp_matmul_args args = {.n = n, .m = du.ld, .k = term->b->rows, .a = dy, .b = matrix_of(term->b), .c = du};
     args.alpha = term->scaling;
-    return product(tape, args);
+    return tp_op_product(tape, args);
 }
 
 /* dx += drop(du A), in the term's rows. `scratch` holds them, if there is dropout. */
@@ -162,11 +149,11 @@ static tp_status term_dx(tp_tape *tape, const struct linear_record *r, const tp_
 {
     int64_t n = term_rows(term, r->x->rows), in = r->x->cols;
     bool dropped = term->dropout > 0;
-    dx = rows_from(dx, term->begin);
+    dx = tp_rows_from(dx, term->begin, 0);
     tp_rows target = dropped ? (tp_rows){tp_storage_data(scratch), dx.dtype, in} : dx;
     tp_matmul_args args = {.n = n, .m = in, .k = du.ld, .a = du, .b = matrix_of(term->a), .c = target, .alpha = 1};
     args.beta = dropped ? 0 : 1;
-    TP_TRY(product(tape, args));
+    TP_TRY(tp_op_product(tape, args));
     if (!dropped) return TP_OK;
     tp_dropout_args dropout = dropout_of(tape, term, r->draw, n, in, target, dx);
     dropout.accumulate = true;
@@ -180,7 +167,7 @@ static tp_status term_backward(tp_tape *tape, const struct linear_record *r, int
     const tp_lowrank *term = &r->terms[t];
     int64_t n = term_rows(term, r->x->rows), rank = du.ld, out = term->b->rows, in = r->x->cols;
     tp_ctx *ctx = tp_tape_ctx(tape);
-    dy = rows_from(dy, term->begin);
+    dy = tp_rows_from(dy, term->begin, 0);
     if (tp_wants_grad(term->b)) {
         tp_rows u = {tp_storage_data(r->u[t]), TP_F32, rank};
         tp_matmul_tn_args args = {.n = n, .m = out, .k = rank, .a = dy, .b = u, .c = term->b->grad, .alpha = 1, .beta = 1};
@@ -234,7 +221,7 @@ static tp_status linear_backward(tp_tape *tape, tp_record *base)
             rider.up = matrix_of(term->a);
             args.lowrank = &rider;
         }
-        TP_TRY(product(tape, args));
+        TP_TRY(tp_op_product(tape, args));
     }
     for (int t = 0; t < r->n_terms; t++) {
         tp_rows low = {tp_storage_data(du[t]), TP_F32, r->terms[t].a->rows};

@@ -41,14 +41,6 @@ __device__ __forceinline__ float2 read_of(int rank, const float *own)
     return x;
 }
 
-/* What kernels before this one in the stream have written is there. First thing in a kernel that launch_early starts. */
-__device__ __forceinline__ void wait_for_previous()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 /* How many clusters of `size` blocks without dynamic shared memory the GPU holds at once; at least 1. */
 template <typename... Parameters>
 static tp_status most_at_once(tp_ctx *ctx, void (*kernel)(Parameters...), int threads, int size, int *clusters)
@@ -79,7 +71,8 @@ static cudaError_t launch(tp_ctx *ctx, void (*kernel)(Parameters...), int64_t bl
     return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-/* A kernel whose blocks may be set up while the kernel before it still runs, where the GPU can do that. */
+/* A kernel whose blocks may be set up while the kernel before it still runs, where the GPU can do that. It begins with
+ * tp_chain_wait (chain.cuh). */
 template <typename... Parameters, typename... Arguments>
 static cudaError_t launch_early(tp_ctx *ctx, void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments... arguments)
 {

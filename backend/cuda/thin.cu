@@ -7,6 +7,7 @@
 #include "backend/cuda/thin.cuh"
 
 #include "backend/cuda/attention.cuh" /* tensor cores, asynchronous copies */
+#include "backend/cuda/chain.cuh"
 #include "backend/cuda/cluster.cuh"
 
 using namespace tp_attention;
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(256)
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
     const int64_t i = (int64_t)blockIdx.x * LANES + lane;
     float sum = 0;
-    tp_cluster::wait_for_previous();
+    tp_chain_wait();
     if (i < n) {
 #pragma unroll 4
         for (int p = group; p < parts; p += GROUPS) sum += part[p * n + i];

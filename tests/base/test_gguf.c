@@ -402,6 +402,17 @@ static void every_cut_is_noticed(void **state)
     scratch_end(&s);
 }
 
+/* A file without tensors and with one entry, "k", whose type and value come next. */
+static void begin_one_entry(tp_buf *b)
+{
+    tp_buf_init(b, 0);
+    tp_buf_text(b, "GGUF");
+    add_u32(b, 3);
+    add_u64(b, 0);
+    add_u64(b, 1);
+    add_string(b, "k");
+}
+
 static void limits_hold_on_both_sides(void **state)
 {
     (void)state;
@@ -434,12 +445,7 @@ static void limits_hold_on_both_sides(void **state)
         tp_buf_free(&b);
     }
     for (uint64_t n = TP_GGUF_STRING_MAX - 1; n <= TP_GGUF_STRING_MAX + 1; n++) {
-        tp_buf_init(&b, 0);
-        tp_buf_text(&b, "GGUF");
-        add_u32(&b, 3);
-        add_u64(&b, 0);
-        add_u64(&b, 1);
-        add_string(&b, "k");
+        begin_one_entry(&b);
         add_u32(&b, TP_GGUF_STRING);
         add_u64(&b, n);
         char *large = calloc(1, b.len + n);
@@ -462,12 +468,7 @@ static void metadata_beyond_the_limit_is_not_read(void **state)
     const uint64_t n = TP_GGUF_HEAD_MAX;
     tp_ctx_init(&ctx);
     scratch_begin(&s);
-    tp_buf_init(&b, 0);
-    tp_buf_text(&b, "GGUF");
-    add_u32(&b, 3);
-    add_u64(&b, 0);
-    add_u64(&b, 1);
-    add_string(&b, "k");
+    begin_one_entry(&b);
     add_u32(&b, TP_GGUF_ARRAY);
     add_u32(&b, TP_GGUF_U8);
     add_u64(&b, n);
