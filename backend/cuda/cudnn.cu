@@ -1,0 +1,189 @@
+/* Which calls of attention cuDNN takes, and its plans for them.
+ *
+ * A plan belongs to one shape; the first one of a kind of kernel is compiled, which takes half a second, others take 30 ms. So
+ * only sequences of one length, a multiple of LENGTHS, are worth one: those are batches that are cut to a fixed length, and
+ * come again in every step. What a call takes depends on its shape alone, so the same recipe gives the same bits, and a batch
+ * that is computed again gets what it got before. */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/cudnn.cuh"
+#include "base/mem.h"
+
+#define LENGTHS     256
+#define LEAST       512
+#define PLANS       16
+#define VERSION_MIN 90100 /* the first one that the graphs were written for takes -inf as a mask */
+
+typedef struct plan_slot {
+    tp_dnn_shape shape;
+    tp_dnn_descriptor plan; /* NULL: cuDNN has none */
+    int64_t workspace;
+    uint64_t used; /* when, as a count of calls; 0: empty slot */
+} plan_slot;
+
+struct tp_cudnn {
+    tp_dnn dnn;
+    bool opened; /* false: not there, or forbidden */
+    plan_slot plans[PLANS];
+    uint64_t calls;
+};
+
+/* ---- opening ---- */
+
+static bool open_library(tp_dnn *dnn, cudaStream_t stream)
+{
+    dnn->library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
+    if (dnn->library == NULL) return false;
+    const struct {
+        const char *name;
+        void *function;
+    } functions[] = {{"cudnnGetVersion", &dnn->GetVersion},
+                     {"cudnnCreate", &dnn->Create},
+                     {"cudnnDestroy", &dnn->Destroy},
+                     {"cudnnSetStream", &dnn->SetStream},
+                     {"cudnnBackendCreateDescriptor", &dnn->BackendCreateDescriptor},
+                     {"cudnnBackendDestroyDescriptor", &dnn->BackendDestroyDescriptor},
+                     {"cudnnBackendFinalize", &dnn->BackendFinalize},
+                     {"cudnnBackendSetAttribute", &dnn->BackendSetAttribute},
+                     {"cudnnBackendGetAttribute", &dnn->BackendGetAttribute},
+                     {"cudnnBackendExecute", &dnn->BackendExecute}};
+    for (const auto &f : functions) {
+        void *symbol = dlsym(dnn->library, f.name);
+        if (symbol == NULL) return false;
+        memcpy(f.function, &symbol, sizeof symbol);
+    }
+    return dnn->GetVersion() >= VERSION_MIN && dnn->Create(&dnn->handle) == TP_DNN_OK &&
+           dnn->SetStream(dnn->handle, stream) == TP_DNN_OK;
+}
+
+/* NULL if there is no memory for the table; else whatever there is of cuDNN, asked once. */
+static tp_cudnn *open_once(tp_cuda *cuda)
+{
+    if (cuda->dnn != NULL) return cuda->dnn;
+    cuda->dnn = (tp_cudnn *)tp_alloc(NULL, 1, sizeof *cuda->dnn);
+    if (cuda->dnn == NULL) return NULL;
+    const char *want = getenv("TAPEFT_CUDNN");
+    if (want != NULL && strcmp(want, "none") == 0) return cuda->dnn;
+    cuda->dnn->opened = open_library(&cuda->dnn->dnn, cuda->stream);
+    return cuda->dnn;
+}
+
+extern "C" void tp_cuda_dnn_close(tp_cudnn *cudnn)
+{
+    if (cudnn == NULL) return;
+    const tp_dnn *dnn = &cudnn->dnn;
+    for (plan_slot &slot : cudnn->plans)
+        if (slot.plan != NULL) (void)dnn->BackendDestroyDescriptor(slot.plan);
+    if (dnn->handle != NULL) (void)dnn->Destroy(dnn->handle);
+    if (dnn->library != NULL) (void)dlclose(dnn->library);
+    tp_free(cudnn);
+}
+
+extern "C" void tp_cuda_dnn_version(tp_cuda *cuda, char out[32])
+{
+    const tp_cudnn *cudnn = open_once(cuda);
+    const size_t version = cudnn != NULL && cudnn->opened ? cudnn->dnn.GetVersion() : 0;
+    if (version == 0)
+        snprintf(out, 32, "none");
+    else
+        snprintf(out, 32, "%zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
+}
+
+/* ---- plans ---- */
+
+/* The plan of a shape, from the table or new; the one that was not used for longest makes room. Building loads code, which a
+ * recording of this thread would forbid. */
+static const plan_slot *find_plan(tp_cudnn *cudnn, const tp_dnn_shape *shape)
+{
+    plan_slot *oldest = &cudnn->plans[0];
+    cudnn->calls++;
+    for (plan_slot &slot : cudnn->plans) {
+        if (slot.used > 0 && memcmp(&slot.shape, shape, sizeof *shape) == 0) {
+            slot.used = cudnn->calls;
+            return &slot;
+        }
+        if (slot.used < oldest->used) oldest = &slot;
+    }
+    if (oldest->plan != NULL) (void)cudnn->dnn.BackendDestroyDescriptor(oldest->plan);
+    *oldest = plan_slot{};
+    oldest->shape = *shape;
+    oldest->used = cudnn->calls;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    (void)cudaThreadExchangeStreamCaptureMode(&mode);
+    oldest->plan = tp_dnn_plan(&cudnn->dnn, shape, &oldest->workspace);
+    (void)cudaThreadExchangeStreamCaptureMode(&mode);
+    (void)cudaGetLastError();
+    return oldest;
+}
+
+static bool execute(const tp_dnn *dnn, const plan_slot *slot, const int64_t *ids, void *const *pointers, int n, void *workspace)
+{
+    tp_dnn_descriptor variants = NULL;
+    if (dnn->BackendCreateDescriptor(TP_DNN_VARIANTS, &variants) != TP_DNN_OK) return false;
+    const bool ok =
+        dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_IDS, TP_DNN_V_INT64, n, ids) == TP_DNN_OK &&
+        dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_POINTERS, TP_DNN_V_POINTER, n, pointers) == TP_DNN_OK &&
+        dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_WORKSPACE, TP_DNN_V_POINTER, 1, &workspace) == TP_DNN_OK &&
+        dnn->BackendFinalize(variants) == TP_DNN_OK && dnn->BackendExecute(dnn->handle, slot->plan, variants) == TP_DNN_OK;
+    (void)dnn->BackendDestroyDescriptor(variants);
+    return ok;
+}
+
+/* ---- calls ---- */
+
+static bool fits(tp_rows x)
+{
+    return x.dtype == TP_BF16 && tp_rows_aligned(x);
+}
+
+/* Plain attention over sequences of one length, at equal distances from each other, keys beside their queries. */
+static bool describe(const tp_attention_args *a, tp_dnn_shape *shape)
+{
+    const tp_segment *s = a->segments;
+    if (!fits(a->q) || !fits(a->k) || !fits(a->v) || !fits(a->out)) return false;
+    if (a->n_prefix > 0 || a->soft_cap > 0 || a->alibi_slopes != NULL || a->n_segments < 1) return false;
+    const int64_t length = s[0].q_len;
+    if (length < LEAST || length % LENGTHS != 0 || (a->window > 0 && a->window < length)) return false;
+    if (a->head_dim != 64 && a->head_dim != 128) return false;
+    int64_t q_apart = length, k_apart = length;
+    if (a->n_segments > 1) q_apart = s[1].q_start - s[0].q_start, k_apart = s[1].k_start - s[0].k_start;
+    for (int64_t i = 0; i < a->n_segments; i++) {
+        if (s[i].q_len != length || s[i].k_len != length || s[i].q_start != s[0].q_start + i * q_apart ||
+            s[i].k_start != s[0].k_start + i * k_apart)
+            return false;
+    }
+    memset(shape, 0, sizeof *shape);
+    shape->batch = a->n_segments, shape->length = length, shape->heads = a->heads, shape->kv_heads = a->kv_heads;
+    shape->head_dim = a->head_dim, shape->q_apart = q_apart, shape->k_apart = k_apart;
+    shape->q_ld = a->q.ld, shape->k_ld = a->k.ld, shape->v_ld = a->v.ld, shape->out_ld = a->out.ld;
+    shape->causal = a->causal;
+    return true;
+}
+
+static void *row(tp_rows x, int64_t i)
+{
+    return static_cast<__nv_bfloat16 *>(x.data) + i * x.ld;
+}
+
+bool tp_dnn_attention(tp_ctx *ctx, const tp_attention_args *a)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    tp_dnn_shape shape;
+    if (cuda->capability != 90 || !describe(a, &shape)) return false;
+    tp_cudnn *cudnn = open_once(cuda);
+    if (cudnn == NULL || !cudnn->opened) return false;
+    const int64_t q0 = a->segments[0].q_start, k0 = a->segments[0].k_start;
+    const plan_slot *slot = find_plan(cudnn, &shape);
+    const size_t lse_bytes = a->lse == NULL ? (size_t)(a->n_q * a->heads) * sizeof(float) : 0; /* it has to go somewhere */
+    const size_t own = ((size_t)slot->workspace + 255) / 256 * 256;
+    if (slot->plan == NULL || own + lse_bytes > TP_CUDA_WORKSPACE_BYTES) return false;
+    float *lse = a->lse != NULL ? a->lse : reinterpret_cast<float *>(cuda->workspace + own);
+    float scale = a->scale, hidden = -INFINITY;
+    const int64_t ids[] = {TP_DNN_Q, TP_DNN_K, TP_DNN_V, TP_DNN_OUT, TP_DNN_LSE, TP_DNN_SCALE, TP_DNN_MASKED};
+    void *const pointers[] = {row(a->q, q0),       row(a->k, k0), row(a->v, k0), row(a->out, q0),
+                              lse + q0 * a->heads, &scale,        &hidden};
+    return execute(&cudnn->dnn, slot, ids, pointers, a->causal ? 7 : 6, cuda->workspace);
+}
