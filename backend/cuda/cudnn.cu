@@ -12,10 +12,11 @@
 #include "backend/cuda/cudnn.cuh"
 #include "base/mem.h"
 
-#define LENGTHS     256
-#define LEAST       512
-#define PLANS       16
-#define VERSION_MIN 90100 /* the first one that the graphs were written for takes -inf as a mask */
+#define LENGTHS      256
+#define LEAST        512
+#define PLANS        16
+#define VERSION_MIN  91000 /* before it, a mask of -inf was not what the kernels expected */
+#define RESERVE_MORE ((uint64_t)1 << 20)
 
 typedef struct plan_slot {
     tp_dnn_shape shape;
@@ -119,9 +120,18 @@ static const plan_slot *find_plan(tp_cudnn *cudnn, const tp_dnn_shape *shape)
     return oldest;
 }
 
-static bool execute(const tp_dnn *dnn, const plan_slot *slot, const int64_t *ids, void *const *pointers, int n, void *workspace)
+/* An array of a call. */
+typedef struct argument {
+    int64_t id;
+    void *data;
+} argument;
+
+static bool execute(const tp_dnn *dnn, const plan_slot *slot, const argument *arguments, int n, void *workspace)
 {
     tp_dnn_descriptor variants = NULL;
+    int64_t ids[TP_DNN_IDS];
+    void *pointers[TP_DNN_IDS];
+    for (int i = 0; i < n; i++) ids[i] = arguments[i].id, pointers[i] = arguments[i].data;
     if (dnn->BackendCreateDescriptor(TP_DNN_VARIANTS, &variants) != TP_DNN_OK) return false;
     const bool ok =
         dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_IDS, TP_DNN_V_INT64, n, ids) == TP_DNN_OK &&
@@ -168,13 +178,19 @@ static void *row(tp_rows x, int64_t i)
     return static_cast<__nv_bfloat16 *>(x.data) + i * x.ld;
 }
 
+/* cuDNN, if it may be used here at all. The kernels of ours that it was measured against are those for Hopper. */
+static tp_cudnn *cudnn_of(tp_cuda *cuda)
+{
+    tp_cudnn *cudnn = cuda->capability == 90 ? open_once(cuda) : NULL;
+    return cudnn != NULL && cudnn->opened ? cudnn : NULL;
+}
+
 bool tp_dnn_attention(tp_ctx *ctx, const tp_attention_args *a)
 {
     tp_cuda *cuda = tp_cuda_of(ctx);
     tp_dnn_shape shape;
-    if (cuda->capability != 90 || !describe(a, &shape)) return false;
-    tp_cudnn *cudnn = open_once(cuda);
-    if (cudnn == NULL || !cudnn->opened) return false;
+    tp_cudnn *cudnn = describe(a, &shape) ? cudnn_of(cuda) : NULL;
+    if (cudnn == NULL) return false;
     const int64_t q0 = a->segments[0].q_start, k0 = a->segments[0].k_start;
     const plan_slot *slot = find_plan(cudnn, &shape);
     const size_t lse_bytes = a->lse == NULL ? (size_t)(a->n_q * a->heads) * sizeof(float) : 0; /* it has to go somewhere */
@@ -182,8 +198,71 @@ bool tp_dnn_attention(tp_ctx *ctx, const tp_attention_args *a)
     if (slot->plan == NULL || own + lse_bytes > TP_CUDA_WORKSPACE_BYTES) return false;
     float *lse = a->lse != NULL ? a->lse : reinterpret_cast<float *>(cuda->workspace + own);
     float scale = a->scale, hidden = -INFINITY;
-    const int64_t ids[] = {TP_DNN_Q, TP_DNN_K, TP_DNN_V, TP_DNN_OUT, TP_DNN_LSE, TP_DNN_SCALE, TP_DNN_MASKED};
-    void *const pointers[] = {row(a->q, q0),       row(a->k, k0), row(a->v, k0), row(a->out, q0),
-                              lse + q0 * a->heads, &scale,        &hidden};
-    return execute(&cudnn->dnn, slot, ids, pointers, a->causal ? 7 : 6, cuda->workspace);
+    const argument arguments[] = {{TP_DNN_Q, row(a->q, q0)},     {TP_DNN_K, row(a->k, k0)},         {TP_DNN_V, row(a->v, k0)},
+                                  {TP_DNN_OUT, row(a->out, q0)}, {TP_DNN_LSE, lse + q0 * a->heads}, {TP_DNN_SCALE, &scale},
+                                  {TP_DNN_MASKED, &hidden}};
+    return execute(&cudnn->dnn, slot, arguments, a->causal ? 7 : 6, cuda->workspace);
+}
+
+/* ---- the gradient ---- */
+
+/* It keeps a bf16 number for every score, and dk and dv of every query head. */
+static uint64_t gradient_bytes(int64_t sequences, int64_t length, int64_t heads, int64_t head_dim)
+{
+    return (uint64_t)(sequences * heads) * (uint64_t)length * (uint64_t)(length + 2 * head_dim) * sizeof(__nv_bfloat16);
+}
+
+/* Where it was faster than our own by enough to be worth that memory (docs/cuda.md). */
+static bool gradient_gains(int64_t length, int64_t head_dim)
+{
+    return head_dim == 128 || (head_dim == 64 && length <= 1024);
+}
+
+extern "C" tp_status tp_cuda_reserve(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes)
+{
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    *bytes = 0;
+    if (size->sequences < 1 || size->length < LEAST || size->length % LENGTHS != 0) return TP_OK;
+    const uint64_t wanted = gradient_bytes(size->sequences, size->length, size->heads, size->head_dim) + RESERVE_MORE;
+    if (!gradient_gains(size->length, size->head_dim) || wanted > most || cudnn_of(cuda) == NULL) return TP_OK;
+    TP_TRY(tp_cuda_check(ctx, "reserve", cudaFree(cuda->reserved)));
+    cuda->reserved = NULL, cuda->reserved_bytes = 0;
+    TP_TRY(tp_cuda_check(ctx, "reserve", cudaMalloc((void **)&cuda->reserved, wanted)));
+    *bytes = cuda->reserved_bytes = wanted;
+    return TP_OK;
+}
+
+bool tp_dnn_attention_backward(tp_ctx *ctx, const tp_attention_backward_args *b)
+{
+    const tp_attention_args *a = &b->forward;
+    tp_cuda *cuda = tp_cuda_of(ctx);
+    tp_dnn_shape shape;
+    if (!describe(a, &shape) || !gradient_gains(shape.length, shape.head_dim)) return false;
+    if (!fits(b->dout) || !fits(b->dq) || !fits(b->dk) || !fits(b->dv)) return false;
+    unsigned char *workspace = cuda->reserved_bytes > TP_CUDA_WORKSPACE_BYTES ? cuda->reserved : cuda->workspace;
+    const size_t room = cuda->reserved_bytes > TP_CUDA_WORKSPACE_BYTES ? cuda->reserved_bytes : TP_CUDA_WORKSPACE_BYTES;
+    if (gradient_bytes(shape.batch, shape.length, shape.heads, shape.head_dim) > room)
+        return false; /* no plan is built for it */
+    tp_cudnn *cudnn = cudnn_of(cuda);
+    if (cudnn == NULL) return false;
+    shape.gradient = 1;
+    shape.dout_ld = b->dout.ld, shape.dq_ld = b->dq.ld, shape.dk_ld = b->dk.ld, shape.dv_ld = b->dv.ld;
+    const plan_slot *slot = find_plan(cudnn, &shape);
+    if (slot->plan == NULL || (size_t)slot->workspace > room) return false;
+    const int64_t q0 = a->segments[0].q_start, k0 = a->segments[0].k_start;
+    float scale = a->scale, hidden = -INFINITY, one = 1;
+    const argument arguments[] = {{TP_DNN_Q, row(a->q, q0)},
+                                  {TP_DNN_K, row(a->k, k0)},
+                                  {TP_DNN_V, row(a->v, k0)},
+                                  {TP_DNN_OUT, row(a->out, q0)},
+                                  {TP_DNN_LSE, a->lse + q0 * a->heads},
+                                  {TP_DNN_SCALE, &scale},
+                                  {TP_DNN_ONE, &one},
+                                  {TP_DNN_DOUT, row(b->dout, q0)},
+                                  {TP_DNN_DQ, row(b->dq, q0)},
+                                  {TP_DNN_DK, row(b->dk, k0)},
+                                  {TP_DNN_DV, row(b->dv, k0)},
+                                  {TP_DNN_DELTA, b->delta},
+                                  {TP_DNN_MASKED, &hidden}};
+    return execute(&cudnn->dnn, slot, arguments, a->causal ? 13 : 12, workspace);
 }

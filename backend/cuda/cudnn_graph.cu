@@ -10,7 +10,7 @@
 #define OPERATIONS  40
 #define CONFIGS     8
 #define KNOBS       16
-#define SHORT_KEYS  1024 /* below this, the kernel for long sequences of small heads is the slower one */
+#define SHORT_KEYS  2048 /* below this, the kernel for long sequences of small heads is the slower one */
 
 namespace
 {

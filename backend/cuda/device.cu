@@ -64,6 +64,7 @@ static void cuda_close(tp_device *device)
     (void)cudaFreeHost(cuda->staging);
     (void)cudaFree(cuda->upload);
     (void)cudaFree(cuda->workspace);
+    (void)cudaFree(cuda->reserved);
     if (cuda->stream != NULL) (void)cudaStreamDestroy(cuda->stream);
     tp_free(cuda->uploaded);
     tp_free(cuda);
@@ -390,6 +391,7 @@ extern "C" const tp_backend tp_cuda_backend = {
     .wait_beside = cuda_wait_beside,
     .tune_begin = tp_cuda_tune_begin,
     .tune_end = tp_cuda_tune_end,
+    .reserve = tp_cuda_reserve,
     .describe = cuda_describe,
     .kernels =
         {

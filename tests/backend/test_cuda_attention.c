@@ -293,6 +293,28 @@ static void test_equal_lengths(void **state)
     }
 }
 
+/* A gradient that is larger than the workspace, first by our own kernels, then with memory that was reserved for it. */
+static void test_reserve(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    const tp_backend *backend = opened.cuda->backend;
+    const tp_attention_size small = {1, 100, 8, 128}, size = {1, 3072, 8, 128};
+    shape s = equal(size.sequences, size.length, size.heads, size.heads, size.head_dim, 0);
+    uint64_t bytes;
+    tp_ctx ctx;
+    tp_ctx_init(&ctx);
+    ctx.device = opened.cuda;
+    try_both(&s);
+    assert_ok(&ctx, backend->reserve(&ctx, &small, UINT64_MAX, &bytes));
+    assert_int_equal(bytes, 0);
+    assert_ok(&ctx, backend->reserve(&ctx, &size, 1 << 20, &bytes));
+    assert_int_equal(bytes, 0);
+    assert_ok(&ctx, backend->reserve(&ctx, &size, UINT64_MAX, &bytes));
+    if (has_cudnn()) assert_true(bytes > (uint64_t)(size.heads * size.length * size.length) * 2);
+    try_both(&s);
+}
+
 /* That it is cuDNN which runs where it should: no two kernels round everything alike. Without the log-sum-exp, as in a forward
  * pass that is made again later, the bits are the same. */
 static void test_cudnn_runs(void **state)
@@ -330,9 +352,9 @@ static void test_cudnn_runs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),       cmocka_unit_test(test_head_dims),  cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_masks),         cmocka_unit_test(test_segments),   cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_equal_lengths), cmocka_unit_test(test_cudnn_runs),
+        cmocka_unit_test(test_lengths),       cmocka_unit_test(test_head_dims), cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_masks),         cmocka_unit_test(test_segments),  cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_equal_lengths), cmocka_unit_test(test_reserve),   cmocka_unit_test(test_cudnn_runs),
     };
     return cmocka_run_group_tests(tests, open_both, close_both);
 }

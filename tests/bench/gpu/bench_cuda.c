@@ -163,10 +163,14 @@ static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_h
                                        .dv = rows_of(n, narrow, 1),
                                        .delta = filled(n * heads, TP_F32, 1)};
     double flops = 2.0 * (double)(batch * length) * (double)length * (double)wide;
+    const tp_attention_size size = {batch, length, heads, head_dim};
+    uint64_t reserved;
+    check(ctx.device->backend->reserve(&ctx, &size, UINT64_MAX, &reserved));
     double forward = seconds_of(TP_KERNEL_attention, &args.forward), backward = seconds_of(TP_KERNEL_attention_backward, &args);
-    printf("attention B%lld T%lld heads %lld/%lld x %lld: forward %.3f ms, %.0f TFLOP/s; backward %.3f ms, %.0f TFLOP/s\n",
+    printf("attention B%lld T%lld heads %lld/%lld x %lld: forward %.3f ms, %.0f TFLOP/s; backward %.3f ms, %.0f TFLOP/s, with "
+           "%.0f MiB\n",
            (long long)batch, (long long)length, (long long)heads, (long long)kv_heads, (long long)head_dim, forward * 1e3,
-           flops / forward * 1e-12, backward * 1e3, 2.5 * flops / backward * 1e-12);
+           flops / forward * 1e-12, backward * 1e3, 2.5 * flops / backward * 1e-12, (double)reserved / (1 << 20));
     fflush(stdout);
     release_all();
 }
