@@ -10,6 +10,8 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
+#define RESERVE_SHARE 16 /* of the memory limit, one part for what kernels are only faster with */
+
 static tp_status open_device(tp_run *run)
 {
     tp_ctx *ctx = run->ctx;
@@ -347,14 +349,15 @@ static uint64_t memory_limit(const tp_run *run)
     return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
-/* What the plan leaves, as far as kernels are faster with it. */
+/* Some of what the plan leaves, if kernels are faster with it. */
 static tp_status reserve(tp_run *run, uint64_t limit)
 {
     const tp_backend *backend = run->ctx->device->backend;
     tp_plan *plan = &run->plan;
     uint64_t bytes = 0;
     if (backend->reserve == NULL || plan->peak > limit) return TP_OK;
-    TP_TRY(backend->reserve(run->ctx, &plan->attention, limit - plan->peak, &bytes));
+    const uint64_t left = limit - plan->peak, share = limit / RESERVE_SHARE;
+    TP_TRY(backend->reserve(run->ctx, &plan->attention, left < share ? left : share, &bytes));
     plan->workspace += bytes;
     plan->peak += bytes;
     return TP_OK;

@@ -12,11 +12,11 @@
 #include "backend/cuda/cudnn.cuh"
 #include "base/mem.h"
 
-#define LENGTHS      256
-#define LEAST        512
+#define LENGTHS      128
 #define PLANS        16
 #define VERSION_MIN  91000 /* before it, a mask of -inf was not what the kernels expected */
 #define RESERVE_MORE ((uint64_t)1 << 20)
+#define HEAD_DIM_MAX 256
 
 typedef struct plan_slot {
     tp_dnn_shape shape;
@@ -120,33 +120,64 @@ static const plan_slot *find_plan(tp_cudnn *cudnn, const tp_dnn_shape *shape)
     return oldest;
 }
 
-/* An array of a call. */
-typedef struct argument {
-    int64_t id;
-    void *data;
-} argument;
+/* ---- calls ---- */
 
-static bool execute(const tp_dnn *dnn, const plan_slot *slot, const argument *arguments, int n, void *workspace)
+/* What a call works on: the plan's tensors by their ids, and the numbers among them. */
+typedef struct call {
+    int64_t ids[TP_DNN_IDS];
+    void *data[TP_DNN_IDS];
+    int n;
+    float scale, masked, window, one;
+} call;
+
+static void add(call *c, int64_t id, void *data)
+{
+    c->ids[c->n] = id;
+    c->data[c->n++] = data;
+}
+
+static void add_row(call *c, int64_t id, tp_rows x, int64_t row)
+{
+    add(c, id, static_cast<__nv_bfloat16 *>(x.data) + row * x.ld);
+}
+
+/* What both directions share; lse: of query 0 of the call. */
+static void fill(call *c, const tp_attention_args *a, const tp_dnn_shape *shape, float *lse)
+{
+    const int64_t q = a->segments[0].q_start, k = a->segments[0].k_start;
+    c->n = 0;
+    c->scale = a->scale, c->masked = -INFINITY, c->window = (float)shape->window, c->one = 1;
+    add_row(c, TP_DNN_Q, a->q, q);
+    add_row(c, TP_DNN_K, a->k, k);
+    add_row(c, TP_DNN_V, a->v, k);
+    add_row(c, TP_DNN_OUT, a->out, q);
+    add(c, TP_DNN_LSE, lse + q * a->heads);
+    add(c, TP_DNN_SCALE, &c->scale);
+    if (shape->causal) add(c, TP_DNN_MASKED, &c->masked);
+    if (shape->window > 0) add(c, TP_DNN_WINDOW, &c->window);
+}
+
+static bool execute(const tp_dnn *dnn, tp_dnn_descriptor plan, const call *c, void *workspace)
 {
     tp_dnn_descriptor variants = NULL;
-    int64_t ids[TP_DNN_IDS];
-    void *pointers[TP_DNN_IDS];
-    for (int i = 0; i < n; i++) ids[i] = arguments[i].id, pointers[i] = arguments[i].data;
     if (dnn->BackendCreateDescriptor(TP_DNN_VARIANTS, &variants) != TP_DNN_OK) return false;
     const bool ok =
-        dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_IDS, TP_DNN_V_INT64, n, ids) == TP_DNN_OK &&
-        dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_POINTERS, TP_DNN_V_POINTER, n, pointers) == TP_DNN_OK &&
+        dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_IDS, TP_DNN_V_INT64, c->n, c->ids) == TP_DNN_OK &&
+        dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_POINTERS, TP_DNN_V_POINTER, c->n, c->data) == TP_DNN_OK &&
         dnn->BackendSetAttribute(variants, TP_DNN_VARIANTS_WORKSPACE, TP_DNN_V_POINTER, 1, &workspace) == TP_DNN_OK &&
-        dnn->BackendFinalize(variants) == TP_DNN_OK && dnn->BackendExecute(dnn->handle, slot->plan, variants) == TP_DNN_OK;
+        dnn->BackendFinalize(variants) == TP_DNN_OK && dnn->BackendExecute(dnn->handle, plan, variants) == TP_DNN_OK;
     (void)dnn->BackendDestroyDescriptor(variants);
     return ok;
 }
 
-/* ---- calls ---- */
-
 static bool fits(tp_rows x)
 {
     return x.dtype == TP_BF16 && tp_rows_aligned(x);
+}
+
+static bool good_length(int64_t length)
+{
+    return length > 0 && length % LENGTHS == 0;
 }
 
 /* Plain attention over sequences of one length, at equal distances from each other, keys beside their queries. */
@@ -155,9 +186,8 @@ static bool describe(const tp_attention_args *a, tp_dnn_shape *shape)
     const tp_segment *s = a->segments;
     if (!fits(a->q) || !fits(a->k) || !fits(a->v) || !fits(a->out)) return false;
     if (a->n_prefix > 0 || a->soft_cap > 0 || a->alibi_slopes != NULL || a->n_segments < 1) return false;
-    const int64_t length = s[0].q_len;
-    if (length < LEAST || length % LENGTHS != 0 || (a->window > 0 && a->window < length)) return false;
-    if (a->head_dim != 64 && a->head_dim != 128) return false;
+    const int64_t length = s[0].q_len, window = a->window < length ? a->window : 0;
+    if (!good_length(length) || a->head_dim % 8 != 0 || a->head_dim > HEAD_DIM_MAX || (window > 0 && !a->causal)) return false;
     int64_t q_apart = length, k_apart = length;
     if (a->n_segments > 1) q_apart = s[1].q_start - s[0].q_start, k_apart = s[1].k_start - s[0].k_start;
     for (int64_t i = 0; i < a->n_segments; i++) {
@@ -169,13 +199,8 @@ static bool describe(const tp_attention_args *a, tp_dnn_shape *shape)
     shape->batch = a->n_segments, shape->length = length, shape->heads = a->heads, shape->kv_heads = a->kv_heads;
     shape->head_dim = a->head_dim, shape->q_apart = q_apart, shape->k_apart = k_apart;
     shape->q_ld = a->q.ld, shape->k_ld = a->k.ld, shape->v_ld = a->v.ld, shape->out_ld = a->out.ld;
-    shape->causal = a->causal;
+    shape->causal = a->causal, shape->window = window;
     return true;
-}
-
-static void *row(tp_rows x, int64_t i)
-{
-    return static_cast<__nv_bfloat16 *>(x.data) + i * x.ld;
 }
 
 /* cuDNN, if it may be used here at all. The kernels of ours that it was measured against are those for Hopper. */
@@ -189,19 +214,15 @@ bool tp_dnn_attention(tp_ctx *ctx, const tp_attention_args *a)
 {
     tp_cuda *cuda = tp_cuda_of(ctx);
     tp_dnn_shape shape;
+    call c;
     tp_cudnn *cudnn = describe(a, &shape) ? cudnn_of(cuda) : NULL;
     if (cudnn == NULL) return false;
-    const int64_t q0 = a->segments[0].q_start, k0 = a->segments[0].k_start;
     const plan_slot *slot = find_plan(cudnn, &shape);
     const size_t lse_bytes = a->lse == NULL ? (size_t)(a->n_q * a->heads) * sizeof(float) : 0; /* it has to go somewhere */
     const size_t own = ((size_t)slot->workspace + 255) / 256 * 256;
     if (slot->plan == NULL || own + lse_bytes > TP_CUDA_WORKSPACE_BYTES) return false;
-    float *lse = a->lse != NULL ? a->lse : reinterpret_cast<float *>(cuda->workspace + own);
-    float scale = a->scale, hidden = -INFINITY;
-    const argument arguments[] = {{TP_DNN_Q, row(a->q, q0)},     {TP_DNN_K, row(a->k, k0)},         {TP_DNN_V, row(a->v, k0)},
-                                  {TP_DNN_OUT, row(a->out, q0)}, {TP_DNN_LSE, lse + q0 * a->heads}, {TP_DNN_SCALE, &scale},
-                                  {TP_DNN_MASKED, &hidden}};
-    return execute(&cudnn->dnn, slot, arguments, a->causal ? 7 : 6, cuda->workspace);
+    fill(&c, a, &shape, a->lse != NULL ? a->lse : reinterpret_cast<float *>(cuda->workspace + own));
+    return execute(&cudnn->dnn, slot->plan, &c, cuda->workspace);
 }
 
 /* ---- the gradient ---- */
@@ -215,16 +236,17 @@ static uint64_t gradient_bytes(int64_t sequences, int64_t length, int64_t heads,
 /* Where it was faster than our own by enough to be worth that memory (docs/cuda.md). */
 static bool gradient_gains(int64_t length, int64_t head_dim)
 {
-    return head_dim == 128 || (head_dim == 64 && length <= 1024);
+    return head_dim > 64 || length <= 1024;
 }
 
 extern "C" tp_status tp_cuda_reserve(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes)
 {
     tp_cuda *cuda = tp_cuda_of(ctx);
     *bytes = 0;
-    if (size->sequences < 1 || size->length < LEAST || size->length % LENGTHS != 0) return TP_OK;
+    if (size->sequences < 1 || !good_length(size->length) || !gradient_gains(size->length, size->head_dim)) return TP_OK;
     const uint64_t wanted = gradient_bytes(size->sequences, size->length, size->heads, size->head_dim) + RESERVE_MORE;
-    if (!gradient_gains(size->length, size->head_dim) || wanted > most || cudnn_of(cuda) == NULL) return TP_OK;
+    if (wanted <= TP_CUDA_WORKSPACE_BYTES || wanted > most || cudnn_of(cuda) == NULL) return TP_OK;
+    TP_TRY(tp_cuda_check(ctx, "reserve", cudaSetDevice(cuda->index)));
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaFree(cuda->reserved)));
     cuda->reserved = NULL, cuda->reserved_bytes = 0;
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaMalloc((void **)&cuda->reserved, wanted)));
@@ -237,32 +259,24 @@ bool tp_dnn_attention_backward(tp_ctx *ctx, const tp_attention_backward_args *b)
     const tp_attention_args *a = &b->forward;
     tp_cuda *cuda = tp_cuda_of(ctx);
     tp_dnn_shape shape;
+    call c;
     if (!describe(a, &shape) || !gradient_gains(shape.length, shape.head_dim)) return false;
     if (!fits(b->dout) || !fits(b->dq) || !fits(b->dk) || !fits(b->dv)) return false;
-    unsigned char *workspace = cuda->reserved_bytes > TP_CUDA_WORKSPACE_BYTES ? cuda->reserved : cuda->workspace;
-    const size_t room = cuda->reserved_bytes > TP_CUDA_WORKSPACE_BYTES ? cuda->reserved_bytes : TP_CUDA_WORKSPACE_BYTES;
-    if (gradient_bytes(shape.batch, shape.length, shape.heads, shape.head_dim) > room)
-        return false; /* no plan is built for it */
+    const bool reserved = cuda->reserved_bytes > 0;
+    const size_t room = reserved ? cuda->reserved_bytes : TP_CUDA_WORKSPACE_BYTES;
+    if (gradient_bytes(shape.batch, shape.length, shape.heads, shape.head_dim) > room) return false; /* not worth a plan */
     tp_cudnn *cudnn = cudnn_of(cuda);
     if (cudnn == NULL) return false;
     shape.gradient = 1;
     shape.dout_ld = b->dout.ld, shape.dq_ld = b->dq.ld, shape.dk_ld = b->dk.ld, shape.dv_ld = b->dv.ld;
     const plan_slot *slot = find_plan(cudnn, &shape);
     if (slot->plan == NULL || (size_t)slot->workspace > room) return false;
-    const int64_t q0 = a->segments[0].q_start, k0 = a->segments[0].k_start;
-    float scale = a->scale, hidden = -INFINITY, one = 1;
-    const argument arguments[] = {{TP_DNN_Q, row(a->q, q0)},
-                                  {TP_DNN_K, row(a->k, k0)},
-                                  {TP_DNN_V, row(a->v, k0)},
-                                  {TP_DNN_OUT, row(a->out, q0)},
-                                  {TP_DNN_LSE, a->lse + q0 * a->heads},
-                                  {TP_DNN_SCALE, &scale},
-                                  {TP_DNN_ONE, &one},
-                                  {TP_DNN_DOUT, row(b->dout, q0)},
-                                  {TP_DNN_DQ, row(b->dq, q0)},
-                                  {TP_DNN_DK, row(b->dk, k0)},
-                                  {TP_DNN_DV, row(b->dv, k0)},
-                                  {TP_DNN_DELTA, b->delta},
-                                  {TP_DNN_MASKED, &hidden}};
-    return execute(&cudnn->dnn, slot, arguments, a->causal ? 13 : 12, workspace);
+    fill(&c, a, &shape, a->lse);
+    add(&c, TP_DNN_ONE, &c.one);
+    add_row(&c, TP_DNN_DOUT, b->dout, a->segments[0].q_start);
+    add_row(&c, TP_DNN_DQ, b->dq, a->segments[0].q_start);
+    add_row(&c, TP_DNN_DK, b->dk, a->segments[0].k_start);
+    add_row(&c, TP_DNN_DV, b->dv, a->segments[0].k_start);
+    add(&c, TP_DNN_DELTA, b->delta);
+    return execute(&cudnn->dnn, slot->plan, &c, reserved ? cuda->reserved : cuda->workspace);
 }

@@ -124,6 +124,7 @@ typedef struct tp_dnn {
 typedef struct tp_dnn_shape {
     int64_t batch, length, heads, kv_heads, head_dim, q_apart, k_apart;
     int64_t q_ld, k_ld, v_ld, out_ld, dout_ld, dq_ld, dk_ld, dv_ld; /* the last four: of a gradient */
+    int64_t window;                                                 /* 0: none */
     int32_t causal, gradient;
 } tp_dnn_shape;
 
@@ -134,8 +135,9 @@ enum {
     TP_DNN_V,
     TP_DNN_OUT,
     TP_DNN_LSE,   /* rows of `heads` numbers */
-    TP_DNN_SCALE, /* in host memory, as the next two */
+    TP_DNN_SCALE, /* in host memory, as the next three */
     TP_DNN_MASKED,
+    TP_DNN_WINDOW,
     TP_DNN_ONE,
     TP_DNN_DOUT,
     TP_DNN_DQ,

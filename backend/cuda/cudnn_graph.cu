@@ -210,17 +210,35 @@ descriptor log_sum_exp(graph *g, const tp_dnn_shape *s, dims row)
     return tensor(g, TP_DNN_LSE, TP_DNN_FLOAT, row, {{s->q_apart * s->heads, 1, s->heads, 1}}, IN_MEMORY);
 }
 
-/* -inf for keys behind the query. */
-descriptor masked(graph *g, const tp_dnn_shape *s, dims scores, descriptor x)
+/* x where `low` does not exceed `high`, or is less if `strictly`; else -inf. */
+descriptor where_less(graph *g, dims scores, descriptor x, descriptor low, descriptor high, bool strictly)
 {
-    if (!s->causal) return x;
-    const descriptor query = inner(g, TP_DNN_INT32, scores), key = inner(g, TP_DNN_INT32, scores),
-                     seen = inner(g, TP_DNN_BOOLEAN, scores), y = inner(g, TP_DNN_FLOAT, scores);
-    pointwise(g, TP_DNN_INDEX, TP_DNN_FLOAT, x, NULL, query, NULL, 2);
-    pointwise(g, TP_DNN_INDEX, TP_DNN_FLOAT, x, NULL, key, NULL, 3);
-    pointwise(g, TP_DNN_GREATER_EQUAL, TP_DNN_BOOLEAN, query, key, seen);
+    const descriptor seen = inner(g, TP_DNN_BOOLEAN, scores), y = inner(g, TP_DNN_FLOAT, scores);
+    pointwise(g, strictly ? TP_DNN_GREATER : TP_DNN_GREATER_EQUAL, TP_DNN_BOOLEAN, high, low, seen);
     pointwise(g, TP_DNN_SELECT, TP_DNN_FLOAT, x, number(g, TP_DNN_MASKED), y, seen);
     return y;
+}
+
+/* The number of the query, or of the key, of each score. */
+descriptor index(graph *g, dims scores, descriptor x, int64_t axis)
+{
+    const descriptor y = inner(g, TP_DNN_INT32, scores);
+    pointwise(g, TP_DNN_INDEX, TP_DNN_FLOAT, x, NULL, y, NULL, axis);
+    return y;
+}
+
+/* -inf for keys behind the query, and for those that the window has left. */
+descriptor masked(graph *g, const tp_dnn_shape *s, dims scores, descriptor x)
+{
+    if (s->causal) {
+        const descriptor query = index(g, scores, x, 2), key = index(g, scores, x, 3);
+        x = where_less(g, scores, x, key, query, false);
+    }
+    if (s->window > 0) {
+        const descriptor query = index(g, scores, x, 2), key = index(g, scores, x, 3);
+        x = where_less(g, scores, x, query, value(g, TP_DNN_ADD, scores, key, number(g, TP_DNN_WINDOW)), true);
+    }
+    return x;
 }
 
 void build_forward(graph *g, const tp_dnn_shape *s)

@@ -241,7 +241,7 @@ static void test_decode(void **state)
     }
 }
 
-/* Sequences of one length, which cuDNN may take, and next to them what it may not: another length, a window, a cap, rows at odd
+/* Sequences of one length, which cuDNN may take, and next to them what it may not: another length, a cap, rows at odd
  * addresses. In `extra` rows lie before, between and behind the sequences. */
 static shape equal(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t extra)
 {
@@ -268,13 +268,30 @@ static void test_equal_lengths(void **state)
     (void)state;
     NEEDS_GPU();
     (void)has_cudnn();
+    static const int64_t dims[] = {16, 24, 32, 40, 72, 80, 96, 112, 136, 160, 192, 256};
+    for (int64_t i = 0; i < COUNT(dims); i++) {
+        shape s = equal(2, 256, 4, 2, dims[i], 0);
+        try_both(&s);
+        s.window = 70;
+        try_both(&s);
+        s = equal(1, 384, 2, 2, dims[i], 0);
+        s.causal = i % 2 == 0;
+        try_both(&s);
+    }
     for (int64_t dim = 64; dim <= 128; dim += 64) {
         for (int i = 0; i < 2; i++) {
             shape s = equal(2, 512, 4, 2, dim, i * 8);
             try_both(&s);
             s.causal = false;
             try_both(&s);
+            s.causal = true;
+            s.window = 1;
+            try_both(&s);
+            s.window = 300;
+            try_both(&s);
             s = equal(1, 1024, 3, 1, dim, i * 16);
+            try_both(&s);
+            s = equal(4, 128, 9, 3, dim, i * 16);
             try_both(&s);
             s = equal(3, 768, 2, 2, dim, i * 3);
             try_both(&s);

@@ -1,7 +1,7 @@
 /* What the kernels of a GPU reach: products in TFLOP/s, attention in TFLOP/s, and what memory bounds as a share of copying.
  *
  *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory]
- *   build/tests/bench/gpu/bench_cuda attention BATCH LENGTH HEADS KV_HEADS HEAD_DIM
+ *   build/tests/bench/gpu/bench_cuda attention BATCH LENGTH HEADS KV_HEADS HEAD_DIM WINDOW
  *
  * Each line is the median of nine rounds of calls that take some 10 ms together, after one for warming up. Inputs are random:
  * zeros would run faster. FLOPs of causal attention count half the square. */
@@ -137,7 +137,8 @@ static void gemm(int64_t n, int64_t m, int64_t k)
     release_all();
 }
 
-static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim)
+/* window 0: none */
+static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window)
 {
     enum { MOST = 64 };
     static tp_segment segments[MOST];
@@ -155,6 +156,7 @@ static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_h
                                                    .segments = segments,
                                                    .n_segments = batch,
                                                    .causal = true,
+                                                   .window = window,
                                                    .scale = 1.0f / sqrtf((float)head_dim)},
                                        .n_k = n,
                                        .dout = rows_of(n, wide, 1),
@@ -321,17 +323,17 @@ int main(int argc, char **argv)
         gemm(4096, 14336, 4096);
         gemm(32768, 1536, 576);
     }
-    if (argc == 7) {
-        attention(atoll(argv[2]), atoll(argv[3]), atoll(argv[4]), atoll(argv[5]), atoll(argv[6]));
+    if (argc == 8) {
+        attention(atoll(argv[2]), atoll(argv[3]), atoll(argv[4]), atoll(argv[5]), atoll(argv[6]), atoll(argv[7]));
     } else if (*only == '\0' || strcmp(only, "attention") == 0) {
-        attention(2, 2048, 32, 8, 128);
-        attention(1, 8192, 32, 8, 128);
-        attention(2, 2048, 32, 8, 64);
-        attention(1, 8192, 32, 8, 64);
-        attention(64, 512, 9, 3, 64);
-        attention(8, 512, 32, 8, 128);
-        attention(8, 512, 32, 8, 64);
-        attention(8, 2048, 32, 8, 64);
+        attention(2, 2048, 32, 8, 128, 0);
+        attention(1, 8192, 32, 8, 128, 0);
+        attention(2, 2048, 32, 8, 64, 0);
+        attention(1, 8192, 32, 8, 64, 0);
+        attention(64, 512, 9, 3, 64, 0);
+        attention(8, 512, 32, 8, 128, 0);
+        attention(8, 512, 32, 8, 64, 0);
+        attention(8, 2048, 32, 8, 64, 0);
     }
     if (*only == '\0' || strcmp(only, "memory") == 0) {
         measure_copy();
