@@ -233,7 +233,7 @@ static uint64_t gradient_bytes(int64_t sequences, int64_t length, int64_t heads,
     return (uint64_t)(sequences * heads) * (uint64_t)length * (uint64_t)(length + 2 * head_dim) * sizeof(__nv_bfloat16);
 }
 
-/* Where it was faster than our own by enough to be worth that memory (docs/cuda.md). */
+/* Where it was faster than our own by enough to be worth that memory (docs/cuda.md); with a window it never was. */
 static bool gradient_gains(int64_t length, int64_t head_dim)
 {
     return head_dim > 64 || length <= 1024;
@@ -260,7 +260,7 @@ bool tp_dnn_attention_backward(tp_ctx *ctx, const tp_attention_backward_args *b)
     tp_cuda *cuda = tp_cuda_of(ctx);
     tp_dnn_shape shape;
     call c;
-    if (!describe(a, &shape) || !gradient_gains(shape.length, shape.head_dim)) return false;
+    if (!describe(a, &shape) || shape.window > 0 || !gradient_gains(shape.length, shape.head_dim)) return false;
     if (!fits(b->dout) || !fits(b->dq) || !fits(b->dk) || !fits(b->dv)) return false;
     const bool reserved = cuda->reserved_bytes > 0;
     const size_t room = reserved ? cuda->reserved_bytes : TP_CUDA_WORKSPACE_BYTES;

@@ -268,14 +268,14 @@ static void test_equal_lengths(void **state)
     (void)state;
     NEEDS_GPU();
     (void)has_cudnn();
-    static const int64_t dims[] = {16, 24, 32, 40, 72, 80, 96, 112, 136, 160, 192, 256};
+    static const int64_t dims[] = {24, 80, 96, 256};
     for (int64_t i = 0; i < COUNT(dims); i++) {
         shape s = equal(2, 256, 4, 2, dims[i], 0);
         try_both(&s);
         s.window = 70;
         try_both(&s);
         s = equal(1, 384, 2, 2, dims[i], 0);
-        s.causal = i % 2 == 0;
+        s.causal = false;
         try_both(&s);
     }
     for (int64_t dim = 64; dim <= 128; dim += 64) {
