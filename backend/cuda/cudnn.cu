@@ -2,8 +2,8 @@
  *
  * A plan belongs to one shape; the first one of a kind of kernel is compiled, which takes half a second, others take 30 ms. So
  * only sequences of one length, a multiple of LENGTHS, are worth one: those are batches that are cut to a fixed length, and
- * come again in every step. What a call takes depends on its shape alone, so the same recipe gives the same bits, and a batch
- * that is computed again gets what it got before. */
+ * come again in every step. What a call takes depends on its shape, and for the gradient on what was reserved, so the same
+ * recipe gives the same bits, and a batch that is computed again gets what it got before. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,6 +175,13 @@ static bool fits(tp_rows x)
     return x.dtype == TP_BF16 && tp_rows_aligned(x);
 }
 
+/* The log-sum-exp of the first query lies where plans expect it. */
+static bool lse_fits(const tp_attention_args *a)
+{
+    const uintptr_t before = (uintptr_t)(a->segments[0].q_start * a->heads) * sizeof(float);
+    return (reinterpret_cast<uintptr_t>(a->lse) + before) % 16 == 0;
+}
+
 static bool good_length(int64_t length)
 {
     return length > 0 && length % LENGTHS == 0;
@@ -200,7 +207,7 @@ static bool describe(const tp_attention_args *a, tp_dnn_shape *shape)
     shape->head_dim = a->head_dim, shape->q_apart = q_apart, shape->k_apart = k_apart;
     shape->q_ld = a->q.ld, shape->k_ld = a->k.ld, shape->v_ld = a->v.ld, shape->out_ld = a->out.ld;
     shape->causal = a->causal, shape->window = window;
-    return true;
+    return lse_fits(a);
 }
 
 /* cuDNN, if it may be used here at all. The kernels of ours that it was measured against are those for Hopper. */
