@@ -124,13 +124,15 @@ typedef struct tp_scatter_rows_args {
 } tp_scatter_rows_args;
 
 /* y = weight * x * rstd, rstd = 1/sqrt(mean(x^2) + eps) in f32. For bf16, x * rstd is rounded before the weight (Llama).
- * Zhang & Sennrich 2019. */
+ * Zhang & Sennrich 2019. The n rows may be heads of tokens: then every `heads` of them lie side by side, `dim` apart, and
+ * ld leads from token to token. */
 typedef struct tp_rmsnorm_args {
     int64_t n, dim;
     tp_rows x, y;
     const float *weight; /* [dim] */
     float *rstd;         /* [n], may be NULL when no gradient is wanted */
     float eps;
+    int64_t heads; /* 0 or 1: rows are ld apart */
 } tp_rmsnorm_args;
 /* dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)); dweight += sum dy x rstd (NULL: not wanted). */
 typedef struct tp_rmsnorm_backward_args {
@@ -139,6 +141,7 @@ typedef struct tp_rmsnorm_backward_args {
     const float *weight, *rstd;
     float *dweight;
     bool accumulate;
+    int64_t heads; /* as above */
 } tp_rmsnorm_backward_args;
 
 /* y = weight * (x - mean) * rstd + bias. */

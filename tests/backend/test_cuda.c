@@ -226,9 +226,10 @@ static void test_rmsnorm(void **state)
     for (int i = 0; i < 80; i++) {
         both b = {0};
         tp_dtype dtype = random_dtype();
-        tp_rmsnorm_args a = {.n = random_rows(), .dim = random_dim(), .eps = 1e-5f};
-        rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
-        rows_out(&b, &a.y, a.n, a.dim, dtype, norm_tolerance(dtype));
+        int64_t tokens = random_rows(), heads = i % 4 == 0 ? 1 + below(5) : 1;
+        tp_rmsnorm_args a = {.n = tokens * heads, .dim = random_dim(), .eps = 1e-5f, .heads = heads};
+        rows_in(&b, &a.x, tokens, heads * a.dim, dtype, 2);
+        rows_out(&b, &a.y, tokens, heads * a.dim, dtype, norm_tolerance(dtype));
         floats_in(&b, &a.weight, a.dim, 1);
         if (i % 3 != 0) floats_out(&b, &a.rstd, a.n, within(1e-6, 0));
         run_both(&b, TP_KERNEL_rmsnorm, &a, text_of(text, "rmsnorm", a.n, a.dim, dtype));
@@ -249,10 +250,11 @@ static void test_rmsnorm_backward(void **state)
     for (int i = 0; i < 80; i++) {
         both b = {0};
         tp_dtype dtype = random_dtype();
-        tp_rmsnorm_backward_args a = {.n = random_rows(), .dim = random_dim(), .accumulate = i % 2 == 0};
-        rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
-        rows_in(&b, &a.dy, a.n, a.dim, dtype, 1);
-        rows_out(&b, &a.dx, a.n, a.dim, dtype, within(1e-5, dtype == TP_BF16 ? 1e-3 : 1e-5));
+        int64_t tokens = random_rows(), heads = i % 4 < 2 ? 1 + below(5) : 1;
+        tp_rmsnorm_backward_args a = {.n = tokens * heads, .dim = random_dim(), .accumulate = i % 2 == 0, .heads = heads};
+        rows_in(&b, &a.x, tokens, heads * a.dim, dtype, 2);
+        rows_in(&b, &a.dy, tokens, heads * a.dim, dtype, 1);
+        rows_out(&b, &a.dx, tokens, heads * a.dim, dtype, within(1e-5, dtype == TP_BF16 ? 1e-3 : 1e-5));
         floats_in(&b, &a.weight, a.dim, 1);
         floats_in(&b, &a.rstd, a.n, 1);
         if (i % 3 != 0) floats_out(&b, &a.dweight, a.dim, gradient_tolerance(a.n));

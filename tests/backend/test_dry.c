@@ -145,8 +145,8 @@ static void test_bytes(void **state)
     EXPECT_BYTES(embedding_backward, (&(tp_embedding_backward_args){3, 10, p, h, p}), 3 * (4 + 20 + 80));
     EXPECT_BYTES(gather_rows, (&(tp_gather_rows_args){3, 10, p, h, f}), 3 * (4 + 20 + 40));
     EXPECT_BYTES(scatter_rows, (&(tp_scatter_rows_args){3, 10, 7, p, h, f, true}), 3 * (4 + 20) + 7 * 40);
-    EXPECT_BYTES(rmsnorm, (&(tp_rmsnorm_args){3, 10, h, h, p, p, 1e-5f}), 2 * 60 + 40 + 12);
-    EXPECT_BYTES(rmsnorm_backward, (&(tp_rmsnorm_backward_args){3, 10, h, h, h, p, p, p, true}), 4 * 60 + 40 + 12 + 80);
+    EXPECT_BYTES(rmsnorm, (&(tp_rmsnorm_args){3, 10, h, h, p, p, 1e-5f, 1}), 2 * 60 + 40 + 12);
+    EXPECT_BYTES(rmsnorm_backward, (&(tp_rmsnorm_backward_args){3, 10, h, h, h, p, p, p, true, 1}), 4 * 60 + 40 + 12 + 80);
     EXPECT_BYTES(layernorm, (&(tp_layernorm_args){3, 10, f, f, p, p, p, p, 1e-5f}), 2 * 120 + 80 + 24);
     EXPECT_BYTES(layernorm_backward, (&(tp_layernorm_backward_args){3, 10, f, f, f, p, p, p, NULL, p, false}),
                  3 * 120 + 40 + 24 + 80);
