@@ -107,10 +107,6 @@ size_t tp_tape_peak(const tp_tape *tape)
 {
     return tape->pool.peak;
 }
-void tp_tape_forget_peak(tp_tape *tape)
-{
-    tape->pool.peak = 0;
-}
 void tp_tape_set_step(tp_tape *tape, uint64_t step)
 {
     tape->step = step;

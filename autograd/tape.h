@@ -32,7 +32,6 @@ TP_API tp_ctx *tp_tape_ctx(tp_tape *tape);
 TP_API void tp_tape_set_room(tp_tape *tape, int64_t columns);
 /* Highest use of the step arena so far, in bytes. */
 TP_API size_t tp_tape_peak(const tp_tape *tape);
-TP_API void tp_tape_forget_peak(tp_tape *tape);
 
 /* Gradient of every tensor that leads to `loss` (a tensor an op of a loss returned, already weighted). Parameters' gradients
  * are added to. */
