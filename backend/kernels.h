@@ -247,8 +247,22 @@ typedef struct tp_scale_args {
     float alpha;
 } tp_scale_args;
 
+/* What changes from step to step, in device memory, so that recorded kernels can be replayed. */
+typedef struct tp_step_state {
+    float learning_rate;
+    float bias1, bias2;            /* 1 - beta1^t, 1 - beta2^t */
+    float max_norm;                /* 0: no clipping */
+    float clip;                    /* out: min(1, max_norm / (norm + 1e-6)) */
+    int32_t finite;                /* out: 1 if loss and norm are finite and the loss is no spike; the updates obey it */
+    double norm;                   /* out: 2-norm of all gradients before clipping */
+    double loss_sum;               /* sum over labels of the step so far */
+    double loss_mean, loss_spread; /* a loss is a spike if it is more than the spread above the mean; infinite: none is */
+    uint64_t draw;                 /* of the micro-batch that runs: the step of its random numbers, */
+    float grad_scale;              /* and what one unit of loss weighs */
+} tp_step_state;
+
 /* y (+)= keep ? x / (1 - p) : 0. Element (r, c) uses number (first_row + r) * dim + c of the generator: keep iff
- * uniform >= p. The gradient is the same kernel on dy. */
+ * uniform >= p. The gradient is the same kernel on dy. With a state, its draw takes the place of key.step. */
 typedef struct tp_dropout_args {
     int64_t n, dim;
     tp_rows x, y;
@@ -256,11 +270,12 @@ typedef struct tp_dropout_args {
     tp_rng_key key;
     int64_t first_row;
     bool accumulate;
+    const tp_step_state *state; /* or NULL */
 } tp_dropout_args;
 
 /* loss[i] = log-sum-exp(logits[i]) - logits[i, labels[i]]; logits (f32) become gradients in place:
  * (softmax - onehot) * grad_scale, if want_grad. `narrow`: gradients are rounded to bf16 and lie over the first half of their
- * row: a bf16 array of twice the leading dimension. */
+ * row: a bf16 array of twice the leading dimension. With a state, its grad_scale is the one that counts. */
 typedef struct tp_cross_entropy_args {
     int64_t n, vocab;
     float *logits; /* [n, ld] */
@@ -269,18 +284,14 @@ typedef struct tp_cross_entropy_args {
     float *loss;           /* [n] */
     float grad_scale;
     bool want_grad, narrow;
+    const tp_step_state *state; /* or NULL */
 } tp_cross_entropy_args;
 
-/* What changes from step to step, in device memory, so that a captured step can be replayed. */
-typedef struct tp_step_state {
-    float learning_rate;
-    float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
-    float max_norm;     /* 0: no clipping */
-    float clip;         /* out: min(1, max_norm / (norm + 1e-6)) */
-    int32_t finite;     /* out: 1 if loss and norm are finite; the updates obey it */
-    double norm;        /* out: 2-norm of all gradients before clipping */
-    double loss_sum;    /* sum over labels of the step so far */
-} tp_step_state;
+/* loss *= state->grad_scale, state->loss_sum += loss. */
+typedef struct tp_add_loss_args {
+    float *loss;
+    tp_step_state *state;
+} tp_add_loss_args;
 
 /* Norm of g [n], clip factor and finite flag into state. The sum of squares is taken over blocks of 4096 in f64, added in
  * order. */

@@ -63,7 +63,7 @@ static tp_status rmsnorm_remake(tp_tape *tape, tp_record *base)
     return run(tape, r->x, r->weight, r->eps, base->out[0], tp_storage_data(base->saved[0]));
 }
 
-static const tp_op rmsnorm_op = {"rmsnorm", rmsnorm_backward, rmsnorm_remake};
+static const tp_op rmsnorm_op = {.name = "rmsnorm", .backward = rmsnorm_backward, .remake = rmsnorm_remake};
 
 tp_tensor *tp_rmsnorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, float eps)
 {

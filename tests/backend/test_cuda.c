@@ -61,6 +61,21 @@ static void test_scale(void **state)
     }
 }
 
+static tp_step_state *state_buffer(both *b, void *field)
+{
+    tp_step_state *s = new_buffer(b, field, sizeof *s, TP_U8);
+    *s = (tp_step_state){.learning_rate = 1e-3f,
+                         .bias1 = 0.271f,
+                         .bias2 = 0.0297f,
+                         .clip = 0.7f,
+                         .finite = 1,
+                         .loss_sum = 3,
+                         .loss_spread = (double)INFINITY,
+                         .draw = ((uint64_t)7 << 32) + 5,
+                         .grad_scale = 0.3f};
+    return s;
+}
+
 static void test_dropout(void **state)
 {
     (void)state;
@@ -74,6 +89,7 @@ static void test_dropout(void **state)
         a.first_row = i % 3 == 0 ? ((int64_t)1 << 33) + 5 : i;
         rows_in(&b, &a.x, a.n, a.dim, random_dtype(), 1);
         rows_out(&b, &a.y, a.n, a.dim, random_dtype(), within(1e-6, 1e-6));
+        if (i % 4 == 1) state_buffer(&b, &a.state);
         run_both(&b, TP_KERNEL_dropout, &a, text_of(text, "dropout", a.n, a.dim, a.x.dtype));
     }
 }
@@ -578,20 +594,26 @@ static void test_cross_entropy(void **state)
         }
         ints_in(&b, &a.labels, a.n, a.vocab);
         floats_out(&b, &a.loss, a.n, within(2e-6, 4e-6));
+        if (i % 4 == 1) state_buffer(&b, &a.state);
         run_both(&b, TP_KERNEL_cross_entropy, &a, text_of(text, "cross_entropy", a.n, a.vocab, a.narrow ? TP_BF16 : TP_F32));
     }
+}
+
+static void test_add_loss(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    both b = {0};
+    tp_add_loss_args a;
+    floats_out(&b, &a.loss, 1, EXACT);
+    state_buffer(&b, &a.state);
+    make_output(&b, EXACT);
+    run_both(&b, TP_KERNEL_add_loss, &a, "add_loss");
 }
 
 /* ---- optimizer ---- */
 
 static const int64_t counts[] = {0, 1, 3, 4, 31, 4095, 4096, 4097, 20001, 1000003};
-
-static tp_step_state *state_buffer(both *b, void *field)
-{
-    tp_step_state *s = new_buffer(b, field, sizeof *s, TP_U8);
-    *s = (tp_step_state){.learning_rate = 1e-3f, .bias1 = 0.271f, .bias2 = 0.0297f, .clip = 0.7f, .finite = 1, .loss_sum = 3};
-    return s;
-}
 
 /* The norm is taken in f64. */
 static void test_grad_norm(void **state)
@@ -610,6 +632,7 @@ static void test_grad_norm(void **state)
         make_output(&b, within(1e-7, 0));
         s->max_norm = i % 3 == 0 ? 0.0f : 1.0f;
         if (i % 11 == 10) s->loss_sum = NAN;
+        if (i % 5 == 3) s->loss_mean = 2, s->loss_spread = i % 2 == 0 ? 1 : 0.999; /* just no spike, and just one */
         run_both(&b, TP_KERNEL_grad_norm, &a, text_of(text, "grad_norm", a.n, 1, TP_F32));
     }
 }
@@ -675,6 +698,7 @@ int main(void)
         cmocka_unit_test(test_attention_backward),
         cmocka_unit_test(test_attention_many_segments),
         cmocka_unit_test(test_cross_entropy),
+        cmocka_unit_test(test_add_loss),
         cmocka_unit_test(test_grad_norm),
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_sgd),

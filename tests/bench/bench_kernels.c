@@ -217,7 +217,7 @@ static void bench_rows(bench *b, tp_dtype dtype)
     tp_add_args sum = {n, dim, x, y, z};
     snprintf(name, sizeof name, "add %s", tag);
     line(b, name, false, 3 * size * elements, run_add, &sum);
-    tp_dropout_args drop = {n, dim, x, y, 0.1f, {1, 2, 3}, 0, false};
+    tp_dropout_args drop = {n, dim, x, y, 0.1f, {1, 2, 3}, 0, false, NULL};
     snprintf(name, sizeof name, "dropout %s", tag);
     line(b, name, false, 2 * size * elements, run_dropout, &drop);
 
