@@ -110,6 +110,7 @@ TP_API tp_tensor *tp_dropout(tp_tape *tape, tp_tensor *x, float p, uint32_t site
  *   rows        [n] device, ascending row numbers of x
  *   labels      [n] device, 0..V-1
  *   grad_scale  what one unit of loss weighs: 1 / labels of the whole optimizer step
+ *   loss_scale  the gradient is that of the loss times this; 0 stands for 1. What is returned does not know it
  *   losses      [n] device f32, or NULL: gets the loss of each row, unscaled
  * Returns [1, 1] f32 = sum * grad_scale. The gradient of x is made right here, chunk by chunk, and backward hands it over, so
  * the loss must reach tp_tape_backward as it is (or summed). */
@@ -117,7 +118,7 @@ typedef struct tp_cross_entropy_spec {
     const tp_matrix *head;
     const int32_t *rows, *labels;
     int64_t n;
-    float grad_scale;
+    float grad_scale, loss_scale;
     float *losses;
 } tp_cross_entropy_spec;
 TP_API tp_tensor *tp_linear_cross_entropy(tp_tape *tape, tp_tensor *x, const tp_cross_entropy_spec *spec);

@@ -236,5 +236,6 @@ extern "C" tp_status tp_cuda_cross_entropy(tp_ctx *ctx, const void *args)
     p.aligned = tp_pointer_aligned(a->logits) && a->ld % 4 == 0;
     p.labels = a->labels, p.loss = a->loss;
     p.grad_scale = a->grad_scale, p.want_grad = a->want_grad;
-    return a->narrow ? launch<__nv_bfloat16>(ctx, p) : launch<float>(ctx, p);
+    if (!a->narrow) return launch<float>(ctx, p);
+    return a->narrow_type == TP_F16 ? launch<__half>(ctx, p) : launch<__nv_bfloat16>(ctx, p);
 }

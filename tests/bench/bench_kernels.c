@@ -329,7 +329,7 @@ static void bench_flat(bench *b)
     entropy.want_grad = false;
     line(b, "cross_entropy 49152", false, 4.0 * (double)(n * vocab), run_cross_entropy, &entropy);
     float *w = floats_of(parameters), *m = floats_of(parameters), *v = need((size_t)parameters * 4), *g = floats_of(parameters);
-    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.001f, .max_norm = 1.0f};
+    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.001f, .max_norm = 1.0f, .loss_scale = 1.0f};
     tp_grad_norm_args norm = {parameters, g, &state};
     line(b, "grad_norm", false, 4.0 * (double)parameters, run_grad_norm, &norm);
     tp_adamw_args adamw = {parameters, w, m, v, g, &state, 0.9f, 0.999f, 1e-8f, 0.01f};
