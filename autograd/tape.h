@@ -18,7 +18,7 @@
 
 typedef struct tp_tape tp_tape;
 
-/* The step arena gets `capacity` bytes of ctx->device (dry: 0 for no limit). precision: TP_F32 or TP_BF16, the dtype of
+/* The step arena gets `capacity` bytes of ctx->device (dry: 0 for no limit). precision: TP_F32, TP_BF16 or TP_F16, the dtype of
  * activations and of the large products. ctx is borrowed and carries the errors. */
 TP_API tp_status tp_tape_new(tp_ctx *ctx, size_t capacity, tp_dtype precision, tp_tape **tape) TP_MUST_CHECK;
 TP_API void tp_tape_free(tp_tape *tape);

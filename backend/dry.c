@@ -104,7 +104,7 @@ static void dry_describe(tp_device *device, tp_buf *json)
 
 static tp_status count(tp_ctx *ctx, tp_dtype precision, double flops, double bytes)
 {
-    ctx->device->flops[precision == TP_BF16] += flops;
+    ctx->device->flops[precision != TP_F32] += flops;
     ctx->device->bytes_moved += bytes;
     return TP_OK;
 }
@@ -149,13 +149,13 @@ static tp_status dry_matmul(tp_ctx *ctx, const void *args)
     return TP_OK;
 }
 
-/* Its c is f32 and its sums are exact: f32 unless both sides are bf16 to begin with. */
+/* Its c is f32 and its sums are exact: f32 unless both sides have 16 bits to begin with. */
 static tp_status dry_matmul_tn(tp_ctx *ctx, const void *args)
 {
     const tp_matmul_tn_args *a = args;
-    bool bf16 = a->a.dtype == TP_BF16 && a->b.dtype == TP_BF16;
+    bool narrow = a->a.dtype != TP_F32 && a->b.dtype != TP_F32;
     double bytes = bytes_of(a->a, a->n, a->m) + bytes_of(a->b, a->n, a->k) + floats(a->m * a->k) * (a->beta != 0.0f ? 2 : 1);
-    return count(ctx, bf16 ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
+    return count(ctx, narrow ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
 }
 
 static tp_status dry_pack_lowrank(tp_ctx *ctx, const void *args)

@@ -83,7 +83,9 @@ static tp_status print_beginning(const tp_run *run)
     tp_buf text;
     tp_buf_init(&text, 0);
     tp_buf_printf(&text, "device %s, precision %s\n", run->ctx->device->backend->name,
-                  run->precision == TP_BF16 ? "bf16" : "fp32");
+                  run->precision == TP_BF16  ? "bf16"
+                  : run->precision == TP_F16 ? "fp16"
+                                             : "fp32");
     tp_status status = run->lora != NULL ? write_modules(run->ctx, run->lora, &text) : TP_OK;
     tp_plan_write_text(tp_run_plan(run), &text);
     if (status == TP_OK) status = tp_buf_status(run->ctx, &text, "plan");

@@ -70,6 +70,7 @@ tp_status tp_optim_open(tp_ctx *ctx, const char *name, const tp_optim_options *o
     o->kind = kind;
     o->options = *options;
     o->params = params;
+    o->loss_scale = 1;
     tp_status status = allocate(ctx, o);
     if (status != TP_OK) {
         tp_optim_close(o);
@@ -98,6 +99,7 @@ tp_status tp_optim_begin(tp_ctx *ctx, tp_optim *o, double learning_rate, double 
                            .bias1 = (float)(1 - pow(beta1, t)),
                            .bias2 = (float)(1 - pow(beta2, t)),
                            .max_norm = (float)o->options.max_grad_norm,
+                           .loss_scale = o->loss_scale,
                            .loss_mean = loss_mean,
                            .loss_spread = loss_spread};
     return ctx->device->backend->copy_in(ctx, o->step_state, &state, sizeof state);

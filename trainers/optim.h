@@ -28,11 +28,12 @@ struct tp_optim {
     float *state[TP_OPTIM_STATES]; /* device, params->elements each; NULL: unused */
     tp_step_state *step_state;     /* device */
     int64_t steps;                 /* updates made: t of the bias corrections */
+    float loss_scale;              /* what the gradients are too large by, a power of two; 1 unless the caller sets it */
 };
 
 /* What the last step did. */
 typedef struct tp_optim_result {
-    double grad_norm; /* before clipping */
+    double grad_norm; /* of the true gradients, before clipping */
     double loss_sum;
     bool finite; /* false: nothing was changed */
 } tp_optim_result;

@@ -60,12 +60,12 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     return status;
 }
 
-/* Decoding under bf16 holds every factor a second time, in half the bytes. */
+/* Decoding under bf16 and fp16 holds every factor a second time, in half the bytes. */
 static tp_status plan_samples(tp_ctx *dry, const tp_model *model, const tp_plan_shape *shape, uint64_t flat, uint64_t *bytes)
 {
     if (shape->sample_context == 0) return TP_OK;
     TP_TRY(tp_generator_measure(dry, model, shape->sample_context, bytes));
-    if (model->precision == TP_BF16) *bytes += flat / 2;
+    if (model->precision != TP_F32) *bytes += flat / 2;
     return TP_OK;
 }
 
@@ -82,7 +82,7 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     flops[0] = flops[1] = dry->device->bytes_moved = 0;
     TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations));
     plan->flops_f32 = flops[0] * (double)shape->accumulation;
-    plan->flops_bf16 = flops[1] * (double)shape->accumulation;
+    plan->flops_narrow = flops[1] * (double)shape->accumulation;
     plan->bytes_moved = dry->device->bytes_moved * (double)shape->accumulation;
     if (shape->eval_rows > 0)
         TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations));
@@ -214,7 +214,7 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
     tp_buf_printf(out, "{\"peak_bytes\": %llu, \"by_category\": {", (unsigned long long)plan->peak);
     for (size_t i = 0; i < sizeof categories / sizeof *categories; i++)
         tp_buf_printf(out, "%s\"%s\": %llu", i > 0 ? ", " : "", categories[i].name, (unsigned long long)category(plan, i));
-    tp_buf_printf(out, "}, \"flops_per_step\": %.0f, \"seconds_per_step\": ", plan->flops_f32 + plan->flops_bf16);
+    tp_buf_printf(out, "}, \"flops_per_step\": %.0f, \"seconds_per_step\": ", plan->flops_f32 + plan->flops_narrow);
     if (plan->seconds_per_step > 0)
         tp_buf_printf(out, "%.4g", plan->seconds_per_step);
     else
@@ -243,7 +243,7 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
                   (long long)plan->all_parameters,
                   plan->all_parameters > 0 ? 100.0 * (double)plan->trained_parameters / (double)plan->all_parameters : 0.0);
     tp_plan_write_memory(plan, out);
-    tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_bf16) * 1e-12,
+    tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_narrow) * 1e-12,
                   (long long)(plan->shape.rows * plan->shape.accumulation));
     if (plan->seconds_per_step > 0) tp_buf_printf(out, ", about %.3g s", plan->seconds_per_step);
     const tp_plan_shape *shape = &plan->shape;

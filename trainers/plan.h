@@ -28,11 +28,11 @@ typedef struct tp_plan {
     uint64_t samples; /* KV cache, arena and copies of the factors that samples are decoded with */
     uint64_t save;    /* host copies while a checkpoint is written */
     uint64_t host;
-    uint64_t peak;                /* sum: what the process will hold at most, in bytes */
-    uint64_t arena;               /* capacity the step arena gets (activations, exactly) */
-    double flops_f32, flops_bf16; /* of one optimizer step, by precision of the product */
-    double bytes_moved;           /* of one optimizer step, by all kernels */
-    double seconds_per_step;      /* by the device's measured rate; 0: not known */
+    uint64_t peak;                  /* sum: what the process will hold at most, in bytes */
+    uint64_t arena;                 /* capacity the step arena gets (activations, exactly) */
+    double flops_f32, flops_narrow; /* of one optimizer step, by precision of the product: f32, 16 bits */
+    double bytes_moved;             /* of one optimizer step, by all kernels */
+    double seconds_per_step;        /* by the device's measured rate; 0: not known */
     int64_t trained_parameters, all_parameters;
     int64_t largest_batch, largest_length; /* what tp_plan_largest found; 0: nobody asked */
 } tp_plan;

@@ -114,7 +114,9 @@ static void neutralise(const tp_run *run, tp_config *c)
     c->run.memory_limit = 0;
     c->run.device = "auto";
     if (c->run.precision != TP_PRECISION_TF32)
-        c->run.precision = run->precision == TP_BF16 ? TP_PRECISION_BF16 : TP_PRECISION_FP32;
+        c->run.precision = run->precision == TP_BF16  ? TP_PRECISION_BF16
+                           : run->precision == TP_F16 ? TP_PRECISION_FP16
+                                                      : TP_PRECISION_FP32;
 }
 
 /* Of the resolved recipe. */

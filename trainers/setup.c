@@ -19,11 +19,10 @@ static tp_status open_device(tp_run *run)
         run->owns_device = true;
     }
     ctx->seed = (uint64_t)run->config->run.seed;
-    int precision = run->config->run.precision;
-    run->precision = precision == TP_PRECISION_BF16   ? TP_BF16
-                     : precision == TP_PRECISION_AUTO ? ctx->device->auto_precision
-                                                      : TP_F32;
-    ctx->device->tf32 = precision == TP_PRECISION_TF32;
+    const char *word = tp_schema_field(&tp_recipe_schema, "precision")->words[run->config->run.precision];
+    char where[512];
+    if (tp_device_precision(ctx, word, &run->precision) != TP_OK)
+        return tp_fail_in(ctx, "%s: precision", tp_recipe_where(run->recipe, "precision", where, sizeof where));
     tp_ctx_init(&run->dry);
     run->dry.log = ctx->log;
     if (tp_device_open(&run->dry, "dry", 1, &run->dry.device) != TP_OK)

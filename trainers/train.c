@@ -6,6 +6,7 @@
 #include "trainers/train.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -80,8 +81,16 @@ static tp_status run_micro_batch(tp_run *run, int64_t i)
 
 static tp_status dump_gradients(tp_run *run)
 {
+    tp_params *params = &run->lora->params;
+    tp_rows grads = {params->grads, TP_F32, params->elements};
+    tp_scale_args unscale = {.n = 1, .dim = params->elements, .x = grads, .y = grads, .alpha = 1 / run->optim->loss_scale},
+                  again = unscale;
     if (run->options.dump_gradients == NULL || run->state.step != 0) return TP_OK;
-    return tp_params_save(run->ctx, &run->lora->params, run->lora->params.grads, run->options.dump_gradients);
+    if (run->optim->loss_scale == 1) return tp_params_save(run->ctx, params, params->grads, run->options.dump_gradients);
+    again.alpha = run->optim->loss_scale;
+    TP_TRY(tp_run_scale(run->ctx, &unscale));
+    TP_TRY(tp_params_save(run->ctx, params, params->grads, run->options.dump_gradients));
+    return tp_run_scale(run->ctx, &again);
 }
 
 /* How far above the mean a loss may be (spike_zscore). */
@@ -107,12 +116,13 @@ static bool is_spike(tp_run *run, double loss)
     return false;
 }
 
-/* Guards that end a run: too many steps in a row without an update, or a loss that stays above the threshold. */
-static tp_status check_guards(tp_run *run, double loss, bool updated)
+/* Guards that end a run: too many steps in a row without an update, or a loss that stays above the threshold. A step that cost
+ * no more than half of the loss scale was a search for one, unless it was the loss that overflowed, which no scale prevents. */
+static tp_status check_guards(tp_run *run, double loss, bool updated, bool scale_fell)
 {
     const tp_train_config *c = &run->config->train;
     tp_run_state *s = &run->state;
-    s->skipped_in_row = updated ? 0 : s->skipped_in_row + 1;
+    s->skipped_in_row = updated ? 0 : s->skipped_in_row + (scale_fell && isfinite(loss) ? 0 : 1);
     if (s->skipped_in_row >= c->max_skipped_steps)
         return tp_fail(
             run->ctx, TP_NUMERIC,
@@ -126,9 +136,18 @@ static tp_status check_guards(tp_run *run, double loss, bool updated)
     return TP_OK;
 }
 
+static void say_skipped(tp_run *run, bool scale_fell)
+{
+    char scale[64] = "";
+    if (scale_fell) snprintf(scale, sizeof scale, "; the loss scale falls to %g", run->state.scale.value);
+    tp_metrics_say(run->metrics, "step %lld: the loss or the gradient is not finite; the step is skipped%s",
+                   (long long)run->state.step + 1, scale);
+}
+
 /* The group forward and backward, then the update: all of it is with the device when this returns. */
 static tp_status start_step(tp_run *run, double rate)
 {
+    if (run->state.scale.value > 0) run->optim->loss_scale = (float)run->state.scale.value;
     TP_TRY(tp_optim_begin(run->ctx, run->optim, rate, run->state.loss_mean, loss_spread(run)));
     TP_TRY(tp_params_zero_grads(run->ctx, &run->lora->params));
     for (int64_t i = 0; i < run->group_n; i++) {
@@ -160,10 +179,10 @@ static tp_status run_step(tp_run *run)
     if (spike)
         tp_metrics_say(run->metrics, "step %lld: loss %.4f stands out (spike_zscore); the step is skipped", (long long)step + 1,
                        loss);
-    if (!result.finite && !spike)
-        tp_metrics_say(run->metrics, "step %lld: the loss or the gradient is not finite; the step is skipped",
-                       (long long)step + 1);
-    TP_TRY(check_guards(run, loss, result.finite || spike));
+    double scale = run->state.scale.value;
+    bool scale_fell = tp_loss_scale_update(&run->state.scale, isfinite(result.grad_norm));
+    if (!result.finite && !spike) say_skipped(run, scale_fell);
+    TP_TRY(check_guards(run, loss, result.finite || spike, scale_fell));
     TP_TRY(tp_model_check(run->ctx, run->model));
     run->state.step = step + 1;
     run->state.updates = run->optim->steps;
@@ -176,6 +195,7 @@ static tp_status run_step(tp_run *run)
                              .loss = loss,
                              .grad_norm = result.grad_norm,
                              .learning_rate = rate,
+                             .loss_scale = scale,
                              .labels = labels,
                              .tokens = tokens,
                              .seconds = seconds,
@@ -320,6 +340,16 @@ tp_status tp_run_tune(tp_run *run, tp_buf *report)
     return status == TP_OK ? backend->tune_end(run->ctx, report) : status;
 }
 
+/* The checkpoint's loss scale, or the first one. */
+static void start_scale(tp_run *run)
+{
+    tp_loss_scale *scale = &run->state.scale;
+    if (run->precision != TP_F16)
+        *scale = (tp_loss_scale){0};
+    else if (scale->value == 0)
+        scale->value = run->options.loss_scale > 0 ? run->options.loss_scale : TP_LOSS_SCALE_FIRST;
+}
+
 tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,
                       tp_run **result)
 {
@@ -335,6 +365,7 @@ tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *con
                     .last_save = tp_now()};
     run->state.best_metric = NAN;
     tp_status status = tp_run_setup(run);
+    start_scale(run);
     if (status == TP_OK && !options->dry_run && !options->tune) status = tp_run_resume(run);
     if (status != TP_OK) return tp_run_close(run, status);
     *result = run;

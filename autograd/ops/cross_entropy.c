@@ -2,8 +2,8 @@
  *
  * Logits of all tokens never exist at once: labelled rows are gathered, and a chunk of logits at a time is made, turned into
  * its loss and its gradient in place, and multiplied back into dx. W is frozen, so two products per chunk are all there is
- * (Liger, arXiv:2410.10989). Under bf16 the gradient is bf16 as well, since that product would round it. Backward only hands
- * the finished dx over. */
+ * (Liger, arXiv:2410.10989). Under bf16 and f16 the gradient has 16 bits as well, since that product would round it. Backward
+ * only hands the finished dx over. */
 #include "autograd/op.h"
 #include "autograd/ops.h"
 
@@ -88,11 +88,12 @@ static tp_status run_chunk(tp_tape *tape, const tp_cross_entropy_spec *spec, tp_
                                   .loss = losses + first,
                                   .grad_scale = spec->grad_scale,
                                   .want_grad = want_grad,
-                                  .narrow = tp_tape_precision(tape) == TP_BF16,
+                                  .narrow = tp_tape_precision(tape) != TP_F32,
+                                  .narrow_type = tp_tape_precision(tape),
                                   .state = spec->state};
     TP_TRY(tp_run_cross_entropy(ctx, &loss));
     if (!want_grad) return TP_OK;
-    if (loss.narrow) z = (tp_rows){logits, TP_BF16, 2 * vocab};
+    if (loss.narrow) z = (tp_rows){logits, loss.narrow_type, 2 * vocab};
     tp_matmul_args backward = {
         .n = n, .m = dim, .k = vocab, .a = z, .b = *spec->head, .c = x, .alpha = 1, .precision = tp_tape_precision(tape)};
     return tp_run_matmul(ctx, &backward);

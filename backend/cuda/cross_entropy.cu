@@ -67,7 +67,7 @@ struct entropy_params {
 
 __device__ __forceinline__ float scale_of(const entropy_params &p)
 {
-    return p.state != nullptr ? p.state->grad_scale : p.grad_scale;
+    return p.state != nullptr ? p.state->grad_scale * p.state->loss_scale : p.grad_scale;
 }
 
 __device__ __forceinline__ void store_loss(const entropy_params &p, int64_t row, exp_sum all, float correct)
@@ -249,7 +249,8 @@ extern "C" tp_status tp_cuda_cross_entropy(tp_ctx *ctx, const void *args)
     p.aligned = tp_pointer_aligned(a->logits) && a->ld % 4 == 0;
     p.labels = a->labels, p.loss = a->loss;
     p.grad_scale = a->grad_scale, p.state = a->state, p.want_grad = a->want_grad;
-    return a->narrow ? launch<__nv_bfloat16>(ctx, p) : launch<float>(ctx, p);
+    if (!a->narrow) return launch<float>(ctx, p);
+    return a->narrow_type == TP_F16 ? launch<__half>(ctx, p) : launch<__nv_bfloat16>(ctx, p);
 }
 
 extern "C" tp_status tp_cuda_add_loss(tp_ctx *ctx, const void *args)

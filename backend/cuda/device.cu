@@ -26,8 +26,16 @@ tp_status tp_cuda_check(tp_ctx *ctx, const char *name, cudaError_t error)
 
 tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype)
 {
-    if (dtype == TP_F32 || dtype == TP_BF16) return TP_OK;
-    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32 or bf16, got %s", name, tp_dtype_name(dtype));
+    if (dtype == TP_F32 || dtype == TP_BF16 || dtype == TP_F16) return TP_OK;
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32, bf16 or f16, got %s", name, tp_dtype_name(dtype));
+}
+
+tp_status tp_cuda_check_dtypes(tp_ctx *ctx, const char *name, tp_dtype a, tp_dtype b)
+{
+    TP_TRY(tp_cuda_check_dtype(ctx, name, a));
+    TP_TRY(tp_cuda_check_dtype(ctx, name, b));
+    if (a == b || a == TP_F32 || b == TP_F32) return TP_OK;
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", name, tp_dtype_name(a), tp_dtype_name(b));
 }
 
 tp_status tp_cuda_allow_shared(tp_ctx *ctx, const char *name, const void *kernel, size_t bytes)
@@ -97,6 +105,7 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->device.memory_bytes = p.totalGlobalMem;
     cuda->device.auto_precision = p.major >= 8 ? TP_BF16 : TP_F32;
+    cuda->device.f16 = true;
     cudaFuncAttributes attributes;
     if (cudaFuncGetAttributes(&attributes, (const void *)probe) != cudaSuccess) {
         (void)cudaGetLastError();

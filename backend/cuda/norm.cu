@@ -79,7 +79,7 @@ template <int N> struct row_chunks {
     }
 };
 
-/* A chunk as it lies in memory: in bf16 half the registers of its values. */
+/* A chunk as it lies in memory: in 16 bits half the registers of its values. */
 template <typename T> struct packed {
     static constexpr int WORDS = TP_CHUNK * (int)sizeof(T) / 4;
     uint32_t words[WORDS];
@@ -100,7 +100,7 @@ template <typename T> struct packed {
 #pragma unroll
         for (int i = 0; i < WORDS; i++) {
             if constexpr (sizeof(T) == 2)
-                words[i] = tp_pack_bf16(x[2 * i], x[2 * i + 1]);
+                words[i] = tp_pack<T>(x[2 * i], x[2 * i + 1]);
             else
                 words[i] = __float_as_uint(x[i]);
         }
@@ -110,7 +110,7 @@ template <typename T> struct packed {
 #pragma unroll
         for (int i = 0; i < WORDS; i++) {
             if constexpr (sizeof(T) == 2)
-                tp_unpack_bf16(words[i], x[2 * i], x[2 * i + 1]);
+                tp_unpack<T>(words[i], x[2 * i], x[2 * i + 1]);
             else
                 x[i] = __uint_as_float(words[i]);
         }
@@ -133,7 +133,7 @@ constexpr int resident_threads = N == NARROW_HELD && sizeof(T) == 2 ? 1024
                                  : sizeof(T) == 2 && !LAYER         ? 768
                                                                     : 512;
 
-/* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to bf16 before the weight. A short row's
+/* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to 16 bits before the weight. A short row's
  * successor is under way while it is summed. */
 template <typename T, bool LAYER, int N>
 __global__ void __launch_bounds__(N == 0 ? LONG_THREADS : HELD_THREADS,
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(N == 0 ? LONG_THREADS : HELD_THREADS,
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
                 float normal = (v[i] - mean) * rstd;
-                if (!LAYER && sizeof(T) == 2) normal = tp_round_bf16(normal);
+                if (!LAYER && sizeof(T) == 2) normal = tp_round<T>(normal);
                 v[i] = w[i] * normal;
                 if (LAYER) v[i] += b[i];
             }

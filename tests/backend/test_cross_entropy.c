@@ -28,7 +28,7 @@ static void check_entropy(void *data, const char *isa)
                     (long long)r, (long long)a->vocab);
         for (int64_t c = 0; c < a->vocab; c++) {
             double p = exp((double)x[c] - greatest) / sum,
-                   scale = (double)(a->state != NULL ? a->state->grad_scale : a->grad_scale);
+                   scale = (double)(a->state != NULL ? a->state->grad_scale * a->state->loss_scale : a->grad_scale);
             if (!a->want_grad) {
                 assert_true(got[c] == x[c]);
                 continue;
@@ -49,8 +49,8 @@ static void try_entropy(int64_t n, int64_t vocab, double size, bool want_grad, f
 {
     int64_t ld = vocab + 3;
     entropy_case t = {
-        .a = {n, vocab, new_floats(n * ld, size), ld, NULL, new_floats(n, 1), grad_scale, want_grad, narrow, NULL}};
-    tp_step_state now = {.grad_scale = grad_scale};
+        .a = {n, vocab, new_floats(n * ld, size), ld, NULL, new_floats(n, 1), grad_scale, want_grad, narrow, TP_BF16, NULL}};
+    tp_step_state now = {.grad_scale = grad_scale / 4, .loss_scale = 4};
     if (vocab % 2 == 0) t.a.grad_scale = 100, t.a.state = &now; /* the state's counts */
     int32_t *labels = malloc((size_t)n * 4 + 4);
     assert_non_null(labels);
@@ -103,7 +103,7 @@ static void test_not_finite(void **state)
             int32_t label = 1;
             for (int c = 0; c < 130; c++) x[c] = (float)c;
             x[place] = NAN;
-            tp_cross_entropy_args a = {1, 130, x, 130, &label, &loss, 1.0f, true, false, NULL};
+            tp_cross_entropy_args a = {1, 130, x, 130, &label, &loss, 1.0f, true, false, TP_BF16, NULL};
             assert_ok(&ctx, tp_run_cross_entropy(&ctx, &a));
             assert_true(isnan(loss) && isnan(x[0]) && isnan(x[129]));
         }

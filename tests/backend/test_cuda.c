@@ -67,6 +67,7 @@ static tp_step_state *state_buffer(both *b, void *field)
     *s = (tp_step_state){.learning_rate = 1e-3f,
                          .bias1 = 0.271f,
                          .bias2 = 0.0297f,
+                         .loss_scale = 1,
                          .clip = 0.7f,
                          .finite = 1,
                          .loss_sum = 3,
@@ -631,6 +632,7 @@ static void test_grad_norm(void **state)
         tp_step_state *s = state_buffer(&b, &a.state);
         make_output(&b, within(1e-7, 0));
         s->max_norm = i % 3 == 0 ? 0.0f : 1.0f;
+        if (i % 2 == 0) s->loss_scale = 1024;
         if (i % 11 == 10) s->loss_sum = NAN;
         if (i % 5 == 3) s->loss_mean = 2, s->loss_spread = i % 2 == 0 ? 1 : 0.999; /* just no spike, and just one */
         run_both(&b, TP_KERNEL_grad_norm, &a, text_of(text, "grad_norm", a.n, 1, TP_F32));

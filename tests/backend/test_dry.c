@@ -159,8 +159,8 @@ static void test_bytes(void **state)
     EXPECT_BYTES(add, (&(tp_add_args){3, 10, f, h, f}), 300);
     EXPECT_BYTES(scale, (&(tp_scale_args){3, 10, f, h, 0}), 60);
     EXPECT_BYTES(dropout, (&(tp_dropout_args){3, 10, f, f, 0.5f, {1, 2, 3}, 0, true, NULL}), 360);
-    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, false, NULL}), 2 * 120 + 24);
-    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, true, NULL}), 120 + 60 + 24);
+    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, false, TP_F32, NULL}), 2 * 120 + 24);
+    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, true, TP_BF16, NULL}), 120 + 60 + 24);
     EXPECT_BYTES(add_loss, (&(tp_add_loss_args){p, p}), 8);
     EXPECT_BYTES(grad_norm, (&(tp_grad_norm_args){100, p, p}), 400);
     EXPECT_BYTES(adamw, (&(tp_adamw_args){100, p, p, p, p, p, 0.9f, 0.999f, 1e-8f, 0}), 2800);

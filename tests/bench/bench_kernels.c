@@ -240,12 +240,12 @@ static void bench_flat(bench *b)
     const int64_t n = 256, vocab = 49152, parameters = 8 << 20;
     float *logits = floats_of(n * vocab), *loss = floats_of(n);
     int32_t *labels = need((size_t)n * sizeof *labels);
-    tp_cross_entropy_args entropy = {n, vocab, logits, vocab, labels, loss, 1.0f, true, false};
+    tp_cross_entropy_args entropy = {n, vocab, logits, vocab, labels, loss, 1.0f, true, false, TP_BF16, NULL};
     line(b, "cross_entropy 49152, with gradient", false, 8.0 * (double)(n * vocab), run_cross_entropy, &entropy);
     entropy.want_grad = false;
     line(b, "cross_entropy 49152", false, 4.0 * (double)(n * vocab), run_cross_entropy, &entropy);
     float *w = floats_of(parameters), *m = floats_of(parameters), *v = need((size_t)parameters * 4), *g = floats_of(parameters);
-    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.001f, .max_norm = 1.0f};
+    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.001f, .max_norm = 1.0f, .loss_scale = 1.0f};
     tp_grad_norm_args norm = {parameters, g, &state};
     line(b, "grad_norm", false, 4.0 * (double)parameters, run_grad_norm, &norm);
     tp_adamw_args adamw = {parameters, w, m, v, g, &state, 0.9f, 0.999f, 1e-8f, 0.01f};

@@ -58,7 +58,7 @@ TP_INLINE void row_gradient(float *x, int64_t n, float factor, int64_t label, fl
 static void cross_entropy_rows(const void *args, int64_t first, int64_t end, void *scratch)
 {
     const tp_cross_entropy_args *a = args;
-    float scale = a->state != NULL ? a->state->grad_scale : a->grad_scale;
+    float scale = a->state != NULL ? a->state->grad_scale * a->state->loss_scale : a->grad_scale;
     (void)scratch;
     for (int64_t r = first; r < end; r++) {
         float *x = a->logits + r * a->ld;

@@ -290,7 +290,7 @@ static void cross_entropy(int64_t vocab, bool narrow)
 static void adamw(void)
 {
     int64_t n = 84000000;
-    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.1f, .clip = 1, .finite = 1};
+    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.1f, .loss_scale = 1, .clip = 1, .finite = 1};
     tp_step_state *on_device = memory(sizeof state);
     check(ctx.device->backend->copy_in(&ctx, on_device, &state, sizeof state));
     tp_adamw_args args = {.n = n,
