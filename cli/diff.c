@@ -235,13 +235,6 @@ static bool same_member(const tp_json *a, const tp_json *b, const char *key, str
     return r->text_a.len == r->text_b.len && memcmp(r->text_a.data, r->text_b.data, r->text_a.len) == 0;
 }
 
-static const char *separator(struct report *r)
-{
-    bool first = !r->any;
-    r->any = true;
-    return first ? "" : ", ";
-}
-
 /* What differs between two tensors of one name. */
 struct comparison {
     const tp_json *a, *b;

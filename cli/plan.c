@@ -5,73 +5,76 @@
 #include "cli/open.h"
 #include "trainers/train.h"
 
-/* What --fit changes in the recipe, as overrides that can be copied: "gradient_checkpointing=auto micro_batch_size=2 ...". */
+/* --fit: the recipe's own values, to tell what was changed for it. */
 struct fit {
     uint64_t bytes; /* 0: not asked for */
-    const char *switches[4];
-    char text[4][64];
-    size_t n;
+    tp_train_config train;
+    int64_t max_seq_length;
 };
 
-static void add_switch(struct fit *fit, const char *key, const char *value)
-{
-    snprintf(fit->text[fit->n], sizeof fit->text[0], "%s=%s", key, value);
-    fit->switches[fit->n] = fit->text[fit->n];
-    fit->n++;
-}
-
-static void add_number(struct fit *fit, const char *key, int64_t value)
-{
-    char number[24];
-    snprintf(number, sizeof number, "%lld", (long long)value);
-    add_switch(fit, key, number);
-}
-
-/* The least change that makes it fit: recomputation first, then smaller micro-batches in as many more passes, then shorter
- * rows. False if nothing is left to change. */
-static bool change(struct fit *fit, tp_config *config, const tp_plan *plan)
+/* The next thing that may make it fit: recomputation, smaller micro-batches in as many more passes, shorter rows. False if
+ * nothing is left to change. */
+static bool change(tp_config *config, const tp_plan *plan)
 {
     tp_train_config *train = &config->train;
     if (train->gradient_checkpointing != TP_CHECKPOINTING_AUTO) {
         train->gradient_checkpointing = TP_CHECKPOINTING_AUTO;
-        add_switch(fit, "gradient_checkpointing", "auto");
         return true;
     }
     if (train->micro_batch_size > 1) {
-        int64_t rows = train->micro_batch_size * train->gradient_accumulation_steps;
-        int64_t batch = plan->largest_batch > 1 ? plan->largest_batch : 1;
-        if (batch >= train->micro_batch_size) batch = train->micro_batch_size - 1;
+        int64_t rows = train->micro_batch_size * train->gradient_accumulation_steps, batch = train->micro_batch_size / 2;
         while (rows % batch != 0) batch--; /* a step stays as large as it is */
         train->micro_batch_size = batch;
         train->gradient_accumulation_steps = rows / batch;
-        add_number(fit, "micro_batch_size", train->micro_batch_size);
-        add_number(fit, "gradient_accumulation_steps", train->gradient_accumulation_steps);
         return true;
     }
     if (plan->largest_length < 8 || plan->largest_length == config->data.max_seq_length) return false;
     config->data.max_seq_length = plan->largest_length;
-    add_number(fit, "max_seq_length", plan->largest_length);
     return true;
 }
 
 /* ---- printing ---- */
 
-static void write_fit(const struct fit *fit, bool json, tp_buf *out)
+/* The overrides that do what --fit did, to be copied. */
+static void write_switches(const struct fit *fit, const tp_config *now, const char *open, const char *between,
+                           const char *close, tp_buf *out)
+{
+    const struct {
+        const char *key;
+        int64_t then, now;
+    } numbers[] = {
+        {"micro_batch_size", fit->train.micro_batch_size, now->train.micro_batch_size},
+        {"gradient_accumulation_steps", fit->train.gradient_accumulation_steps, now->train.gradient_accumulation_steps},
+        {"max_seq_length", fit->max_seq_length, now->data.max_seq_length},
+    };
+    const char *separator = open;
+    if (fit->train.gradient_checkpointing != now->train.gradient_checkpointing) {
+        tp_buf_printf(out, "%sgradient_checkpointing=auto%s", separator, close);
+        separator = between;
+    }
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        if (numbers[i].then == numbers[i].now) continue;
+        tp_buf_printf(out, "%s%s=%lld%s", separator, numbers[i].key, (long long)numbers[i].now, close);
+        separator = between;
+    }
+}
+
+static void write_fit(const struct fit *fit, const tp_config *now, bool json, tp_buf *out)
 {
     char size[32];
     if (json) {
         out->len -= strlen("}\n");
         tp_buf_text(out, ", \"switches\": [");
-        for (size_t i = 0; i < fit->n; i++) tp_buf_printf(out, "%s\"%s\"", i > 0 ? ", " : "", fit->switches[i]);
+        write_switches(fit, now, "\"", ", \"", "\"", out);
         tp_buf_text(out, "]}\n");
         return;
     }
-    tp_buf_printf(out, "%s fits into %s", fit->n > 0 ? "this" : "the recipe", tp_format_bytes(fit->bytes, size));
-    for (size_t i = 0; i < fit->n; i++) tp_buf_printf(out, "%s%s", i > 0 ? " " : ", with ", fit->switches[i]);
+    tp_buf_printf(out, "fits into %s", tp_format_bytes(fit->bytes, size));
+    write_switches(fit, now, " with ", " ", "", out);
     tp_buf_char(out, '\n');
 }
 
-static tp_status print_plan(tp_ctx *ctx, const tp_args *args, const tp_run *run, const struct fit *fit)
+static tp_status print_plan(tp_ctx *ctx, const tp_args *args, const tp_run *run, const struct fit *fit, const tp_config *config)
 {
     tp_buf text;
     bool json = tp_args_has(args, "json");
@@ -80,7 +83,7 @@ static tp_status print_plan(tp_ctx *ctx, const tp_args *args, const tp_run *run,
         tp_plan_write_json(tp_run_plan(run), &text);
     else
         tp_plan_write_text(tp_run_plan(run), &text);
-    if (fit->bytes > 0 && tp_run_plan(run)->peak <= fit->bytes && text.len > 2) write_fit(fit, json, &text);
+    if (fit->bytes > 0 && tp_run_plan(run)->peak <= fit->bytes && text.len > 2) write_fit(fit, config, json, &text);
     tp_status status = tp_buf_status(ctx, &text, "plan");
     if (status == TP_OK) status = tp_cli_print(ctx, text.data, text.len);
     tp_buf_free(&text);
@@ -90,7 +93,7 @@ static tp_status print_plan(tp_ctx *ctx, const tp_args *args, const tp_run *run,
 /* ---- the command ---- */
 
 /* Opens the run that fits, or the last one that was tried. */
-static tp_status open_run(tp_ctx *ctx, tp_cli_recipe *recipe, struct fit *fit, tp_run **run)
+static tp_status open_run(tp_ctx *ctx, tp_cli_recipe *recipe, const struct fit *fit, tp_run **run)
 {
     tp_train_options options = {.dry_run = true};
     struct tp_log *log = ctx->log;
@@ -99,7 +102,7 @@ static tp_status open_run(tp_ctx *ctx, tp_cli_recipe *recipe, struct fit *fit, t
         status = tp_run_open(ctx, recipe->recipe, &recipe->config, &options, run);
         ctx->log = NULL; /* what is to be said of the data has been said */
         const tp_plan *plan = status == TP_OK ? tp_run_plan(*run) : NULL;
-        if (status != TP_OK || fit->bytes == 0 || plan->peak <= fit->bytes || !change(fit, &recipe->config, plan)) break;
+        if (status != TP_OK || fit->bytes == 0 || plan->peak <= fit->bytes || !change(&recipe->config, plan)) break;
         status = tp_run_close(*run, TP_OK);
         if (status != TP_OK) break;
     }
@@ -123,11 +126,13 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     TP_TRY(read_fit(ctx, args, &fit));
     TP_TRY(tp_cli_recipe_open(ctx, args, optional, false, false, &recipe));
     if (fit.bytes > 0) recipe.config.run.memory_limit = fit.bytes;
+    fit.train = recipe.config.train;
+    fit.max_seq_length = recipe.config.data.max_seq_length;
     tp_status status = tp_cli_open_device(ctx, recipe.config.run.device, recipe.config.run.threads);
     if (status == TP_OK) status = open_run(ctx, &recipe, &fit, &run);
     if (status == TP_OK) {
         status = tp_run_estimate(run);
-        if (status == TP_OK) status = print_plan(ctx, args, run, &fit);
+        if (status == TP_OK) status = print_plan(ctx, args, run, &fit, &recipe.config);
         if (status == TP_OK) status = tp_run_fits(run);
         status = tp_run_close(run, status);
     }
