@@ -80,6 +80,8 @@ tp_status tp_run_resume(tp_run *run) TP_MUST_CHECK;
 tp_status tp_run_prepare_folder(tp_run *run) TP_MUST_CHECK;
 tp_status tp_run_save(tp_run *run, const char *why);
 tp_status tp_run_finish(tp_run *run) TP_MUST_CHECK;
+/* The recipe with everything settled, the precision too: training from it gives the same bytes on the same device. */
+void tp_run_write_recipe(const tp_run *run, tp_buf *out);
 /* trainers/publish.c: <output_dir>/<name>/, with all that using the adapter takes. */
 tp_status tp_run_publish_adapter(tp_run *run, const char *name) TP_MUST_CHECK;
 

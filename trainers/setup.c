@@ -392,6 +392,9 @@ tp_status tp_run_fits(const tp_run *run)
     char need[32], have[32];
     uint64_t limit = memory_limit(run);
     if (run->plan.peak <= limit) return TP_OK;
+    if (run->plan.largest_batch == 0 && run->plan.largest_length == 0)
+        return tp_fail(run->ctx, TP_NOMEM, "the run needs %s, %s are there: no batch and no length would fit",
+                       tp_format_bytes(run->plan.peak, need), tp_format_bytes(limit, have));
     return tp_fail(
         run->ctx, TP_NOMEM,
         "the run needs %s, %s are there: lower micro_batch_size (up to %lld fits) or max_seq_length (up to %lld fits)%s",
