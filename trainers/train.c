@@ -344,10 +344,8 @@ tp_status tp_run_tune(tp_run *run, tp_buf *report)
 static void start_scale(tp_run *run)
 {
     tp_loss_scale *scale = &run->state.scale;
-    if (run->precision != TP_F16)
-        *scale = (tp_loss_scale){0};
-    else if (scale->value == 0)
-        scale->value = run->options.loss_scale > 0 ? run->options.loss_scale : TP_LOSS_SCALE_FIRST;
+    double first = run->options.loss_scale > 0 ? run->options.loss_scale : run->precision == TP_F16 ? TP_LOSS_SCALE_FIRST : 0;
+    if (first == 0 || scale->value == 0) *scale = (tp_loss_scale){.value = first};
 }
 
 tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,

@@ -38,7 +38,7 @@ typedef struct tp_train_options {
     /* Set by signal handlers; NULL: never. stop: finish the step, save, PREEMPTED. save: save and go on. */
     const volatile sig_atomic_t *stop;
     volatile sig_atomic_t *save; /* set back to 0 when done */
-    double loss_scale;           /* fp16: the first one; 0: TP_LOSS_SCALE_FIRST. For tests */
+    double loss_scale;           /* the first one, in any precision: for tests. 0: TP_LOSS_SCALE_FIRST under fp16, else none */
     bool join;                   /* stack weights and park activations as on a device with memory of its own: for tests */
     bool progress;               /* a progress line on stderr */
     double process_start;        /* CLOCK_MONOTONIC seconds at the start of the process, for "time to first step" */
