@@ -195,10 +195,9 @@ static void stack(struct opening *o, tp_joint *joint)
     o->model->weight_bytes += stacked_bytes(joint);
 }
 
-/* Norms of q and k (Qwen3) want their rows without a gap, so nothing of such a model is stacked. */
 static void stack_all(struct opening *o)
 {
-    if (!o->options->join || o->model->config.qk_norm) return;
+    if (!o->options->join) return;
     for (int64_t i = 0; i < o->model->config.n_layers; i++)
         for (int j = 0; j < TP_JOINTS; j++) stack(o, &o->model->blocks[i].joints[j]);
 }

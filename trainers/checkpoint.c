@@ -114,7 +114,7 @@ tp_status tp_checkpoint_read_state(tp_ctx *ctx, const char *path, tp_run_state *
 static tp_status write_parts(tp_ctx *ctx, tp_publish *publish, const tp_lora *lora, const tp_model *model,
                              const tp_optim *optim, const tp_run_state *state)
 {
-    tp_adapter_origin origin = {.tokenizer = state->tokenizer, .data = state->data};
+    tp_adapter_origin origin = {.tokenizer = state->tokenizer, .data = state->data, .device = state->device};
     TP_TRY(tp_adapter_write(ctx, lora, model, &origin, publish));
     if (optim != NULL) {
         char *path = tp_path_join(ctx, tp_publish_staging(publish), "optimizer.safetensors");

@@ -42,9 +42,16 @@ typedef struct tp_optim_result {
 TP_API tp_status tp_optim_open(tp_ctx *ctx, const char *name, const tp_optim_options *options, tp_params *params,
                                tp_optim **optim) TP_MUST_CHECK;
 TP_API void tp_optim_close(tp_optim *optim);
-/* Norm, clipping and update with the given rate; loss_sum is checked to be finite too. The gradients are left as they are. */
-TP_API tp_status tp_optim_step(tp_ctx *ctx, tp_optim *optim, double learning_rate, double loss_sum,
-                               tp_optim_result *result) TP_MUST_CHECK;
+/* A step is begin; for each micro-batch its numbers, then its gradients and its loss added to step_state->loss_sum; update;
+ * end. Only end waits for the device.
+ * begin: loss_sum is 0. A loss that is not finite, or more than `loss_spread` above `loss_mean` (INFINITY: any may be), changes
+ * nothing, like a gradient that is not finite.
+ * update: norm, clipping and update; the gradients are left as they are. */
+TP_API tp_status tp_optim_begin(tp_ctx *ctx, tp_optim *optim, double learning_rate, double loss_mean,
+                                double loss_spread) TP_MUST_CHECK;
+TP_API tp_status tp_optim_micro_batch(tp_ctx *ctx, tp_optim *optim, uint64_t draw, float grad_scale) TP_MUST_CHECK;
+TP_API tp_status tp_optim_update(tp_ctx *ctx, tp_optim *optim) TP_MUST_CHECK;
+TP_API tp_status tp_optim_end(tp_ctx *ctx, tp_optim *optim, tp_optim_result *result) TP_MUST_CHECK;
 /* optimizer.safetensors: one tensor per parameter and state, "<parameter>.<state>", matched by name and shape. */
 TP_API tp_status tp_optim_save(tp_ctx *ctx, const tp_optim *optim, const char *path) TP_MUST_CHECK;
 TP_API tp_status tp_optim_load(tp_ctx *ctx, tp_optim *optim, const char *path) TP_MUST_CHECK;

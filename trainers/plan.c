@@ -184,8 +184,20 @@ tp_status tp_plan_largest(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_
                           int64_t batch, int64_t length, int64_t longest, tp_plan *plan)
 {
     struct search s = {dry, model, lora, *shape, fit, limit};
+    tp_plan smallest;
+    TP_TRY(fit ? tp_plan_fit(dry, model, lora, shape, 0, &smallest) : tp_plan_make(dry, model, lora, shape, &smallest));
+    plan->least = smallest.peak;
     TP_TRY(largest(&s, length, true, 1, BATCH_MOST, &plan->largest_batch));
     return largest(&s, batch, false, longest < 64 ? 1 : 64, longest, &plan->largest_length);
+}
+
+uint64_t tp_plan_smallest_device(const tp_plan *plan)
+{
+    static const uint64_t gib[] = {1,  2,  4,  6,  8,   11,  12,  16,  20,  24,  32, 40,
+                                   48, 64, 80, 96, 128, 141, 180, 192, 256, 288, 512};
+    for (size_t i = 0; i < sizeof gib / sizeof *gib; i++)
+        if (plan->least <= (gib[i] << 30) / 10 * 9) return gib[i] << 30;
+    return 0;
 }
 
 static const struct {
@@ -222,10 +234,12 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
     tp_buf_printf(out,
                   ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d, "
                   "\"remade_layers\": %d, \"recomputed_layers\": %d, "
-                  "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld}\n",
+                  "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld, \"least_bytes\": %llu, "
+                  "\"smallest_device_bytes\": %llu}\n",
                   (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
                   plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.recomputed_layers,
-                  (long long)plan->largest_batch, (long long)plan->largest_length);
+                  (long long)plan->largest_batch, (long long)plan->largest_length, (unsigned long long)plan->least,
+                  (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
 }
 
 void tp_plan_write_memory(const tp_plan *plan, tp_buf *out)
@@ -263,4 +277,10 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
             out,
             "fits: micro_batch_size up to %lld at this max_seq_length, max_seq_length up to %lld at this micro_batch_size\n",
             (long long)plan->largest_batch, (long long)plan->largest_length);
+    char least[32], device[32];
+    if (plan->least == 0) return;
+    tp_buf_printf(out, "at least %s", tp_format_bytes(plan->least, least));
+    uint64_t smallest = tp_plan_smallest_device(plan);
+    if (smallest > 0) tp_buf_printf(out, ": a device of %s would do", tp_format_bytes(smallest, device));
+    tp_buf_char(out, '\n');
 }

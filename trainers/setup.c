@@ -1,5 +1,6 @@
 /* Opening a run, from the cheap to the costly: data, shapes, plan, then weights, slots, optimizer. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -391,6 +392,9 @@ tp_status tp_run_fits(const tp_run *run)
     char need[32], have[32];
     uint64_t limit = memory_limit(run);
     if (run->plan.peak <= limit) return TP_OK;
+    if (run->plan.largest_batch == 0 && run->plan.largest_length == 0)
+        return tp_fail(run->ctx, TP_NOMEM, "the run needs %s, %s are there: no batch and no length would fit",
+                       tp_format_bytes(run->plan.peak, need), tp_format_bytes(limit, have));
     return tp_fail(
         run->ctx, TP_NOMEM,
         "the run needs %s, %s are there: lower micro_batch_size (up to %lld fits) or max_seq_length (up to %lld fits)%s",
@@ -415,6 +419,16 @@ static tp_status open_model(tp_run *run)
     return status;
 }
 
+/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
+ * grows, frequencies of some ropes are copied to the device for each length. TAPEFT_NO_GRAPHS is for comparisons. */
+static bool may_replay(const tp_run *run)
+{
+    const tp_plan_shape *shape = &run->plan.shape;
+    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
+    return !parks && !run->options.tune && !tp_rope_depends_on_length(&run->model->config.rope) &&
+           getenv("TAPEFT_NO_GRAPHS") == NULL;
+}
+
 static tp_status open_trainer(tp_run *run)
 {
     const tp_train_config *c = &run->config->train;
@@ -426,6 +440,8 @@ static tp_status open_trainer(tp_run *run)
     TP_TRY(tp_params_train(ctx, &run->lora->params));
     TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
     TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
+    tp_tape_set_state(run->tape, run->optim->step_state);
+    TP_TRY(tp_replay_open(ctx, may_replay(run), &run->replay));
     TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
     if (run->samples != NULL) TP_TRY(tp_samples_begin(ctx, run->samples, run->model));
     run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);
@@ -487,6 +503,7 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     tp_ctx *ctx = run->ctx;
     tp_metrics_close(run->metrics);
     tp_samples_close(run->samples);
+    tp_replay_close(run->replay);
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
     tp_batch_buffers_close(&run->buffers);

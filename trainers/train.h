@@ -17,7 +17,7 @@
 
 typedef struct tp_run tp_run;
 
-/* What resuming may differ in, by --accept. */
+/* What resuming or repeating may differ in, by --accept. */
 typedef enum tp_accept {
     TP_ACCEPT_RECIPE = 1,
     TP_ACCEPT_DATA = 2,
@@ -30,6 +30,7 @@ typedef struct tp_train_options {
     const char *resume;         /* NULL: as the recipe says; "none", "auto" or a checkpoint's path */
     bool fresh_optimizer;       /* go on without the checkpoint's optimizer state */
     unsigned accept;            /* tp_accept bits */
+    const char *like;           /* adapter folder whose run is repeated: base, data, version, device must be its; or NULL */
     bool force;                 /* adapter_path made for another base */
     bool dry_run;               /* stop after the plan: nothing is written */
     bool tune;                  /* for tp_run_tune: nothing is written, not even a folder */

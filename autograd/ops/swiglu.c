@@ -56,7 +56,7 @@ static tp_status swiglu_remake(tp_tape *tape, tp_record *base)
     return run(tape, r->gate, r->up, base->out[0]);
 }
 
-static const tp_op swiglu_op = {op_name, swiglu_backward, swiglu_remake};
+static const tp_op swiglu_op = {.name = op_name, .backward = swiglu_backward, .remake = swiglu_remake};
 
 tp_tensor *tp_swiglu(tp_tape *tape, tp_tensor *gate, tp_tensor *up)
 {

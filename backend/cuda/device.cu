@@ -233,7 +233,11 @@ static tp_status cuda_copy_in(tp_ctx *ctx, void *device_memory, const void *host
 {
     unsigned char *to = (unsigned char *)device_memory, *room;
     const unsigned char *from = (const unsigned char *)host;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     TP_TRY(enter(ctx));
+    TP_TRY(tp_cuda_check(ctx, "copy to the device", cudaStreamIsCapturing(tp_cuda_of(ctx)->stream, &capture)));
+    if (capture != cudaStreamCaptureStatusNone) /* a replay would read what staging holds by then */
+        return tp_fail(ctx, TP_DEVICE, "copy to the device: not while kernels are recorded");
     for (size_t got; bytes > 0; to += got, from += got, bytes -= got) {
         TP_TRY(stage(ctx, bytes, &room, &got));
         memcpy(room, from, got);

@@ -69,11 +69,14 @@ template <typename X, typename Y> struct dropout_chunk {
     uint32_t threshold; /* a number is kept if its upper 24 bits are at least this */
     float keep_scale;
     bool accumulate;
+    const tp_step_state *state;
     __device__ void operator()(int64_t row, int64_t column, int64_t count) const
     {
         uint32_t numbers[12] = {};
         float a[TP_CHUNK], before[TP_CHUNK];
-        draw(key, (first_row + (uint64_t)row) * dim + (uint64_t)column, numbers);
+        tp_rng_key now = key;
+        if (state != nullptr) now.step = state->draw;
+        draw(now, (first_row + (uint64_t)row) * dim + (uint64_t)column, numbers);
         x.load(row, column, count, a);
 #pragma unroll
         for (int i = 0; i < TP_CHUNK; i++) a[i] = (numbers[i] >> 8) >= threshold ? __fmul_rn(a[i], keep_scale) : 0.0f;
@@ -159,7 +162,8 @@ extern "C" tp_status tp_cuda_dropout(tp_ctx *ctx, const void *args)
     TP_CUDA_DTYPE(a->x.dtype, X, {
         TP_CUDA_DTYPE_BESIDE(X, a->y.dtype, Y, {
             const dropout_chunk<X, Y> body = {tp_typed<X>(a->x), tp_typed<Y>(a->y), a->key,     (uint64_t)a->first_row,
-                                              (uint64_t)a->dim,  threshold,         keep_scale, a->accumulate};
+                                              (uint64_t)a->dim,  threshold,         keep_scale, a->accumulate,
+                                              a->state};
             return tp_for_chunks(ctx, "dropout", a->n, a->dim, body);
         });
     });

@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(1024) norm_kernel(int64_t n, const double *sum
     const double norm = sqrt(total) / (double)state->loss_scale;
     const double clip = state->max_norm > 0 ? (double)state->max_norm / (norm + 1e-6) : 1.0;
     state->norm = norm;
-    state->finite = isfinite(norm) && isfinite(state->loss_sum);
+    const bool spike = state->loss_sum - state->loss_mean > state->loss_spread;
+    state->finite = isfinite(norm) && isfinite(state->loss_sum) && !spike;
     state->clip = (clip < 1.0 ? (float)clip : 1.0f) / state->loss_scale;
 }
 

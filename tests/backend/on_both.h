@@ -316,9 +316,9 @@ static inline void compare(const struct buffer *buffer, int index, const unsigne
     if (buffer->dtype == TP_U8) {
         const tp_step_state *a = (const void *)want, *b = (const void *)got;
         if (a->finite != b->finite || !near((double)b->clip, (double)a->clip, buffer->tolerance, TP_F32) ||
-            !near(b->norm, a->norm, buffer->tolerance, TP_F32))
-            fail_msg("%s: got norm %.17g, clip %.9g, finite %d; expected %.17g, %.9g, %d", text, b->norm, (double)b->clip,
-                     b->finite, a->norm, (double)a->clip, a->finite);
+            !near(b->norm, a->norm, buffer->tolerance, TP_F32) || !near(b->loss_sum, a->loss_sum, buffer->tolerance, TP_F32))
+            fail_msg("%s: got norm %.17g, clip %.9g, finite %d, loss %.17g; expected %.17g, %.9g, %d, %.17g", text, b->norm,
+                     (double)b->clip, b->finite, b->loss_sum, a->norm, (double)a->clip, a->finite, a->loss_sum);
         return;
     }
     size_t n = buffer->bytes / tp_dtype_bytes(buffer->dtype);

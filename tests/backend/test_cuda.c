@@ -62,6 +62,22 @@ static void test_scale(void **state)
     }
 }
 
+static tp_step_state *state_buffer(both *b, void *field)
+{
+    tp_step_state *s = new_buffer(b, field, sizeof *s, TP_U8);
+    *s = (tp_step_state){.learning_rate = 1e-3f,
+                         .bias1 = 0.271f,
+                         .bias2 = 0.0297f,
+                         .loss_scale = 1,
+                         .clip = 0.7f,
+                         .finite = 1,
+                         .loss_sum = 3,
+                         .loss_spread = (double)INFINITY,
+                         .draw = ((uint64_t)7 << 32) + 5,
+                         .grad_scale = 0.3f};
+    return s;
+}
+
 static void test_dropout(void **state)
 {
     (void)state;
@@ -75,6 +91,7 @@ static void test_dropout(void **state)
         a.first_row = i % 3 == 0 ? ((int64_t)1 << 33) + 5 : i;
         rows_in(&b, &a.x, a.n, a.dim, random_dtype(), 1);
         rows_out(&b, &a.y, a.n, a.dim, random_dtype(), within(1e-6, 1e-6));
+        if (i % 4 == 1) state_buffer(&b, &a.state);
         run_both(&b, TP_KERNEL_dropout, &a, text_of(text, "dropout", a.n, a.dim, a.x.dtype));
     }
 }
@@ -230,9 +247,10 @@ static void test_rmsnorm(void **state)
     for (int i = 0; i < 80; i++) {
         both b = {0};
         tp_dtype dtype = random_dtype();
-        tp_rmsnorm_args a = {.n = random_rows(), .dim = random_dim(), .eps = 1e-5f};
-        rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
-        rows_out(&b, &a.y, a.n, a.dim, dtype, norm_tolerance(dtype));
+        int64_t tokens = random_rows(), heads = i % 4 == 0 ? 1 + below(5) : 1;
+        tp_rmsnorm_args a = {.n = tokens * heads, .dim = random_dim(), .eps = 1e-5f, .heads = heads};
+        rows_in(&b, &a.x, tokens, heads * a.dim, dtype, 2);
+        rows_out(&b, &a.y, tokens, heads * a.dim, dtype, norm_tolerance(dtype));
         floats_in(&b, &a.weight, a.dim, 1);
         if (i % 3 != 0) floats_out(&b, &a.rstd, a.n, within(1e-6, 0));
         run_both(&b, TP_KERNEL_rmsnorm, &a, text_of(text, "rmsnorm", a.n, a.dim, dtype));
@@ -253,10 +271,11 @@ static void test_rmsnorm_backward(void **state)
     for (int i = 0; i < 80; i++) {
         both b = {0};
         tp_dtype dtype = random_dtype();
-        tp_rmsnorm_backward_args a = {.n = random_rows(), .dim = random_dim(), .accumulate = i % 2 == 0};
-        rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
-        rows_in(&b, &a.dy, a.n, a.dim, dtype, 1);
-        rows_out(&b, &a.dx, a.n, a.dim, dtype, within(1e-5, by_dtype(dtype, 1e-3, 1e-5)));
+        int64_t tokens = random_rows(), heads = i % 4 < 2 ? 1 + below(5) : 1;
+        tp_rmsnorm_backward_args a = {.n = tokens * heads, .dim = random_dim(), .accumulate = i % 2 == 0, .heads = heads};
+        rows_in(&b, &a.x, tokens, heads * a.dim, dtype, 2);
+        rows_in(&b, &a.dy, tokens, heads * a.dim, dtype, 1);
+        rows_out(&b, &a.dx, tokens, heads * a.dim, dtype, within(1e-5, by_dtype(dtype, 1e-3, 1e-5)));
         floats_in(&b, &a.weight, a.dim, 1);
         floats_in(&b, &a.rstd, a.n, 1);
         if (i % 3 != 0) floats_out(&b, &a.dweight, a.dim, gradient_tolerance(a.n));
@@ -582,6 +601,7 @@ static void test_cross_entropy(void **state)
         }
         ints_in(&b, &a.labels, a.n, a.vocab);
         floats_out(&b, &a.loss, a.n, within(2e-6, 4e-6));
+        if (i % 4 == 1) state_buffer(&b, &a.state);
         run_both(&b, TP_KERNEL_cross_entropy, &a, text_of(text, "cross_entropy", a.n, a.vocab, a.narrow ? TP_BF16 : TP_F32));
     }
 }
@@ -615,17 +635,21 @@ static void test_cross_entropy_f16(void **state)
     }
 }
 
+static void test_add_loss(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    both b = {0};
+    tp_add_loss_args a;
+    floats_out(&b, &a.loss, 1, EXACT);
+    state_buffer(&b, &a.state);
+    make_output(&b, EXACT);
+    run_both(&b, TP_KERNEL_add_loss, &a, "add_loss");
+}
+
 /* ---- optimizer ---- */
 
 static const int64_t counts[] = {0, 1, 3, 4, 31, 4095, 4096, 4097, 20001, 1000003};
-
-static tp_step_state *state_buffer(both *b, void *field)
-{
-    tp_step_state *s = new_buffer(b, field, sizeof *s, TP_U8);
-    *s = (tp_step_state){
-        .learning_rate = 1e-3f, .bias1 = 0.271f, .bias2 = 0.0297f, .loss_scale = 1, .clip = 0.7f, .finite = 1, .loss_sum = 3};
-    return s;
-}
 
 /* The norm is taken in f64. */
 static void test_grad_norm(void **state)
@@ -645,6 +669,7 @@ static void test_grad_norm(void **state)
         s->max_norm = i % 3 == 0 ? 0.0f : 1.0f;
         if (i % 2 == 0) s->loss_scale = 1024;
         if (i % 11 == 10) s->loss_sum = NAN;
+        if (i % 5 == 3) s->loss_mean = 2, s->loss_spread = i % 2 == 0 ? 1 : 0.999; /* just no spike, and just one */
         run_both(&b, TP_KERNEL_grad_norm, &a, text_of(text, "grad_norm", a.n, 1, TP_F32));
     }
 }
@@ -712,6 +737,7 @@ int main(void)
         cmocka_unit_test(test_attention_many_segments),
         cmocka_unit_test(test_cross_entropy),
         cmocka_unit_test(test_cross_entropy_f16),
+        cmocka_unit_test(test_add_loss),
         cmocka_unit_test(test_grad_norm),
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_sgd),

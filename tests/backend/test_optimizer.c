@@ -74,6 +74,15 @@ static void test_not_finite(void **state)
         s.loss_sum = 0;
         assert_ok(&ctx, tp_run_grad_norm(&ctx, &norm));
         assert_int_equal(s.finite, 1);
+        static const double spreads[] = {0.5, 0.499, 0, (double)INFINITY, (double)NAN};
+        static const int used[] = {1, 0, 0, 1, 1};
+        for (int k = 0; k < 5; k++) { /* 0.5 above the mean */
+            s.loss_sum = 2.5;
+            s.loss_mean = 2;
+            s.loss_spread = spreads[k];
+            assert_ok(&ctx, tp_run_grad_norm(&ctx, &norm));
+            assert_int_equal(s.finite, used[k]);
+        }
     }
 }
 

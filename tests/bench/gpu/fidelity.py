@@ -178,6 +178,49 @@ def check_resume(precision):
         judge(f"resume {precision}", "bytes that differ", 0 if same else math.nan, 0)
 
 
+def write_batches(path):
+    """Six micro-batches of three shapes, so that each comes back: full rows, a short one, labels for a part."""
+    batches, rows, columns = 6, 4, 24
+    values = {"attention_mask": [], "input_ids": [], "labels": []}
+    for i in range(batches * rows * columns):
+        batch, row, column = i // (rows * columns), i // columns % rows, i % columns
+        there = not (batch % 3 == 1 and row == 1 and column >= 5)
+        values["input_ids"].append(3 + (i * 7919 + batch) % 56)
+        values["attention_mask"].append(int(there))
+        values["labels"].append(values["input_ids"][-1] if there and not (batch % 3 == 2 and column < 4) else -100)
+    size, header, data = 8 * batches * rows * columns, {}, b""
+    for name, numbers in values.items():
+        header[name] = {"dtype": "I64", "shape": [batches, rows, columns], "data_offsets": [len(data), len(data) + size]}
+        data += struct.pack(f"<{len(numbers)}q", *numbers)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def check_replays(model, *lines):
+    """Steps as recorded graphs, the same in two runs, and steps that are not recorded: the same bytes."""
+    with tempfile.TemporaryDirectory() as work:
+        write_batches(pathlib.Path(work, "batches.safetensors"))
+
+        def run(name, graphs, *more):
+            text = "\n".join([f"base_model: {golden}/models/{model}", "adapter: lora", "lora_target_modules: all-linear", f"device: {args.device}",
+                              f"datasets:\n  - {{path: {work}/batches.safetensors, type: tokens}}", "shuffle: false", "max_steps: 30",
+                              "learning_rate: 0.01", "lr_scheduler: constant", "save_steps: 13", f"output_dir: {work}/{name}", *lines])
+            pathlib.Path(work, name + ".yaml").write_text(text + "\n")
+            os.environ.pop("TAPEFT_NO_GRAPHS", None)
+            if not graphs:
+                os.environ["TAPEFT_NO_GRAPHS"] = "1"
+            done = tapeft("train", f"{work}/{name}.yaml", "--quiet", *more)
+            if done.returncode:
+                print(done.stderr.strip())
+            return done.returncode
+
+        failed = run("plain", False) + run("whole", True) + run("parts", True, "max_steps=13") + run("parts", True, "--resume", "--accept", "recipe")
+        same = not failed and all(pathlib.Path(work, "plain", f).read_bytes() == pathlib.Path(work, name, f).read_bytes()
+                                  for name in ("whole", "parts") for f in ("metrics.jsonl", "adapter/adapter_model.safetensors"))
+        judge(f"replays/{model}", "bytes that differ", 0 if same else math.nan, 0, " ".join(lines))
+
+
 if __name__ == "__main__":
     for folder in sorted((golden / "models").iterdir()):
         if args.only in f"models/{folder.name}" and (folder / "expect.safetensors").exists():
@@ -193,5 +236,11 @@ if __name__ == "__main__":
     if args.only in "resume":
         for precision in set(precisions) & {"bf16", "fp16"}:
             check_resume(precision)
+    if args.only in "replays":
+        check_replays("llama", "precision: fp32", "lora_dropout: 0.1", "gradient_accumulation_steps: 2")
+        check_replays("llama", "precision: bf16", "gradient_checkpointing: none")
+        check_replays("qwen3", "precision: bf16", "lora_dropout: 0.2", "gradient_checkpointing: full")
+        check_replays("gpt2", "precision: bf16")
+        check_replays("llama", "precision: fp16", "lora_dropout: 0.1")
     print(f"{failures} above the limit")
     sys.exit(1 if failures else 0)
