@@ -606,18 +606,6 @@ static void test_cross_entropy(void **state)
     }
 }
 
-static void test_add_loss(void **state)
-{
-    (void)state;
-    NEEDS_GPU();
-    both b = {0};
-    tp_add_loss_args a;
-    floats_out(&b, &a.loss, 1, EXACT);
-    state_buffer(&b, &a.state);
-    make_output(&b, EXACT);
-    run_both(&b, TP_KERNEL_add_loss, &a, "add_loss");
-}
-
 /* In f16 the gradients are those in f32, rounded: of the GPU, whose f32 the CPU has vouched for above. */
 static void test_cross_entropy_f16(void **state)
 {
@@ -645,6 +633,18 @@ static void test_cross_entropy_f16(void **state)
         }
         for (int k = 0; k < b.n_buffers; k++) free(wide[k]), free(half[k]), free(b.buffers[k].host);
     }
+}
+
+static void test_add_loss(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    both b = {0};
+    tp_add_loss_args a;
+    floats_out(&b, &a.loss, 1, EXACT);
+    state_buffer(&b, &a.state);
+    make_output(&b, EXACT);
+    run_both(&b, TP_KERNEL_add_loss, &a, "add_loss");
 }
 
 /* ---- optimizer ---- */
@@ -736,8 +736,8 @@ int main(void)
         cmocka_unit_test(test_attention_backward),
         cmocka_unit_test(test_attention_many_segments),
         cmocka_unit_test(test_cross_entropy),
-        cmocka_unit_test(test_add_loss),
         cmocka_unit_test(test_cross_entropy_f16),
+        cmocka_unit_test(test_add_loss),
         cmocka_unit_test(test_grad_norm),
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_sgd),

@@ -84,11 +84,12 @@ static tp_status train(struct bench *b, const char *name, const char *device, co
     tp_train_options options = {.loss_scale = scale, .resume = steps < 0 ? "auto" : NULL};
     tp_buf text;
     tp_buf_init(&text, 0);
-    tp_buf_printf(&text,
-                  "base_model: %s\nadapter: lora\nlora_dropout: 0.1\nlora_alpha: %g\nseed: 7\nlearning_rate: 1e-6\nlr_scheduler: cosine\n"
-                  "datasets:\n  - {path: %s, type: tokens}\ngradient_accumulation_steps: 2\nsave_steps: 1\nmax_steps: %d\n"
-                  "max_skipped_steps: 3\ndevice: %s\nprecision: %s\noutput_dir: %s/%s\n",
-                  b->base, b->alpha, b->data, STEPS, device, precision, b->s.folder, name);
+    tp_buf_printf(
+        &text,
+        "base_model: %s\nadapter: lora\nlora_dropout: 0.1\nlora_alpha: %g\nseed: 7\nlearning_rate: 1e-6\nlr_scheduler: cosine\n"
+        "datasets:\n  - {path: %s, type: tokens}\ngradient_accumulation_steps: 2\nsave_steps: 1\nmax_steps: %d\n"
+        "max_skipped_steps: 3\ndevice: %s\nprecision: %s\noutput_dir: %s/%s\n",
+        b->base, b->alpha, b->data, STEPS, device, precision, b->s.folder, name);
     tp_status status = train_recipe_steps(&b->ctx, &b->s, tp_buf_cstr(&text), &options, steps > 0 ? steps : INT64_MAX);
     tp_buf_free(&text);
     return status;
@@ -170,6 +171,18 @@ static void too_large_a_scale(void **state)
     scratch_end(&b.s);
 }
 
+/* No scale helps against a loss that overflows: those steps count, though the scale falls in them as well. */
+static void loss_that_overflows(void **state)
+{
+    (void)state;
+    struct bench b;
+    begin(&b);
+    b.alpha = 5e39;
+    assert_int_equal(train(&b, "lost", "cpu", "fp32", TP_LOSS_SCALE_FIRST, STEPS), TP_NUMERIC);
+    assert_non_null(strstr(b.ctx.message, "step 3: 3 steps in a row"));
+    scratch_end(&b.s);
+}
+
 static void fp16_on_a_gpu(void **state)
 {
     (void)state;
@@ -201,8 +214,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_trajectory),    cmocka_unit_test(test_ends),         cmocka_unit_test(test_valid),
-        cmocka_unit_test(scaled_is_unscaled), cmocka_unit_test(too_large_a_scale), cmocka_unit_test(fp16_on_a_gpu),
-        cmocka_unit_test(fp16_needs_a_gpu),
+        cmocka_unit_test(scaled_is_unscaled), cmocka_unit_test(too_large_a_scale), cmocka_unit_test(loss_that_overflows),
+        cmocka_unit_test(fp16_on_a_gpu),      cmocka_unit_test(fp16_needs_a_gpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

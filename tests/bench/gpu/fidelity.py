@@ -241,5 +241,6 @@ if __name__ == "__main__":
         check_replays("llama", "precision: bf16", "gradient_checkpointing: none")
         check_replays("qwen3", "precision: bf16", "lora_dropout: 0.2", "gradient_checkpointing: full")
         check_replays("gpt2", "precision: bf16")
+        check_replays("llama", "precision: fp16", "lora_dropout: 0.1")
     print(f"{failures} above the limit")
     sys.exit(1 if failures else 0)
