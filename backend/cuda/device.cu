@@ -61,6 +61,7 @@ static void cuda_close(tp_device *device)
     if (cuda->before_beside != NULL) (void)cudaEventDestroy(cuda->before_beside);
     if (cuda->beside != NULL) (void)cudaStreamDestroy(cuda->beside);
     (void)cudaFreeHost(cuda->staging);
+    (void)cudaFree(cuda->counters);
     (void)cudaFree(cuda->upload);
     (void)cudaFree(cuda->workspace);
     if (cuda->stream != NULL) (void)cudaStreamDestroy(cuda->stream);
@@ -104,6 +105,14 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
                        cuda->index, p.name, p.major, p.minor);
     }
     cuda->clusters = attributes.ptxVersion >= 90; /* PTX for older GPUs has none, wherever it runs */
+    cudaDriverEntryPointQueryResult found;
+    if (cuda->capability == 90 && cuda->clusters &&
+        (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &cuda->tensor_maps, 12000, cudaEnableDefault, &found) !=
+             cudaSuccess ||
+         found != cudaDriverEntryPointSuccess)) {
+        (void)cudaGetLastError();
+        cuda->tensor_maps = NULL;
+    }
     return TP_OK;
 }
 
@@ -114,6 +123,8 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
     TP_TRY(tp_cuda_check(ctx, "open", cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)));
     TP_TRY(tp_cuda_check(ctx, "workspace", cudaMalloc((void **)&cuda->workspace, TP_CUDA_WORKSPACE_BYTES)));
     TP_TRY(tp_cuda_check(ctx, "upload buffer", cudaMalloc((void **)&cuda->upload, TP_CUDA_UPLOAD_BYTES)));
+    TP_TRY(tp_cuda_check(ctx, "counters", cudaMalloc((void **)&cuda->counters, TP_CUDA_COUNTERS * sizeof(unsigned))));
+    TP_TRY(tp_cuda_check(ctx, "counters", cudaMemset(cuda->counters, 0, TP_CUDA_COUNTERS * sizeof(unsigned))));
     TP_TRY(
         tp_cuda_check(ctx, "pinned host memory", cudaHostAlloc((void **)&cuda->staging, STAGING_BYTES, cudaHostAllocDefault)));
     for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++)
