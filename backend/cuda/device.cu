@@ -61,7 +61,6 @@ static void cuda_close(tp_device *device)
     if (cuda->before_beside != NULL) (void)cudaEventDestroy(cuda->before_beside);
     if (cuda->beside != NULL) (void)cudaStreamDestroy(cuda->beside);
     (void)cudaFreeHost(cuda->staging);
-    (void)cudaFree(cuda->counters);
     (void)cudaFree(cuda->upload);
     (void)cudaFree(cuda->workspace);
     if (cuda->stream != NULL) (void)cudaStreamDestroy(cuda->stream);
@@ -123,8 +122,6 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
     TP_TRY(tp_cuda_check(ctx, "open", cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)));
     TP_TRY(tp_cuda_check(ctx, "workspace", cudaMalloc((void **)&cuda->workspace, TP_CUDA_WORKSPACE_BYTES)));
     TP_TRY(tp_cuda_check(ctx, "upload buffer", cudaMalloc((void **)&cuda->upload, TP_CUDA_UPLOAD_BYTES)));
-    TP_TRY(tp_cuda_check(ctx, "counters", cudaMalloc((void **)&cuda->counters, TP_CUDA_COUNTERS * sizeof(unsigned))));
-    TP_TRY(tp_cuda_check(ctx, "counters", cudaMemset(cuda->counters, 0, TP_CUDA_COUNTERS * sizeof(unsigned))));
     TP_TRY(
         tp_cuda_check(ctx, "pinned host memory", cudaHostAlloc((void **)&cuda->staging, STAGING_BYTES, cudaHostAllocDefault)));
     for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++)

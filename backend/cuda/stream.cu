@@ -5,11 +5,11 @@
  *   up        du = dy B and dB = dy^T u          both from one reading, for all parts of a stacked weight
  *
  * A block has one thread that names tiles of 128 x 128 to the hardware that copies (tensor_map.cuh), as many ahead as shared
- * memory holds, and eight warps that multiply them on tensor cores. Sums along rows take 16 rows a warp, sums down columns 16
- * columns. A block takes SUB tiles below each other before it goes on to the next columns, so that it reads the thin side less
- * often. Where there are few rows, several blocks share them, each takes every so many'th tile of columns; their sums meet in the
- * workspace, and the block that comes last adds them, in order. Sums down columns go there from every block, and a second kernel,
- * set up while the first still runs, adds them in order. How work is cut depends on the shape alone, and so do the bits. */
+ * memory holds, and eight warps that multiply them on tensor cores, or eight for each of both. Sums along rows take 16 rows a
+ * warp, sums down columns 16 columns. A block takes SUB tiles below each other before it goes on to the next columns, so that it reads the thin side less
+ * often. Where there are few rows, several blocks share them, each takes every so many'th tile of columns. Sums that blocks share
+ * go to the workspace, and a second kernel, set up while the first still runs, adds them in order. How work is cut depends on the
+ * shape alone, and so do the bits. */
 #include "backend/cuda/stream.cuh"
 
 #include "backend/cuda/attention.cuh" /* tensor cores */
@@ -25,7 +25,7 @@ namespace
 {
 
 constexpr int TILE = 128;   /* rows, and columns */
-constexpr int WARPS = 8, THREADS = (WARPS + 1) * 32;
+constexpr int WARPS = 8; /* for sums one way */
 constexpr int PIECE = 16;   /* columns of the thin side that lie together: 32 bytes a row */
 constexpr int BOX = 64;     /* columns of the wide side that lie together: 128 bytes a row */
 constexpr int WIDE_BYTES = TILE * TILE * 2, THIN_BYTES = TILE * PIECE * 2;
@@ -51,7 +51,6 @@ struct stream_params {
     float alpha;
     float *row_sums; /* of splits: [split][row][thin columns of all parts] */
     int row_sums_ld;
-    unsigned *counters;
     float *column_sums; /* of row blocks: [block][part][rank][columns] */
     int64_t column_sums_size;
 };
@@ -109,11 +108,6 @@ struct ring {
         if (++stage == stages) stage = 0, round ^= 1;
     }
 };
-
-__device__ __forceinline__ void meet_warps()
-{
-    asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
-}
 
 /* ---- the kernel ---- */
 
@@ -195,14 +189,15 @@ template <int T>
 __device__ __forceinline__ void add_down(float (&sum)[2 * T][4], const uint32_t (&b)[TILE / 16][T][4], uint32_t tile, int warp)
 {
     const int lane = threadIdx.x % 32;
+    uint32_t x[TILE / 16][4]; /* all on their way before the first product waits */
+#pragma unroll
+    for (int k = 0; k < TILE / 16; k++) matrices(x[k], tile + wide_at(warp * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
     for (int k = 0; k < TILE / 16; k++) {
-        uint32_t x[4];
-        matrices(x, tile + wide_at(warp * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            mma(sum[2 * t], x, b[k][t][0], b[k][t][1]);
-            mma(sum[2 * t + 1], x, b[k][t][2], b[k][t][3]);
+            mma(sum[2 * t], x[k], b[k][t][0], b[k][t][1]);
+            mma(sum[2 * t + 1], x[k], b[k][t][2], b[k][t][3]);
         }
     }
 }
@@ -210,17 +205,26 @@ __device__ __forceinline__ void add_down(float (&sum)[2 * T][4], const uint32_t 
 /* thin^T times the warp's 16 columns of a tile. */
 template <int T> __device__ __forceinline__ void add_gradient(float (&sum)[T][2][4], uint32_t thin, uint32_t tile, int warp)
 {
+    constexpr int AHEAD = 4;
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < TILE / 16; i++) {
-        uint32_t y[4];
-        matrices_transposed(y, tile + wide_at(i * 16 + lane % 16, warp * 2 + lane / 16));
+    for (int i = 0; i < TILE / 16; i += AHEAD) {
+        uint32_t y[AHEAD][4], u[AHEAD][T][4];
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            uint32_t u[4];
-            matrices_transposed(u, thin + t * THIN_BYTES + thin_at(i * 16 + lane % 8 + lane / 16 * 8, lane / 8 % 2));
-            mma(sum[t][0], u, y[0], y[1]);
-            mma(sum[t][1], u, y[2], y[3]);
+        for (int k = 0; k < AHEAD; k++) {
+            const int row = (i + k) * 16;
+            matrices_transposed(y[k], tile + wide_at(row + lane % 16, warp * 2 + lane / 16));
+#pragma unroll
+            for (int t = 0; t < T; t++)
+                matrices_transposed(u[k][t], thin + t * THIN_BYTES + thin_at(row + lane % 8 + lane / 16 * 8, lane / 8 % 2));
+        }
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+#pragma unroll
+            for (int t = 0; t < T; t++) {
+                mma(sum[t][0], u[k][t], y[k][0], y[k][1]);
+                mma(sum[t][1], u[k][t], y[k][2], y[k][3]);
+            }
         }
     }
 }
@@ -273,47 +277,21 @@ __device__ __forceinline__ void store_down(const stream_params &p, const stream_
     }
 }
 
-/* The last of the blocks that share rows adds their sums. */
-template <int SUB> __device__ __forceinline__ void finish_down(const stream_params &p, const place &at)
-{
-    __shared__ bool last;
-    __threadfence();
-    meet_warps();
-    if (threadIdx.x == 0) {
-        last = atomicAdd(p.counters + at.block, 1u) == (unsigned)p.splits - 1;
-        if (last) p.counters[at.block] = 0;
-    }
-    meet_warps();
-    if (!last) return;
-    __threadfence();
-    const int pairs = p.row_sums_ld / 2;
-    for (int i = threadIdx.x; i < SUB * TILE * pairs; i += WARPS * 32) {
-        const int64_t row = at.row0 + i / pairs;
-        const int column = i % pairs * 2;
-        if (row >= p.n) break;
-        float2 total = make_float2(0, 0);
-        for (int s = 0; s < p.splits; s++) {
-            const float2 x = __ldcg(reinterpret_cast<const float2 *>(p.row_sums + ((int64_t)s * p.n + row) * p.row_sums_ld + column));
-            total.x += x.x, total.y += x.y;
-        }
-        *reinterpret_cast<uint32_t *>(p.c + row * p.c_ld + column) = tp_pack_bf16(p.alpha * total.x, p.alpha * total.y);
-    }
-}
-
 #endif
 
-template <bool DOWN, bool GRADIENT, bool NT, int T> constexpr int stage_bytes = WIDE_BYTES + T * THIN_BYTES;
+template <int T> constexpr int stage_bytes = WIDE_BYTES + T * THIN_BYTES;
+template <bool DOWN, bool GRADIENT> constexpr int warps = WARPS *(DOWN && GRADIENT ? 2 : 1);
 
 /* SUB: tiles below each other whose sums along rows a warp holds; without such sums their number is p.sub. */
 template <bool DOWN, bool GRADIENT, bool NT, int T, int SUB>
-__global__ void __launch_bounds__(THREADS, 1) stream_kernel(const __grid_constant__ stream_params p)
+__global__ void __launch_bounds__((warps<DOWN, GRADIENT> + 1) * 32, 1) stream_kernel(const __grid_constant__ stream_params p)
 {
 #if TP_HOPPER
     extern __shared__ unsigned char shared[];
     __shared__ __align__(8) uint64_t barriers[2 * STAGES_MAX + 1];
-    const int warp = threadIdx.x / 32;
+    const int warp = threadIdx.x / 32, own = warp % WARPS;
     const uint32_t tiles = ((uint32_t)__cvta_generic_to_shared(shared) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    const uint32_t held = tiles + p.stages * stage_bytes<DOWN, GRADIENT, NT, T>;
+    const uint32_t held = tiles + p.stages * stage_bytes<T>;
     const uint32_t first = (uint32_t)__cvta_generic_to_shared(barriers), held_full = first + 2 * STAGES_MAX * 8;
     ring r = {first, first + STAGES_MAX * 8, p.stages, 0, 0};
     place at;
@@ -321,7 +299,7 @@ __global__ void __launch_bounds__(THREADS, 1) stream_kernel(const __grid_constan
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
             tp_hopper::barrier_open(r.full + i * 8, 1);
-            tp_hopper::barrier_open(r.empty + i * 8, WARPS);
+            tp_hopper::barrier_open(r.empty + i * 8, warps<DOWN, GRADIENT>);
         }
         tp_hopper::barrier_open(held_full, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -329,51 +307,58 @@ __global__ void __launch_bounds__(THREADS, 1) stream_kernel(const __grid_constan
     }
     __syncthreads();
     tp_chain_wait();
-    if (warp == WARPS) {
+    if (warp == warps<DOWN, GRADIENT>) {
         if (threadIdx.x % 32 == 0) copy_tiles<DOWN, GRADIENT, NT, T>(p, at, tiles, held, held_full, r);
         return;
     }
-    uint32_t b[DOWN ? TILE / 16 : 1][T][4];
-    float sum[DOWN ? SUB : 1][2 * T][4] = {};
-    if (DOWN && GRADIENT) tp_hopper::barrier_wait(held_full, 0);
-    const auto take = [&](int i, int s, float(&gradient)[T][2][4]) {
+    const auto begin = [&]() {
         tp_hopper::barrier_wait(r.full + r.stage * 8, r.round);
-        const uint32_t tile = tiles + r.stage * stage_bytes<DOWN, GRADIENT, NT, T>;
-        if constexpr (DOWN) {
-            if (s == 0) hold_down<NT, T>(b, tile + WIDE_BYTES);
-            add_down<T>(sum[s], b, tile, warp);
-        }
-        if constexpr (GRADIENT)
-            add_gradient<T>(gradient, DOWN ? held + (i * SUB + s) * T * THIN_BYTES : tile + WIDE_BYTES, tile, warp);
+        return tiles + r.stage * stage_bytes<T>;
+    };
+    const auto end = [&]() {
         __syncwarp();
         if (threadIdx.x % 32 == 0) tp_hopper::barrier_arrive(r.empty + r.stage * 8);
         r.next();
     };
-    each_step(
-        p, at.split,
-        [&](int i, int column) {
-            float gradient[T][2][4] = {};
-            if constexpr (DOWN) {
+    if (GRADIENT && (!DOWN || warp >= WARPS)) {
+        if (DOWN) tp_hopper::barrier_wait(held_full, 0);
+        each_step(
+            p, at.split,
+            [&](int i, int column) {
+                float sum[T][2][4] = {};
+                for (int s = 0; s < p.sub; s++) {
+                    const uint32_t tile = begin();
+                    add_gradient<T>(sum, DOWN ? held + (i * p.sub + s) * T * THIN_BYTES : tile + WIDE_BYTES, tile, own);
+                    end();
+                }
+                if (p.parts[i].sums >= 0) store_gradient<T>(p, p.parts[i], at.block, column, own, sum);
+            },
+            [](int) {});
+        return;
+    }
+    if constexpr (DOWN) {
+        uint32_t b[TILE / 16][T][4];
+        float sum[SUB][2 * T][4] = {};
+        each_step(
+            p, at.split,
+            [&](int, int) {
 #pragma unroll
-                for (int s = 0; s < SUB; s++) take(i, s, gradient);
-            } else {
-                for (int s = 0; s < p.sub; s++) take(i, s, gradient);
-            }
-            if (GRADIENT && p.parts[i].sums >= 0) store_gradient<T>(p, p.parts[i], at.block, column, warp, gradient);
-        },
-        [&](int i) {
-            if constexpr (DOWN) {
-                store_down<T, SUB>(p, p.parts[i], at, warp, sum);
+                for (int s = 0; s < SUB; s++) {
+                    const uint32_t tile = begin();
+                    if (s == 0) hold_down<NT, T>(b, tile + WIDE_BYTES);
+                    add_down<T>(sum[s], b, tile, own);
+                    end();
+                }
+            },
+            [&](int i) {
+                store_down<T, SUB>(p, p.parts[i], at, own, sum);
 #pragma unroll
                 for (int s = 0; s < SUB; s++)
 #pragma unroll
                     for (int t = 0; t < 2 * T; t++)
 #pragma unroll
                         for (int j = 0; j < 4; j++) sum[s][t][j] = 0;
-            }
-        });
-    if constexpr (DOWN) {
-        if (p.splits > 1) finish_down<SUB>(p, at);
+            });
     }
 #endif
 }
@@ -391,18 +376,44 @@ struct add_params {
         float *out, alpha;
     } parts[PARTS];
     float beta;
+    int64_t column_blocks; /* of this kernel; those behind them add along rows */
+    /* sums along rows: c [rows, row_columns] = row_alpha * those of all splits */
+    int splits, row_columns;
+    int64_t row_size; /* of one split */
+    const float *row_sums;
+    bf16 *c;
+    int64_t c_ld;
+    float row_alpha;
 };
 
 constexpr int ADD_THREADS = 256, ADD_GROUPS = 8, ADD_LANES = ADD_THREADS / ADD_GROUPS;
+
+__device__ __forceinline__ void add_along_rows(const add_params &p)
+{
+    const int64_t at = ((blockIdx.x - p.column_blocks) * ADD_THREADS + threadIdx.x) * 2;
+    if (at >= p.row_size) return;
+    float2 sum = make_float2(0, 0);
+#pragma unroll 8
+    for (int s = 0; s < p.splits; s++) {
+        const float2 x = *reinterpret_cast<const float2 *>(p.row_sums + s * p.row_size + at);
+        sum.x += x.x, sum.y += x.y;
+    }
+    *reinterpret_cast<uint32_t *>(p.c + at / p.row_columns * p.c_ld + at % p.row_columns) =
+        tp_pack_bf16(p.row_alpha * sum.x, p.row_alpha * sum.y);
+}
 
 /* out = alpha * the sum of what the blocks found + beta * out. Groups of threads take every ADD_GROUPS'th block each. */
 __global__ void __launch_bounds__(ADD_THREADS) add_kernel(add_params p)
 {
     __shared__ float2 sums[ADD_GROUPS][ADD_LANES];
+    tp_chain_wait();
+    if (blockIdx.x >= p.column_blocks) {
+        add_along_rows(p);
+        return;
+    }
     const int lane = threadIdx.x % ADD_LANES, group = threadIdx.x / ADD_LANES;
     const int64_t at = ((int64_t)blockIdx.x * ADD_LANES + lane) * 2;
     float2 sum = make_float2(0, 0);
-    tp_chain_wait();
     if (at < p.size) {
 #pragma unroll 4
         for (int b = group; b < p.blocks; b += ADD_GROUPS) {
@@ -425,11 +436,17 @@ __global__ void __launch_bounds__(ADD_THREADS) add_kernel(add_params p)
     *second = p.parts[i].alpha * sum.y + (p.beta != 0 ? p.beta * *second : 0.0f);
 }
 
-tp_status add_blocks(tp_ctx *ctx, const char *name, const add_params &p)
+/* What the blocks of a kernel left in the workspace. */
+tp_status add_blocks(tp_ctx *ctx, const char *name, const stream_params &from, add_params p)
 {
-    if (p.n_parts == 0) return TP_OK;
-    return tp_cuda_check(
-        ctx, name, tp_cluster::launch_early(ctx, add_kernel, tp_cuda_ceil(p.size, 2 * ADD_LANES), ADD_THREADS, p));
+    p.sums = from.column_sums, p.size = p.n_parts > 0 ? from.column_sums_size : 0;
+    p.column_blocks = tp_cuda_ceil(p.size, 2 * ADD_LANES);
+    if (from.c != NULL && from.splits > 1) {
+        p.splits = from.splits, p.row_columns = from.row_sums_ld, p.row_size = from.n * from.row_sums_ld;
+        p.row_sums = from.row_sums, p.c = from.c, p.c_ld = from.c_ld, p.row_alpha = from.alpha;
+    }
+    const int64_t blocks = p.column_blocks + tp_cuda_ceil(p.row_size, 2 * ADD_THREADS);
+    return blocks == 0 ? TP_OK : tp_cuda_check(ctx, name, tp_cluster::launch_early(ctx, add_kernel, blocks, ADD_THREADS, p));
 }
 
 /* ---- launching ---- */
@@ -440,8 +457,9 @@ struct cut {
     int64_t blocks; /* of rows */
 };
 
-/* The one that takes least: rounds of blocks, and what a block does besides reading, which is the less the more rows it has. */
-cut cut_of(int64_t n, int steps, int sub_max)
+/* The one that takes least: rounds of blocks, what a block does besides reading, which is the less the more rows it has, and
+ * adding up, in tiles. */
+cut cut_of(int64_t n, int steps, int sub_max, double besides, double adding)
 {
     cut best = {};
     double least = INFINITY;
@@ -449,7 +467,7 @@ cut cut_of(int64_t n, int steps, int sub_max)
         for (int splits = 1; splits <= SPLITS_MAX && splits <= steps; splits++) {
             const int64_t blocks = tp_cuda_ceil(n, TILE * sub);
             const double cost = (double)tp_cuda_ceil(blocks * splits, BLOCKS_WANTED) * (double)tp_cuda_ceil(steps, splits) * sub *
-                                    (1 + 0.25 / sub) + 0.5 * (splits > 1);
+                                    (1 + besides / sub) + (splits > 1 ? adding : 0);
             if (cost < least * 0.999) least = cost, best = {sub, splits, blocks};
         }
     }
@@ -460,14 +478,14 @@ template <bool DOWN, bool GRADIENT, bool NT, int T, int SUB>
 tp_status launch(tp_ctx *ctx, const char *name, stream_params *p, int64_t blocks)
 {
     const int held = DOWN && GRADIENT ? p->n_parts * p->sub * T * THIN_BYTES : 0;
-    p->stages = (int)tp_cuda_min((ROOM - held) / stage_bytes<DOWN, GRADIENT, NT, T>, STAGES_MAX);
-    const int shared = p->stages * stage_bytes<DOWN, GRADIENT, NT, T> + held + ALIGNMENT;
+    p->stages = (int)tp_cuda_min((ROOM - held) / stage_bytes<T>, STAGES_MAX);
+    const int shared = p->stages * stage_bytes<T> + held + ALIGNMENT;
     TP_CUDA_ALLOW_SHARED(ctx, name, (stream_kernel<DOWN, GRADIENT, NT, T, SUB>), shared);
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(blocks * p->splits)), config.blockDim = dim3(THREADS);
+    config.gridDim = dim3((unsigned)(blocks * p->splits)), config.blockDim = dim3((warps<DOWN, GRADIENT> + 1) * 32);
     config.dynamicSmemBytes = (size_t)shared, config.stream = tp_cuda_of(ctx)->stream;
     config.attrs = &attribute, config.numAttrs = 1;
     return tp_cuda_check(ctx, name, cudaLaunchKernelEx(&config, stream_kernel<DOWN, GRADIENT, NT, T, SUB>, *p));
@@ -514,8 +532,7 @@ bool tp_cuda_stream_down_takes(tp_ctx *ctx, const tp_cuda_stream_down_args *args
 {
     return fits(ctx, args->n, args->k, args->a) && args->m > 0 && args->m <= 64 && args->m % 8 == 0 && args->b.dtype == TP_BF16 &&
            tp_rows_aligned(args->b) && args->c.dtype == TP_BF16 && pairs_aligned(args->c) &&
-           (int64_t)SPLITS_MAX * args->n * args->m <= (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float)) &&
-           tp_cuda_ceil(args->n, TILE) <= TP_CUDA_COUNTERS;
+           (int64_t)SPLITS_MAX * args->n * args->m <= (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float));
 }
 
 tp_status tp_cuda_stream_down(tp_ctx *ctx, const tp_cuda_stream_down_args *args)
@@ -523,20 +540,20 @@ tp_status tp_cuda_stream_down(tp_ctx *ctx, const tp_cuda_stream_down_args *args)
     static const char name[] = "matmul";
     stream_params p = {};
     const int steps = (int)tp_cuda_ceil(args->k, TILE), pieces = (int)tp_cuda_ceil(args->m, PIECE);
-    const cut cut = cut_of(args->n, steps, pieces > 3 ? 1 : 2); /* registers */
+    const cut cut = cut_of(args->n, steps, pieces > 3 ? 1 : 2, 0.06 * pieces, 2); /* registers */
     p.n = args->n, p.n_parts = 1, p.steps = steps, p.splits = cut.splits, p.sub = cut.sub;
     p.parts[0] = {0, (int)args->k, steps, 0, args->m, -1};
     p.c = static_cast<bf16 *>(args->c.data), p.c_ld = args->c.ld, p.alpha = args->alpha;
     p.row_sums = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace), p.row_sums_ld = args->m;
-    p.counters = tp_cuda_of(ctx)->counters;
     TP_TRY(tp_cuda_tensor_map(ctx, name, &p.wide, args->a, args->n, args->k, TILE, BOX));
     TP_TRY(tp_cuda_tensor_map(ctx, name, &p.down[0], args->b, args->m, args->k, pieces * PIECE, BOX));
     switch (pieces) {
-    case 1: return launch_sub<false, true, 1>(ctx, name, &p, cut.blocks);
-    case 2: return launch_sub<false, true, 2>(ctx, name, &p, cut.blocks);
-    case 3: return launch_sub<false, true, 3>(ctx, name, &p, cut.blocks);
-    default: return launch<true, false, true, 4, 1>(ctx, name, &p, cut.blocks);
+    case 1: TP_TRY((launch_sub<false, true, 1>(ctx, name, &p, cut.blocks))); break;
+    case 2: TP_TRY((launch_sub<false, true, 2>(ctx, name, &p, cut.blocks))); break;
+    case 3: TP_TRY((launch_sub<false, true, 3>(ctx, name, &p, cut.blocks))); break;
+    default: TP_TRY((launch<true, false, true, 4, 1>(ctx, name, &p, cut.blocks)));
     }
+    return add_blocks(ctx, name, p, {});
 }
 
 /* ---- du = dy B, dB = dy^T u ---- */
@@ -552,7 +569,6 @@ bool tp_cuda_stream_up_takes(tp_ctx *ctx, const tp_lowrank_backward_args *args)
     }
     return fine && used > 0 && fits(ctx, args->n, out, args->dy) && args->b.dtype == TP_BF16 && args->u.dtype == TP_BF16 &&
            args->du.dtype == TP_BF16 && tp_rows_aligned(args->b) && tp_rows_aligned(args->u) && pairs_aligned(args->du) &&
-           tp_cuda_ceil(args->n, TILE) <= TP_CUDA_COUNTERS &&
            (out + SPLITS_MAX * 2 * TILE) * used * 4 <= (int64_t)TP_CUDA_WORKSPACE_BYTES;
 }
 
@@ -578,7 +594,7 @@ static tp_status up_slice(tp_ctx *ctx, const tp_lowrank_backward_args *args, int
         }
         out += args->rows[i], used += args->rank[i];
     }
-    cut cut = cut_of(args->n, p.steps, 2);
+    cut cut = cut_of(args->n, p.steps, 2, 0.25, 0.5);
     float *const workspace = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace);
     const int64_t each = size + (int64_t)cut.splits * used * cut.sub * TILE; /* floats of a block of rows */
     cut.blocks = tp_cuda_min(tp_cuda_ceil(args->n - row, TILE * cut.sub),
@@ -592,7 +608,6 @@ static tp_status up_slice(tp_ctx *ctx, const tp_lowrank_backward_args *args, int
     p.c = static_cast<bf16 *>(from(args->du).data), p.c_ld = args->du.ld, p.alpha = 1;
     p.column_sums = workspace, p.column_sums_size = size;
     p.row_sums = workspace + cut.blocks * size, p.row_sums_ld = (int)used;
-    p.counters = tp_cuda_of(ctx)->counters;
     TP_TRY(tp_cuda_tensor_map(ctx, name, &p.wide, from(args->dy), *rows, out, TILE, BOX));
     TP_TRY(tp_cuda_tensor_map(ctx, name, &p.thin, from(args->u), *rows, used, TILE, PIECE));
     for (int i = 0; i < p.n_parts; i++) {
@@ -602,8 +617,8 @@ static tp_status up_slice(tp_ctx *ctx, const tp_lowrank_backward_args *args, int
     }
     TP_TRY(pieces == 1 ? (launch_sub<true, false, 1>(ctx, name, &p, cut.blocks))
                        : (launch_sub<true, false, 2>(ctx, name, &p, cut.blocks)));
-    add.blocks = (int)cut.blocks, add.sums = workspace, add.size = size, add.beta = 1;
-    return add_blocks(ctx, name, add);
+    add.blocks = (int)cut.blocks, add.beta = 1;
+    return add_blocks(ctx, name, p, add);
 }
 
 tp_status tp_cuda_stream_up(tp_ctx *ctx, const tp_lowrank_backward_args *args)
@@ -649,7 +664,7 @@ tp_status tp_cuda_stream_gradient(tp_ctx *ctx, const tp_cuda_stream_gradient_arg
     default: TP_TRY((launch<false, true, false, 4, 1>(ctx, name, &p, blocks))); break;
     }
     add_params add = {};
-    add.n_parts = 1, add.blocks = (int)blocks, add.sums = p.column_sums, add.size = size, add.beta = args->beta;
+    add.n_parts = 1, add.blocks = (int)blocks, add.beta = args->beta;
     add.parts[0] = {0, args->columns, args->rank, args->transposed, args->out, args->alpha};
-    return add_blocks(ctx, name, add);
+    return add_blocks(ctx, name, p, add);
 }
