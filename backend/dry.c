@@ -167,9 +167,15 @@ static tp_status dry_pack_lowrank(tp_ctx *ctx, const void *args)
 static tp_status dry_lowrank_backward(tp_ctx *ctx, const void *args)
 {
     const tp_lowrank_backward_args *a = args;
-    double products = a->db != NULL ? 2 : 1, factors = 2 * bytes_of(a->u, a->n, a->rank) + bytes_of(a->b, a->out, a->rank);
-    return count(ctx, a->dy.dtype, 2 * products * (double)a->n * (double)a->out * (double)a->rank,
-                 bytes_of(a->dy, a->n, a->out) + factors + (a->db != NULL ? 2 * floats(a->out * a->rank) : 0));
+    for (int i = 0; i < TP_PACKED_PARTS; i++) {
+        if (a->rank[i] <= 0) continue;
+        double products = a->db[i] != NULL ? 2 : 1;
+        double factors = 2 * bytes_of(a->u, a->n, a->rank[i]) + bytes_of(a->b, a->rows[i], a->rank[i]);
+        double sums = a->db[i] != NULL ? 2 * floats(a->rows[i] * a->rank[i]) : 0;
+        TP_TRY(count(ctx, a->dy.dtype, 2 * products * (double)a->n * (double)a->rows[i] * (double)a->rank[i],
+                     bytes_of(a->dy, a->n, a->rows[i]) + factors + sums));
+    }
+    return TP_OK;
 }
 
 static tp_status dry_column_sum(tp_ctx *ctx, const void *args)

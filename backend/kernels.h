@@ -76,14 +76,16 @@ typedef struct tp_pack_lowrank_args {
     float scaling[TP_PACKED_PARTS];
 } tp_pack_lowrank_args;
 
-/* Both gradients that pass through an up factor, from one reading of dy [n, out]:
- *   du [n, rank] = dy b         db [out, rank] f32 += scaling * dy^T u
- * dy, u [n, rank], b [out, rank] and du have one dtype. */
+/* Both gradients that pass through the up factors of such parts, from one reading of dy [n, out]. Part i has rows[i] columns of
+ * dy and rows of b, and rank[i] columns of b [out, used], u and du [n, used], one part behind the other:
+ *   du_i = dy_i b_i         db_i [rows[i], rank[i]] f32 += scaling[i] * dy_i^T u_i
+ * dy, u, b and du have one dtype. */
 typedef struct tp_lowrank_backward_args {
-    int64_t n, out, rank;
+    int64_t n;
     tp_rows dy, b, u, du;
-    float *db; /* contiguous; NULL: not wanted */
-    float scaling;
+    int64_t rows[TP_PACKED_PARTS], rank[TP_PACKED_PARTS]; /* unused parts: 0 */
+    float *db[TP_PACKED_PARTS];                           /* contiguous; NULL: not wanted */
+    float scaling[TP_PACKED_PARTS];
 } tp_lowrank_backward_args;
 
 /* out [m] f32 += sum over n rows of a [n, m] (beta = 1) or = (beta = 0). */

@@ -101,22 +101,18 @@ static tp_status tn(tp_tape *tape, tp_tensor *x, int64_t rows, tp_rows du, float
 /* du and dB of every part, from its own columns of dy. */
 static tp_status through_b(tp_tape *tape, const struct joint_record *r, tp_rows dy, tp_rows u, tp_rows du)
 {
-    int64_t row = 0, column = 0;
     const tp_matrix *w = r->spec.weight;
-    for (int i = 0; i < r->spec.n_parts; row += r->spec.parts[i++].rows) {
-        const struct tp_joint_part *part = &r->spec.parts[i];
-        if (part->term == NULL) continue;
-        tp_lowrank_backward_args args = {.n = r->x->rows, .out = part->rows, .rank = part->term->a->rows};
-        args.dy = tp_rows_from(dy, 0, row);
-        args.b = (tp_rows){(void *)(uintptr_t)corner(w, row, w->cols + column, 0, 0).data, dy.dtype, w->stride};
-        args.u = tp_rows_from(u, 0, column);
-        args.du = tp_rows_from(du, 0, column);
-        args.db = tp_wants_grad(part->term->b) ? part->term->b->grad : NULL;
-        args.scaling = part->term->scaling;
-        TP_TRY(tp_run_lowrank_backward(tp_tape_ctx(tape), &args));
-        column += args.rank;
+    tp_lowrank_backward_args args = {.n = r->x->rows, .dy = dy, .u = u, .du = du};
+    args.b = (tp_rows){(void *)(uintptr_t)corner(w, 0, w->cols, 0, 0).data, dy.dtype, w->stride};
+    for (int i = 0; i < r->spec.n_parts; i++) {
+        const tp_lowrank *term = r->spec.parts[i].term;
+        args.rows[i] = r->spec.parts[i].rows;
+        if (term == NULL) continue;
+        args.rank[i] = term->a->rows;
+        args.db[i] = tp_wants_grad(term->b) ? term->b->grad : NULL;
+        args.scaling[i] = term->scaling;
     }
-    return TP_OK;
+    return tp_run_lowrank_backward(tp_tape_ctx(tape), &args);
 }
 
 /* Gradients that lie behind each other are one product, which reads x once. */

@@ -53,6 +53,7 @@ struct tp_cuda {
         size_t bytes;
     } allowed[TP_CUDA_ALLOWED]; /* dynamic shared memory that kernels were allowed: asking again costs as much as a launch */
     int n_allowed;
+    void *tensor_maps; /* cuTensorMapEncodeTiled, or NULL where the code for this GPU does not use them (tensor_map.cuh) */
 };
 
 static inline tp_cuda *tp_cuda_of(tp_ctx *ctx);

@@ -113,6 +113,14 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
                        cuda->index, p.name, p.major, p.minor);
     }
     cuda->clusters = attributes.ptxVersion >= 90; /* PTX for older GPUs has none, wherever it runs */
+    cudaDriverEntryPointQueryResult found;
+    if (cuda->capability == 90 && cuda->clusters &&
+        (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &cuda->tensor_maps, 12000, cudaEnableDefault, &found) !=
+             cudaSuccess ||
+         found != cudaDriverEntryPointSuccess)) {
+        (void)cudaGetLastError();
+        cuda->tensor_maps = NULL;
+    }
     return TP_OK;
 }
 

@@ -209,24 +209,32 @@ static void test_thin_gradients(void **state)
     }
 }
 
-/* So many rows that one kernel makes both gradients that pass through an up factor. */
+/* What comes back to the up factors of one, two and three parts, from few rows to many: blocks share rows, or columns. */
 static void test_factor_gradients(void **state)
 {
     (void)state;
     NEEDS_GPU();
     char text[160];
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 60; i++) {
         both b = {0};
-        tp_lowrank_backward_args a = {
-            .n = 16641 + below(2000), .out = wide_columns[below(7)], .rank = 8 * (1 + i % 4), .scaling = 0.75f};
-        aligned_rows(&b, &a.dy, a.n, a.out, narrow_dtype);
-        aligned_rows(&b, &a.b, a.out, a.rank, narrow_dtype);
-        aligned_rows(&b, &a.u, a.n, a.rank, narrow_dtype);
-        aligned_rows(&b, &a.du, a.n, a.rank, narrow_dtype);
-        make_output(&b, product_tolerance(a.out));
-        floats_out(&b, &a.db, a.out * a.rank, product_tolerance(a.n));
-        snprintf(text, sizeof text, "factor gradients n=%lld out=%lld rank=%lld", (long long)a.n, (long long)a.out,
-                 (long long)a.rank);
+        tp_lowrank_backward_args a = {.n = i < 48 ? thin_rows[below(8)] : 16641 + below(2000)};
+        int n_parts = 1 + i % 3, narrow = i / 3 % 2;
+        int64_t out = 0, used = 0;
+        for (int k = 0; k < n_parts; k++) {
+            a.rows[k] = wide_columns[below(7)];
+            a.rank[k] = 8 * (1 + below(narrow ? 2 : 4));
+            a.scaling[k] = 0.75f;
+            out += a.rows[k], used += a.rank[k];
+            if (k == 1 && i % 2 == 0) continue;
+            floats_out(&b, &a.db[k], a.rows[k] * a.rank[k], product_tolerance(a.n));
+        }
+        aligned_rows(&b, &a.dy, a.n, out, narrow_dtype);
+        aligned_rows(&b, &a.b, out, used, narrow_dtype);
+        aligned_rows(&b, &a.u, a.n, used, narrow_dtype);
+        aligned_rows(&b, &a.du, a.n, used, narrow_dtype);
+        make_output(&b, product_tolerance(out));
+        snprintf(text, sizeof text, "factor gradients n=%lld out=%lld used=%lld parts=%d", (long long)a.n, (long long)out,
+                 (long long)used, n_parts);
         run_both(&b, TP_KERNEL_lowrank_backward, &a, text);
     }
 }

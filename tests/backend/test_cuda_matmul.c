@@ -505,24 +505,32 @@ static void test_pack_lowrank(void **state)
     }
 }
 
-/* Sums of up to 3,000 products of numbers up to 1; du is rounded to its dtype. */
+/* Up to three parts. Sums of up to 3,000 products of numbers up to 1; du is rounded to its dtype. */
 static void test_lowrank_backward(void **state)
 {
     (void)state;
     NEEDS_GPU();
     char text[160];
-    for (int k = 0; k < 60; k++) {
+    for (int k = 0; k < 90; k++) {
         both b = {0};
-        tp_lowrank_backward_args args = {.n = 1 + below(700), .out = 1 + below(3000), .rank = 1 + below(40), .scaling = 0.75f};
+        tp_lowrank_backward_args args = {.n = 1 + below(700)};
         tp_dtype dtype = random_dtype();
-        if (below(2) == 0) args.rank = 8 * (1 + below(4)), args.out = (args.out + 7) / 8 * 8;
-        rows_in(&b, &args.dy, args.n, args.out, dtype, 1);
-        rows_in(&b, &args.b, args.out, args.rank, dtype, 1);
-        rows_in(&b, &args.u, args.n, args.rank, dtype, 1);
-        rows_out(&b, &args.du, args.n, args.rank, dtype, within(1e-5, 3e-4));
-        if (below(5) > 0) floats_out(&b, &args.db, args.out * args.rank, within(1e-5, 3e-4));
-        snprintf(text, sizeof text, "lowrank_backward n=%lld out=%lld rank=%lld %s", (long long)args.n, (long long)args.out,
-                 (long long)args.rank, tp_dtype_name(dtype));
+        bool even = below(2) == 0;
+        int64_t out = 0, used = 0, n_parts = 1 + below(TP_PACKED_PARTS);
+        for (int i = 0; i < n_parts; i++) {
+            args.rows[i] = 1 + below(n_parts == 1 ? 3000 : 800);
+            args.rank[i] = i > 0 && below(4) == 0 ? 0 : even ? 8 * (1 + below(4)) : 1 + below(40);
+            if (even) args.rows[i] = (args.rows[i] + 7) / 8 * 8;
+            args.scaling[i] = 0.75f + (float)i;
+            out += args.rows[i], used += args.rank[i];
+            if (args.rank[i] > 0 && below(5) > 0) floats_out(&b, &args.db[i], args.rows[i] * args.rank[i], within(1e-5, 1e-3));
+        }
+        rows_in(&b, &args.dy, args.n, out, dtype, 1);
+        rows_in(&b, &args.b, out, used, dtype, 1);
+        rows_in(&b, &args.u, args.n, used, dtype, 1);
+        rows_out(&b, &args.du, args.n, used, dtype, within(1e-5, 3e-4));
+        snprintf(text, sizeof text, "lowrank_backward n=%lld out=%lld used=%lld parts=%lld %s", (long long)args.n,
+                 (long long)out, (long long)used, (long long)n_parts, tp_dtype_name(dtype));
         run_both(&b, TP_KERNEL_lowrank_backward, &args, text);
     }
 }
