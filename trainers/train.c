@@ -323,6 +323,7 @@ tp_status tp_run_train(tp_run *run)
 static tp_status tune_pass(tp_run *run)
 {
     TP_TRY(get_group(run, 0));
+    TP_TRY(tp_optim_begin(run->ctx, run->optim, 0, 0, (double)INFINITY));
     for (int64_t i = 0; i < run->group_n; i++) TP_TRY(run_micro_batch(run, i));
     if (run->held_out == NULL) return TP_OK;
     tp_evaluation ignored;
