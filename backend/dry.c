@@ -14,6 +14,7 @@
 typedef struct dry_device {
     tp_device device;
     uint64_t next; /* address of the next allocation */
+    tp_attention_size attention;
 } dry_device;
 
 /* Nothing is mapped here on any system we know, so a kernel that reads by mistake is caught at once. */
@@ -293,10 +294,35 @@ static tp_status dry_attention(tp_ctx *ctx, const void *args)
     return count(ctx, a->q.dtype, attention_flops(a), attention_bytes(a) + lse);
 }
 
+static double scores(const tp_attention_size *size)
+{
+    return (double)(size->sequences * size->heads) * (double)size->length * (double)size->length;
+}
+
+/* Remembers the largest one of sequences of one length. */
+static void note_size(dry_device *dry, const tp_attention_args *a)
+{
+    if (a->q.dtype != TP_BF16 || a->n_segments < 1 || a->n_prefix > 0 || a->window > 0) return;
+    for (int64_t s = 0; s < a->n_segments; s++) {
+        if (a->segments[s].q_len != a->segments[0].q_len || a->segments[s].k_len != a->segments[0].q_len) return;
+    }
+    const tp_attention_size size = {a->n_segments, a->segments[0].q_len, a->heads, a->head_dim};
+    if (scores(&size) > scores(&dry->attention)) dry->attention = size;
+}
+
+tp_attention_size tp_dry_attention_size(tp_device *device)
+{
+    dry_device *dry = (dry_device *)device;
+    const tp_attention_size size = dry->attention;
+    dry->attention = (tp_attention_size){0};
+    return size;
+}
+
 static tp_status dry_attention_backward(tp_ctx *ctx, const void *args)
 {
     const tp_attention_backward_args *b = args;
     const tp_attention_args *a = &b->forward;
+    note_size((dry_device *)ctx->device, a);
     double bytes = attention_bytes(a) + 2 * bytes_of(b->dq, a->n_q, a->heads * a->head_dim);
     bytes += 2 * bytes_of(b->dk, b->n_k, a->kv_heads * a->head_dim) + 3 * floats(a->n_q * a->heads);
     return count(ctx, a->q.dtype, 2.5 * attention_flops(a), bytes);

@@ -80,7 +80,9 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     uint64_t flat = lora != NULL ? (uint64_t)lora->params.elements * sizeof(float) : 0;
     double *flops = dry->device->flops;
     flops[0] = flops[1] = dry->device->bytes_moved = 0;
+    (void)tp_dry_attention_size(dry->device);
     TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations));
+    plan->attention = tp_dry_attention_size(dry->device);
     plan->flops_f32 = flops[0] * (double)shape->accumulation;
     plan->flops_narrow = flops[1] * (double)shape->accumulation;
     plan->bytes_moved = dry->device->bytes_moved * (double)shape->accumulation;

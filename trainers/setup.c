@@ -11,6 +11,8 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
+#define RESERVE_SHARE 16 /* of the memory limit, one part for what kernels are only faster with */
+
 static tp_status open_device(tp_run *run)
 {
     tp_ctx *ctx = run->ctx;
@@ -347,6 +349,20 @@ static uint64_t memory_limit(const tp_run *run)
     return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
+/* Some of what the plan leaves, if kernels are faster with it. */
+static tp_status reserve(tp_run *run, uint64_t limit)
+{
+    const tp_backend *backend = run->ctx->device->backend;
+    tp_plan *plan = &run->plan;
+    uint64_t bytes = 0;
+    if (backend->reserve == NULL || plan->peak > limit) return TP_OK;
+    const uint64_t left = limit - plan->peak, share = limit / RESERVE_SHARE;
+    TP_TRY(backend->reserve(run->ctx, &plan->attention, left < share ? left : share, &bytes));
+    plan->workspace += bytes;
+    plan->peak += bytes;
+    return TP_OK;
+}
+
 static tp_status make_plan(tp_run *run)
 {
     tp_lora *lora;
@@ -384,6 +400,7 @@ static tp_status make_plan(tp_run *run)
                                                run->shape_model->config.max_positions, &run->plan));
     tp_lora_free(lora);
     TP_TRY(status);
+    TP_TRY(reserve(run, limit));
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
 

@@ -8,6 +8,7 @@
  * Where there are too few tiles to fill a GPU (one token against a long cache), each tile's keys are cut into a number of
  * parts that depends on the shapes alone; a second kernel merges the parts by their log-sum-exp. */
 #include "backend/cuda/attention.cuh"
+#include "backend/cuda/cudnn.cuh"
 
 using namespace tp_attention;
 
@@ -415,6 +416,7 @@ extern "C" tp_status tp_cuda_attention(tp_ctx *ctx, const void *args)
         if (a->lse != nullptr)
             TP_CUDA_LAUNCH(ctx, "attention", fill_kernel, tp_cuda_blocks(ctx, n, 256), 256, 0, n, -INFINITY, a->lse);
     }
+    if (tp_dnn_attention(ctx, a)) return TP_OK;
     bool hopper;
     const int tile = tile_rows(ctx, &p, a, &hopper);
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p.n_segments) {

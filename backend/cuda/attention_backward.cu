@@ -10,6 +10,7 @@
  * In bf16 and f16, P and dS are results of tensor cores that become operands of the next product without leaving the registers:
  * the first kernel computes them transposed, [key][row], the second as they stand. */
 #include "backend/cuda/attention.cuh"
+#include "backend/cuda/cudnn.cuh"
 
 using namespace tp_attention;
 
@@ -430,6 +431,7 @@ extern "C" tp_status tp_cuda_attention_backward(tp_ctx *ctx, const void *args)
     p.dv = rows_of(b->dv, a->head_dim);
     p.delta = b->delta;
     if (a->head_dim <= 0) return TP_OK;
+    if (!has_gaps(a, a->n_q, false) && !has_gaps(a, b->n_k, true) && tp_dnn_attention_backward(ctx, b)) return TP_OK;
     const int64_t items = a->n_q * a->heads;
     if (hopper_takes(ctx, &p)) {
         if (items > (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float)))

@@ -26,6 +26,7 @@
 #define TP_CUDA_TICKETS            16
 
 struct tp_cublas;
+struct tp_cudnn;
 
 struct tp_cuda {
     tp_device device; /* first: a tp_device * of this backend is a tp_cuda * */
@@ -54,6 +55,9 @@ struct tp_cuda {
     } allowed[TP_CUDA_ALLOWED]; /* dynamic shared memory that kernels were allowed: asking again costs as much as a launch */
     int n_allowed;
     void *tensor_maps; /* cuTensorMapEncodeTiled, or NULL where the code for this GPU does not use them (tensor_map.cuh) */
+    struct tp_cudnn *dnn;       /* cudnn.cu; NULL until a call could use it */
+    unsigned char *reserved;    /* device memory beside the workspace, for attention's gradient by cuDNN */
+    size_t reserved_bytes;
 };
 
 static inline tp_cuda *tp_cuda_of(tp_ctx *ctx);
@@ -73,6 +77,12 @@ tp_status tp_cuda_blas_open(tp_ctx *ctx, tp_cuda *cuda);
 void tp_cuda_blas_close(struct tp_cublas *blas);
 /* "13.1.0", for descriptions. */
 void tp_cuda_blas_version(const struct tp_cublas *blas, char out[32]);
+
+/* cudnn.cu: closes cuDNN (NULL: nothing). "9.14.0" or "none", for descriptions; opens it. */
+void tp_cuda_dnn_close(struct tp_cudnn *cudnn);
+void tp_cuda_dnn_version(tp_cuda *cuda, char out[32]);
+/* tp_backend.reserve. */
+tp_status tp_cuda_reserve(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes);
 
 /* blas.cu: tp_backend.tune_begin and tune_end. */
 void tp_cuda_tune_begin(tp_device *device);

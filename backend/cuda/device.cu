@@ -58,6 +58,7 @@ static void cuda_close(tp_device *device)
     /* Failures here have no one to be told to: the process gives everything back when it ends. */
     (void)cudaSetDevice(cuda->index);
     if (cuda->stream != NULL) (void)cudaStreamSynchronize(cuda->stream);
+    tp_cuda_dnn_close(cuda->dnn);
     tp_cuda_blas_close(cuda->blas);
     for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++) {
         if (cuda->staged[i] != NULL) (void)cudaEventDestroy(cuda->staged[i]);
@@ -71,6 +72,7 @@ static void cuda_close(tp_device *device)
     (void)cudaFreeHost(cuda->staging);
     (void)cudaFree(cuda->upload);
     (void)cudaFree(cuda->workspace);
+    (void)cudaFree(cuda->reserved);
     if (cuda->stream != NULL) (void)cudaStreamDestroy(cuda->stream);
     tp_free(cuda->uploaded);
     tp_free(cuda);
@@ -169,17 +171,18 @@ static void cuda_describe(tp_device *device, tp_buf *json)
     cudaDeviceProp p;
     int driver = 0, runtime = 0;
     size_t free_bytes = 0, total_bytes = 0;
-    char blas[32];
+    char blas[32], dnn[32];
     if (cudaSetDevice(cuda->index) != cudaSuccess || cudaGetDeviceProperties(&p, cuda->index) != cudaSuccess) return;
     (void)cudaDriverGetVersion(&driver);
     (void)cudaRuntimeGetVersion(&runtime);
     (void)cudaMemGetInfo(&free_bytes, &total_bytes);
     tp_cuda_blas_version(cuda->blas, blas);
+    tp_cuda_dnn_version(cuda, dnn);
     tp_buf_printf(json, "\"model\": \"%s\", \"index\": %d, \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d", p.name,
                   cuda->index, p.major, p.minor, p.multiProcessorCount);
     tp_buf_printf(json, ", \"memory_bytes\": %zu, \"free_bytes\": %zu", total_bytes, free_bytes);
-    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\"", driver / 1000,
-                  driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas);
+    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\", \"cudnn\": \"%s\"", driver / 1000,
+                  driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas, dnn);
 }
 
 /* ---- memory ---- */
@@ -409,6 +412,7 @@ extern "C" const tp_backend tp_cuda_backend = {
     .wait_beside = cuda_wait_beside,
     .tune_begin = tp_cuda_tune_begin,
     .tune_end = tp_cuda_tune_end,
+    .reserve = tp_cuda_reserve,
     .describe = cuda_describe,
     .kernels =
         {

@@ -168,13 +168,13 @@ typedef struct job {
 /* Values that a 16-bit type holds exactly. */
 static bool holds(const tp_matrix *b, tp_dtype type)
 {
-    return type == TP_F16 ? b->format == TP_FORMAT_F16 : b->format == TP_FORMAT_BF16 || b->round_bf16;
+    return type == TP_F16 ? b->format == TP_FORMAT_F16 && !b->round_bf16 : b->format == TP_FORMAT_BF16 || b->round_bf16;
 }
 
 /* Whether cuBLASLt can read b as it lies. */
 static bool readable(const tp_matrix *b, tp_dtype type)
 {
-    return b->format == tp_format_of(type) && b->rope_pairs <= 0 && !(b->round_bf16 && b->format == TP_FORMAT_F32) &&
+    return b->format == tp_format_of(type) && b->rope_pairs <= 0 && !(b->round_bf16 && b->format != TP_FORMAT_BF16) &&
            reinterpret_cast<uintptr_t>(b->data) % (uintptr_t)tp_cuda_size(type) == 0;
 }
 

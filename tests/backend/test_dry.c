@@ -125,6 +125,29 @@ static void test_attention(void **state)
     }
 }
 
+/* The largest gradient in bf16 over sequences of one length, until it is asked for. */
+static void test_attention_size(void **state)
+{
+    (void)state;
+    void *p = fake();
+    tp_segment s[3] = {{0, 8, 0, 8}, {8, 8, 8, 8}, {16, 8, 16, 8}};
+    tp_attention_backward_args b = {.n_k = 24, .forward = {.n_q = 24, .heads = 6, .kv_heads = 2, .head_dim = 8}};
+    tp_attention_args *a = &b.forward;
+    a->q = a->k = a->v = a->out = b.dout = b.dq = b.dk = b.dv = (tp_rows){p, TP_BF16, 48};
+    a->segments = s;
+    for (a->n_segments = 3; a->n_segments > 0; a->n_segments--) assert_ok(&ctx, tp_run_attention_backward(&ctx, &b));
+    a->n_segments = 3;
+    tp_attention_size size = tp_dry_attention_size(ctx.device);
+    assert_true(size.sequences == 3 && size.length == 8 && size.heads == 6 && size.head_dim == 8);
+    assert_true(tp_dry_attention_size(ctx.device).sequences == 0);
+    s[2].q_len = s[2].k_len = 7;
+    assert_ok(&ctx, tp_run_attention_backward(&ctx, &b));
+    s[2].q_len = s[2].k_len = 8;
+    a->q.dtype = TP_F32;
+    assert_ok(&ctx, tp_run_attention_backward(&ctx, &b));
+    assert_true(tp_dry_attention_size(ctx.device).sequences == 0);
+}
+
 #define EXPECT_BYTES(name, args, bytes)                                                                                        \
     do {                                                                                                                       \
         forget();                                                                                                              \
@@ -171,6 +194,7 @@ static void test_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_device), cmocka_unit_test(test_products),
-                                       cmocka_unit_test(test_attention), cmocka_unit_test(test_bytes)};
+                                       cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_size),
+                                       cmocka_unit_test(test_bytes)};
     return cmocka_run_group_tests(tests, open_dry, close_dry);
 }
