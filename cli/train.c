@@ -1,4 +1,5 @@
 /* tapeft train RECIPE [key=value ...]: signals in, progress out; the work is trainers/. */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -116,12 +117,10 @@ static tp_status find_recipe(tp_ctx *ctx, const char *adapter, char **path)
 
 static bool is_beneath(const char *path, const char *folder)
 {
-    char *inner = realpath(path, NULL), *outer = realpath(folder, NULL);
-    size_t n = outer != NULL ? strlen(outer) : 0;
-    bool yes = inner != NULL && outer != NULL && strncmp(inner, outer, n) == 0 && (inner[n] == '/' || inner[n] == '\0');
-    free(inner);
-    free(outer);
-    return yes;
+    char inner[PATH_MAX], outer[PATH_MAX];
+    if (realpath(path, inner) == NULL || realpath(folder, outer) == NULL) return false;
+    size_t n = strlen(outer);
+    return strncmp(inner, outer, n) == 0 && (inner[n] == '/' || inner[n] == '\0');
 }
 
 /* The run needs a folder of its own: the recipe names the one that the adapter was made in. */

@@ -49,8 +49,8 @@ TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora,
 TP_API tp_status tp_plan_fit(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape, uint64_t limit,
                              tp_plan *plan) TP_MUST_CHECK;
 /* The largest micro-batch of rows of `length` tokens, all of them with labels, and the longest rows, up to `longest`, in a
- * micro-batch of `batch`, that fit into `limit` bytes; 0 if not even one does; and the fewest bytes that the shape itself can do
- * with. fit: as tp_plan_fit, else as the shape says. */
+ * micro-batch of `batch`, that fit into `limit` bytes; 0 if not even one does; and the fewest bytes that the shape itself can
+ * do with. fit: as tp_plan_fit, else as the shape says. */
 TP_API tp_status tp_plan_largest(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape, bool fit,
                                  uint64_t limit, int64_t batch, int64_t length, int64_t longest, tp_plan *plan) TP_MUST_CHECK;
 /* {"peak_bytes": ..., "by_category": {...}, "flops_per_step": ..., "seconds_per_step": ...} */
