@@ -28,6 +28,7 @@ static tp_status open_device(tp_run *run)
     if (tp_device_open(&run->dry, "dry", 1, &run->dry.device) != TP_OK)
         return tp_fail(ctx, run->dry.status, "%s", run->dry.message);
     run->dry.device->logits_bytes = ctx->device->logits_bytes;
+    run->dry.device->makes_swiglu_again = ctx->device->makes_swiglu_again;
     return TP_OK;
 }
 
