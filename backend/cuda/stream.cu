@@ -141,15 +141,20 @@ template <int T>
 __device__ __forceinline__ void add_down(float (&sum)[2 * T][4], const uint32_t (&b)[TILE / 16][T][4], uint32_t tile, int warp)
 {
     const int lane = threadIdx.x % 32;
-    uint32_t x[TILE / 16][4]; /* all on their way before the first product waits */
+    constexpr int AHEAD = 4; /* on their way before the first product waits */
 #pragma unroll
-    for (int k = 0; k < TILE / 16; k++) matrices(x[k], tile + k / 4 * BOX_BYTES + wide_at(warp * 16 + lane % 16, k % 4 * 2 + lane / 16));
+    for (int i = 0; i < TILE / 16; i += AHEAD) {
+        uint32_t x[AHEAD][4];
 #pragma unroll
-    for (int k = 0; k < TILE / 16; k++) {
+        for (int k = 0; k < AHEAD; k++)
+            matrices(x[k], tile + i / 4 * BOX_BYTES + wide_at(warp * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            mma(sum[2 * t], x[k], b[k][t][0], b[k][t][1]);
-            mma(sum[2 * t + 1], x[k], b[k][t][2], b[k][t][3]);
+        for (int k = 0; k < AHEAD; k++) {
+#pragma unroll
+            for (int t = 0; t < T; t++) {
+                mma(sum[2 * t], x[k], b[i + k][t][0], b[i + k][t][1]);
+                mma(sum[2 * t + 1], x[k], b[i + k][t][2], b[i + k][t][3]);
+            }
         }
     }
 }
@@ -375,17 +380,17 @@ struct cut {
     int64_t blocks; /* of rows */
 };
 
-/* The one that takes least: rounds of blocks, what a block does besides reading, which is the less the more rows it has, and
- * adding up, in tiles. */
-cut cut_of(int64_t n, int steps, int sub_max, double besides, double adding)
+/* The one that takes least, in tiles: what the fullest block reads, `besides` for each of its tiles of columns, and, where blocks
+ * share rows, `sharing` for each of its tiles of rows. */
+cut cut_of(int64_t n, int steps, int sub_max, double besides, double sharing)
 {
     cut best = {};
     double least = INFINITY;
     for (int sub = 1; sub <= sub_max; sub *= 2) {
         for (int splits = 1; splits <= SPLITS_MAX && splits <= steps; splits++) {
             const int64_t blocks = tp_cuda_ceil(n, TILE * sub);
-            const double cost = (double)tp_cuda_ceil(blocks * splits, BLOCKS_WANTED) * (double)tp_cuda_ceil(steps, splits) * sub *
-                                    (1 + besides / sub) + (splits > 1 ? adding : 0);
+            const double rounds = (double)tp_cuda_ceil(blocks * splits, BLOCKS_WANTED), own = (double)tp_cuda_ceil(steps, splits);
+            const double cost = rounds * own * (sub + besides) + (splits > 1 ? sharing * sub : 0);
             if (cost < least * 0.999) least = cost, best = {sub, splits, blocks};
         }
     }
@@ -412,6 +417,9 @@ tp_status launch(tp_ctx *ctx, const char *name, stream_params *p, int64_t blocks
 template <bool GRADIENT, bool NT, int T> tp_status launch_sub(tp_ctx *ctx, const char *name, stream_params *p, int64_t blocks)
 {
     if (p->sub == 1) return launch<true, GRADIENT, NT, T, 1>(ctx, name, p, blocks);
+    if constexpr (GRADIENT && T == 1) {
+        if (p->sub == 4) return launch<true, GRADIENT, NT, T, 4>(ctx, name, p, blocks);
+    }
     return launch<true, GRADIENT, NT, T, 2>(ctx, name, p, blocks);
 }
 
@@ -476,7 +484,7 @@ tp_status tp_cuda_stream_down(tp_ctx *ctx, const tp_cuda_stream_down_args *args)
     static const char name[] = "matmul";
     stream_params p = {};
     const int steps = (int)tp_cuda_ceil(args->k, TILE), pieces = (int)tp_cuda_ceil(args->m, PIECE);
-    const cut cut = cut_of(args->n, steps, pieces > 3 ? 1 : 2, 0.06 * pieces, 2); /* registers */
+    const cut cut = cut_of(args->n, steps, pieces > 3 ? 1 : 2, 0.06 * pieces, 1.5); /* registers */
     p.n = args->n, p.n_parts = 1, p.steps = steps, p.splits = cut.splits, p.sub = cut.sub;
     p.parts[0] = {0, (int)args->k, steps, 0, args->m, -1};
     p.c = static_cast<bf16 *>(args->c.data), p.c_ld = args->c.ld, p.alpha = args->alpha;
@@ -505,7 +513,7 @@ bool tp_cuda_stream_up_takes(tp_ctx *ctx, const tp_lowrank_backward_args *args)
     }
     return fine && used > 0 && fits(ctx, args->n, out, args->dy) && args->b.dtype == TP_BF16 && args->u.dtype == TP_BF16 &&
            args->du.dtype == TP_BF16 && tp_rows_aligned(args->b) && tp_rows_aligned(args->u) && pairs_aligned(args->du) &&
-           (out + SPLITS_MAX * 2 * TILE) * used * 4 <= (int64_t)TP_CUDA_WORKSPACE_BYTES;
+           (out + SPLITS_MAX * 4 * TILE) * used * 4 <= (int64_t)TP_CUDA_WORKSPACE_BYTES;
 }
 
 /* Rows from `row` on, as many as the workspace has room for; returns how many. */
@@ -530,7 +538,7 @@ static tp_status up_slice(tp_ctx *ctx, const tp_lowrank_backward_args *args, int
         }
         out += args->rows[i], used += args->rank[i];
     }
-    cut cut = cut_of(args->n, p.steps, 2, 0.25, 0.5);
+    cut cut = cut_of(args->n, p.steps, pieces > 1 ? 1 : 4, 0.25, 0.02 * (double)used); /* registers */
     float *const workspace = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace);
     const int64_t each = size + (int64_t)cut.splits * used * cut.sub * TILE; /* floats of a block of rows */
     cut.blocks = tp_cuda_min(tp_cuda_ceil(args->n - row, TILE * cut.sub),
