@@ -65,6 +65,7 @@ struct tp_device {
     tp_dtype auto_precision; /* what precision: auto means here */
     int threads;
     bool tf32;                /* set by the caller: f32 products may round their factors to tf32, where the device can */
+    bool makes_swiglu_again;  /* its swiglu_factors makes y on the way, so that y need not be kept */
     uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
     uint64_t logits_bytes;    /* that a loss should make at once; 0: as the op likes */

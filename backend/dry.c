@@ -179,6 +179,11 @@ static tp_status dry_lowrank_backward(tp_ctx *ctx, const void *args)
     return TP_OK;
 }
 
+static tp_status dry_swiglu_factors(tp_ctx *ctx, const void *args)
+{
+    return tp_swiglu_factors_apart(ctx, args);
+}
+
 static tp_status dry_column_sum(tp_ctx *ctx, const void *args)
 {
     const tp_column_sum_args *a = args;

@@ -1,6 +1,8 @@
 /* Low-rank parts as products of their own; lowrank.h. */
 #include "backend/lowrank.h"
 
+#include "backend/backend.h"
+
 int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK_PARTS])
 {
     const tp_lowrank_args *l = args->lowrank;
@@ -71,4 +73,19 @@ tp_matmul_tn_args tp_lowrank_db(const tp_lowrank_backward_args *args, int part)
                                .c = args->db[part],
                                .alpha = args->scaling[part],
                                .beta = 1};
+}
+
+tp_status tp_swiglu_factors_apart(tp_ctx *ctx, const tp_swiglu_factors_args *args)
+{
+    const tp_swiglu_backward_args *g = &args->swiglu;
+    bool before = false;
+    TP_TRY(tp_run_swiglu_backward(ctx, g));
+    for (int i = 0; i < TP_PACKED_PARTS; i++) before = before || args->before.rank[i] > 0;
+    if (before) TP_TRY(tp_run_lowrank_backward(ctx, &args->before));
+    if (args->behind.c == NULL) return TP_OK;
+    tp_swiglu_args again = {.n = g->n, .dim = g->dim, .gate = g->gate, .up = g->up, .y = g->dy};
+    tp_matmul_tn_args behind = args->behind;
+    behind.b = g->dy;
+    TP_TRY(tp_run_swiglu(ctx, &again));
+    return tp_run_matmul_tn(ctx, &behind);
 }

@@ -14,6 +14,9 @@ extern "C" {
 tp_matmul_args tp_lowrank_du(const tp_lowrank_backward_args *args, int part);
 tp_matmul_tn_args tp_lowrank_db(const tp_lowrank_backward_args *args, int part);
 
+/* The same as kernels of their own. */
+tp_status tp_swiglu_factors_apart(tp_ctx *ctx, const tp_swiglu_factors_args *args);
+
 /* Fills `parts` with products without low-rank parts, to be run in this order; returns their number. They point into args. */
 int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK_PARTS]);
 

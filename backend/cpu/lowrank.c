@@ -58,3 +58,8 @@ tp_status tp_cpu_lowrank_backward(tp_ctx *ctx, const void *arguments)
     }
     return TP_OK;
 }
+
+tp_status tp_cpu_swiglu_factors(tp_ctx *ctx, const void *arguments)
+{
+    return tp_swiglu_factors_apart(ctx, arguments);
+}

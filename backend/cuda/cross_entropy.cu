@@ -144,7 +144,7 @@ template <int HELD> __device__ __forceinline__ exp_sum exponentials(float (&v)[H
     for (int k = 0; k < HELD; k++)
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) own.greatest = fmaxf(own.greatest, v[k][i]);
-    const float shift = shift_of(own.greatest * LOG2E);
+    const float shift = fmaxf(own.greatest, -1e38f) * LOG2E; /* finite */
 #pragma unroll
     for (int k = 0; k < HELD; k++) {
 #pragma unroll

@@ -141,6 +141,7 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
     if (cuda->uploaded == NULL) return TP_NOMEM;
     cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_UPLOAD_BYTES + TP_CUDA_CONTEXT_BYTES;
     cuda->device.logits_bytes = LOGITS_BYTES;
+    cuda->device.makes_swiglu_again = cuda->tensor_maps != NULL;
     return tp_cuda_blas_open(ctx, cuda);
 }
 

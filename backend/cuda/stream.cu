@@ -28,7 +28,7 @@ constexpr int TILE = 128;   /* rows, and columns */
 constexpr int WARPS = 8; /* for sums one way */
 constexpr int PIECE = 16;   /* columns of the thin side that lie together: 32 bytes a row */
 constexpr int BOX = 64;     /* columns of the wide side that lie together: 128 bytes a row */
-constexpr int WIDE_BYTES = TILE * TILE * 2, THIN_BYTES = TILE * PIECE * 2;
+constexpr int BOX_BYTES = TILE * BOX * 2, WIDE_BYTES = 2 * BOX_BYTES, THIN_BYTES = TILE * PIECE * 2;
 constexpr int ROOM = 220 << 10; /* of a block's tiles, in shared memory */
 constexpr int STAGES_MAX = 6, ALIGNMENT = 1024;
 /* One block on each multiprocessor of a Hopper GPU; a constant, so that bits do not depend on the GPU. */
@@ -57,57 +57,9 @@ struct stream_params {
 
 #if TP_HOPPER
 
-/* ---- shared memory ---- */
+using namespace tp_tiles;
 
-constexpr int BOX_BYTES = TILE * BOX * 2;
-
-/* A barrier that also waits for so many bytes. */
-__device__ __forceinline__ void expect(uint32_t barrier, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void bring(uint32_t to, const CUtensorMap *map, int64_t column, int64_t row, uint32_t barrier)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-                 "l"(map), "r"((int)column), "r"((int)row), "r"(barrier)
-                 : "memory");
-}
-
-/* 16-byte chunk `chunk` of a row: of 128 bytes, and of 32. */
-__device__ __forceinline__ uint32_t wide_at(int row, int chunk)
-{
-    return (uint32_t)(chunk / 8 * BOX_BYTES + row * 128 + ((chunk % 8) ^ (row % 8)) * 16);
-}
-__device__ __forceinline__ uint32_t thin_at(int row, int chunk)
-{
-    return (uint32_t)(row * 32 + (chunk ^ (row / 4 % 2)) * 16);
-}
-
-__device__ __forceinline__ void matrices(uint32_t (&x)[4], uint32_t address)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(address)
-                 : "memory");
-}
-__device__ __forceinline__ void matrices_transposed(uint32_t (&x)[4], uint32_t address)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-/* The ring of stages as both sides walk it. */
-struct ring {
-    uint32_t full, empty; /* barriers of stage 0; 8 bytes from one to the next */
-    int stages, stage, round;
-    __device__ __forceinline__ void next()
-    {
-        if (++stage == stages) stage = 0, round ^= 1;
-    }
-};
+constexpr int NOWHERE = 1 << 30; /* a column that no matrix has: zeros come from there, and nothing is read */
 
 /* ---- the kernel ---- */
 
@@ -153,7 +105,7 @@ __device__ void copy_tiles(const stream_params &p, const place &at, uint32_t til
                 tp_hopper::barrier_wait(r.empty + r.stage * 8, r.round ^ 1);
                 expect(full, WIDE_BYTES + OWN_THIN_BYTES + (s == 0 ? DOWN_BYTES : 0));
                 bring(tile, &p.wide, first, row, full);
-                bring(tile + BOX_BYTES, &p.wide, first + BOX, row, full);
+                bring(tile + BOX_BYTES, &p.wide, column + BOX < p.parts[i].columns ? first + BOX : NOWHERE, row, full);
                 for (int t = 0; t < T; t++) {
                     if (!DOWN) bring(thin + t * THIN_BYTES, &p.thin, t * PIECE, row, full);
                     if (DOWN && !NT && s == 0) bring(thin + t * THIN_BYTES, &p.down[i], t * PIECE, column, full);
@@ -189,15 +141,20 @@ template <int T>
 __device__ __forceinline__ void add_down(float (&sum)[2 * T][4], const uint32_t (&b)[TILE / 16][T][4], uint32_t tile, int warp)
 {
     const int lane = threadIdx.x % 32;
-    uint32_t x[TILE / 16][4]; /* all on their way before the first product waits */
+    constexpr int AHEAD = 4; /* on their way before the first product waits */
 #pragma unroll
-    for (int k = 0; k < TILE / 16; k++) matrices(x[k], tile + wide_at(warp * 16 + lane % 16, k * 2 + lane / 16));
+    for (int i = 0; i < TILE / 16; i += AHEAD) {
+        uint32_t x[AHEAD][4];
 #pragma unroll
-    for (int k = 0; k < TILE / 16; k++) {
+        for (int k = 0; k < AHEAD; k++)
+            matrices(x[k], tile + i / 4 * BOX_BYTES + wide_at(warp * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            mma(sum[2 * t], x[k], b[k][t][0], b[k][t][1]);
-            mma(sum[2 * t + 1], x[k], b[k][t][2], b[k][t][3]);
+        for (int k = 0; k < AHEAD; k++) {
+#pragma unroll
+            for (int t = 0; t < T; t++) {
+                mma(sum[2 * t], x[k], b[i + k][t][0], b[i + k][t][1]);
+                mma(sum[2 * t + 1], x[k], b[i + k][t][2], b[i + k][t][3]);
+            }
         }
     }
 }
@@ -213,7 +170,7 @@ template <int T> __device__ __forceinline__ void add_gradient(float (&sum)[T][2]
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             const int row = (i + k) * 16;
-            matrices_transposed(y[k], tile + wide_at(row + lane % 16, warp * 2 + lane / 16));
+            matrices_transposed(y[k], tile + warp / 4 * BOX_BYTES + wide_at(row + lane % 16, warp % 4 * 2 + lane / 16));
 #pragma unroll
             for (int t = 0; t < T; t++)
                 matrices_transposed(u[k][t], thin + t * THIN_BYTES + thin_at(row + lane % 8 + lane / 16 * 8, lane / 8 % 2));
@@ -365,30 +322,9 @@ __global__ void __launch_bounds__((warps<DOWN, GRADIENT> + 1) * 32, 1) stream_ke
 
 /* ---- sums of several blocks ---- */
 
-struct add_params {
-    int n_parts, blocks;
-    const float *sums;
-    int64_t size; /* of all parts: from one block's sums to the next */
-    struct {
-        int64_t first, columns;
-        int rank;
-        bool transposed;
-        float *out, alpha;
-    } parts[PARTS];
-    float beta;
-    int64_t column_blocks; /* of this kernel; those behind them add along rows */
-    /* sums along rows: c [rows, row_columns] = row_alpha * those of all splits */
-    int splits, row_columns;
-    int64_t row_size; /* of one split */
-    const float *row_sums;
-    bf16 *c;
-    int64_t c_ld;
-    float row_alpha;
-};
-
 constexpr int ADD_THREADS = 256, ADD_GROUPS = 8, ADD_LANES = ADD_THREADS / ADD_GROUPS;
 
-__device__ __forceinline__ void add_along_rows(const add_params &p)
+__device__ __forceinline__ void add_along_rows(const tp_stream_sums &p)
 {
     const int64_t at = ((blockIdx.x - p.column_blocks) * ADD_THREADS + threadIdx.x) * 2;
     if (at >= p.row_size) return;
@@ -403,7 +339,7 @@ __device__ __forceinline__ void add_along_rows(const add_params &p)
 }
 
 /* out = alpha * the sum of what the blocks found + beta * out. Groups of threads take every ADD_GROUPS'th block each. */
-__global__ void __launch_bounds__(ADD_THREADS) add_kernel(add_params p)
+__global__ void __launch_bounds__(ADD_THREADS) add_kernel(tp_stream_sums p)
 {
     __shared__ float2 sums[ADD_GROUPS][ADD_LANES];
     tp_chain_wait();
@@ -436,19 +372,6 @@ __global__ void __launch_bounds__(ADD_THREADS) add_kernel(add_params p)
     *second = p.parts[i].alpha * sum.y + (p.beta != 0 ? p.beta * *second : 0.0f);
 }
 
-/* What the blocks of a kernel left in the workspace. */
-tp_status add_blocks(tp_ctx *ctx, const char *name, const stream_params &from, add_params p)
-{
-    p.sums = from.column_sums, p.size = p.n_parts > 0 ? from.column_sums_size : 0;
-    p.column_blocks = tp_cuda_ceil(p.size, 2 * ADD_LANES);
-    if (from.c != NULL && from.splits > 1) {
-        p.splits = from.splits, p.row_columns = from.row_sums_ld, p.row_size = from.n * from.row_sums_ld;
-        p.row_sums = from.row_sums, p.c = from.c, p.c_ld = from.c_ld, p.row_alpha = from.alpha;
-    }
-    const int64_t blocks = p.column_blocks + tp_cuda_ceil(p.row_size, 2 * ADD_THREADS);
-    return blocks == 0 ? TP_OK : tp_cuda_check(ctx, name, tp_cluster::launch_early(ctx, add_kernel, blocks, ADD_THREADS, p));
-}
-
 /* ---- launching ---- */
 
 /* How rows and tiles of columns are cut. */
@@ -457,17 +380,17 @@ struct cut {
     int64_t blocks; /* of rows */
 };
 
-/* The one that takes least: rounds of blocks, what a block does besides reading, which is the less the more rows it has, and
- * adding up, in tiles. */
-cut cut_of(int64_t n, int steps, int sub_max, double besides, double adding)
+/* The one that takes least, in tiles: what the fullest block reads, `besides` for each of its tiles of columns, and, where blocks
+ * share rows, `sharing` for each of its tiles of rows. */
+cut cut_of(int64_t n, int steps, int sub_max, double besides, double sharing)
 {
     cut best = {};
     double least = INFINITY;
     for (int sub = 1; sub <= sub_max; sub *= 2) {
         for (int splits = 1; splits <= SPLITS_MAX && splits <= steps; splits++) {
             const int64_t blocks = tp_cuda_ceil(n, TILE * sub);
-            const double cost = (double)tp_cuda_ceil(blocks * splits, BLOCKS_WANTED) * (double)tp_cuda_ceil(steps, splits) * sub *
-                                    (1 + besides / sub) + (splits > 1 ? adding : 0);
+            const double rounds = (double)tp_cuda_ceil(blocks * splits, BLOCKS_WANTED), own = (double)tp_cuda_ceil(steps, splits);
+            const double cost = rounds * own * (sub + besides) + (splits > 1 ? sharing * sub : 0);
             if (cost < least * 0.999) least = cost, best = {sub, splits, blocks};
         }
     }
@@ -494,7 +417,21 @@ tp_status launch(tp_ctx *ctx, const char *name, stream_params *p, int64_t blocks
 template <bool GRADIENT, bool NT, int T> tp_status launch_sub(tp_ctx *ctx, const char *name, stream_params *p, int64_t blocks)
 {
     if (p->sub == 1) return launch<true, GRADIENT, NT, T, 1>(ctx, name, p, blocks);
+    if constexpr (GRADIENT && T == 1) {
+        if (p->sub == 4) return launch<true, GRADIENT, NT, T, 4>(ctx, name, p, blocks);
+    }
     return launch<true, GRADIENT, NT, T, 2>(ctx, name, p, blocks);
+}
+
+/* What the blocks of a kernel left. */
+tp_status add_blocks(tp_ctx *ctx, const char *name, const stream_params &from, tp_stream_sums p)
+{
+    p.sums = from.column_sums, p.size = p.n_parts > 0 ? from.column_sums_size : 0;
+    if (from.c != NULL && from.splits > 1) {
+        p.splits = from.splits, p.row_columns = from.row_sums_ld, p.row_size = from.n * from.row_sums_ld;
+        p.row_sums = from.row_sums, p.c = from.c, p.c_ld = from.c_ld, p.row_alpha = from.alpha;
+    }
+    return tp_cuda_stream_add(ctx, name, p);
 }
 
 bool pairs_aligned(tp_rows c)
@@ -510,6 +447,13 @@ bool fits(tp_ctx *ctx, int64_t n, int64_t columns, tp_rows wide)
 }
 
 } // namespace
+
+tp_status tp_cuda_stream_add(tp_ctx *ctx, const char *name, tp_stream_sums sums)
+{
+    sums.column_blocks = tp_cuda_ceil(sums.size, 2 * ADD_LANES);
+    const int64_t blocks = sums.column_blocks + tp_cuda_ceil(sums.row_size, 2 * ADD_THREADS);
+    return blocks == 0 ? TP_OK : tp_cuda_check(ctx, name, tp_cluster::launch_early(ctx, add_kernel, blocks, ADD_THREADS, sums));
+}
 
 /* ---- tensor maps ---- */
 
@@ -540,7 +484,7 @@ tp_status tp_cuda_stream_down(tp_ctx *ctx, const tp_cuda_stream_down_args *args)
     static const char name[] = "matmul";
     stream_params p = {};
     const int steps = (int)tp_cuda_ceil(args->k, TILE), pieces = (int)tp_cuda_ceil(args->m, PIECE);
-    const cut cut = cut_of(args->n, steps, pieces > 3 ? 1 : 2, 0.06 * pieces, 2); /* registers */
+    const cut cut = cut_of(args->n, steps, pieces > 3 ? 1 : 2, 0.06 * pieces, 1.5); /* registers */
     p.n = args->n, p.n_parts = 1, p.steps = steps, p.splits = cut.splits, p.sub = cut.sub;
     p.parts[0] = {0, (int)args->k, steps, 0, args->m, -1};
     p.c = static_cast<bf16 *>(args->c.data), p.c_ld = args->c.ld, p.alpha = args->alpha;
@@ -569,7 +513,7 @@ bool tp_cuda_stream_up_takes(tp_ctx *ctx, const tp_lowrank_backward_args *args)
     }
     return fine && used > 0 && fits(ctx, args->n, out, args->dy) && args->b.dtype == TP_BF16 && args->u.dtype == TP_BF16 &&
            args->du.dtype == TP_BF16 && tp_rows_aligned(args->b) && tp_rows_aligned(args->u) && pairs_aligned(args->du) &&
-           (out + SPLITS_MAX * 2 * TILE) * used * 4 <= (int64_t)TP_CUDA_WORKSPACE_BYTES;
+           (out + SPLITS_MAX * 4 * TILE) * used * 4 <= (int64_t)TP_CUDA_WORKSPACE_BYTES;
 }
 
 /* Rows from `row` on, as many as the workspace has room for; returns how many. */
@@ -577,7 +521,7 @@ static tp_status up_slice(tp_ctx *ctx, const tp_lowrank_backward_args *args, int
 {
     static const char name[] = "lowrank_backward";
     stream_params p = {};
-    add_params add = {};
+    tp_stream_sums add = {};
     int64_t size = 0, used = 0, out = 0;
     int pieces = 1;
     for (int i = 0; i < PARTS; i++) {
@@ -594,7 +538,7 @@ static tp_status up_slice(tp_ctx *ctx, const tp_lowrank_backward_args *args, int
         }
         out += args->rows[i], used += args->rank[i];
     }
-    cut cut = cut_of(args->n, p.steps, 2, 0.25, 0.5);
+    cut cut = cut_of(args->n, p.steps, pieces > 1 ? 1 : 4, 0.25, 0.02 * (double)used); /* registers */
     float *const workspace = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace);
     const int64_t each = size + (int64_t)cut.splits * used * cut.sub * TILE; /* floats of a block of rows */
     cut.blocks = tp_cuda_min(tp_cuda_ceil(args->n - row, TILE * cut.sub),
@@ -663,7 +607,7 @@ tp_status tp_cuda_stream_gradient(tp_ctx *ctx, const tp_cuda_stream_gradient_arg
     case 3: TP_TRY((launch<false, true, false, 3, 1>(ctx, name, &p, blocks))); break;
     default: TP_TRY((launch<false, true, false, 4, 1>(ctx, name, &p, blocks))); break;
     }
-    add_params add = {};
+    tp_stream_sums add = {};
     add.n_parts = 1, add.blocks = (int)blocks, add.beta = args->beta;
     add.parts[0] = {0, args->columns, args->rank, args->transposed, args->out, args->alpha};
     return add_blocks(ctx, name, p, add);

@@ -33,4 +33,29 @@ typedef struct tp_cuda_stream_gradient_args {
 bool tp_cuda_stream_gradient_takes(tp_ctx *ctx, const tp_cuda_stream_gradient_args *args);
 tp_status tp_cuda_stream_gradient(tp_ctx *ctx, const tp_cuda_stream_gradient_args *args);
 
+/* What blocks of a kernel left in the workspace, to be added in order. Down columns, of up to three parts:
+ *   out = alpha * the sum of all blocks' [rank, columns] + beta * out          transposed: out is [rank, columns], else [columns, rank]
+ * and along rows, if there are several splits: c [row_size / row_columns, row_columns] = row_alpha * the sum of theirs. */
+struct tp_stream_sums {
+    int n_parts, blocks;
+    const float *sums;
+    int64_t size; /* of all parts: from one block's sums to the next */
+    struct {
+        int64_t first, columns;
+        int rank;
+        bool transposed;
+        float *out, alpha;
+    } parts[TP_PACKED_PARTS];
+    float beta;
+    int64_t column_blocks; /* of the kernel that adds; those behind them add along rows */
+    int splits, row_columns;
+    int64_t row_size; /* of one split */
+    const float *row_sums;
+    __nv_bfloat16 *c;
+    int64_t c_ld;
+    float row_alpha;
+};
+
+tp_status tp_cuda_stream_add(tp_ctx *ctx, const char *name, tp_stream_sums sums);
+
 #endif

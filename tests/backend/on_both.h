@@ -117,6 +117,7 @@ typedef struct both {
     struct {
         void *field; /* the address of a pointer in the arguments */
         int buffer;
+        size_t offset; /* bytes into the buffer */
     } fields[MAX_BUFFERS];
     tp_dtype *types[MAX_BUFFERS]; /* in the arguments, those that are F16: F32 for the CPU */
     int n_buffers, n_fields, n_types;
@@ -133,6 +134,7 @@ static inline void bind_field(both *b, void *field, int buffer)
 {
     assert_true(b->n_fields < MAX_BUFFERS);
     b->fields[b->n_fields].field = field;
+    b->fields[b->n_fields].offset = 0;
     b->fields[b->n_fields++].buffer = buffer;
 }
 
@@ -205,17 +207,28 @@ static inline int32_t *ints_in(both *b, void *field, int64_t n, int64_t limit)
     return ints;
 }
 
-/* The pointer at `field` is the one at `other`, which is bound already. (The dtype of rows is bound apart.) */
-static inline void same_buffer(both *b, void *field, const void *other)
+/* The pointer at `field` is so many bytes behind the one at `other`, which is bound already. (The dtype of rows is bound
+ * apart.) */
+static inline void within_buffer(both *b, void *field, const void *other, size_t offset)
 {
-    memcpy(field, other, sizeof(void *));
+    unsigned char *start;
+    memcpy(&start, other, sizeof start);
+    start += offset;
+    memcpy(field, &start, sizeof start);
     for (int i = 0; i < b->n_fields; i++) {
         if (b->fields[i].field == other) {
             bind_field(b, field, b->fields[i].buffer);
+            b->fields[b->n_fields - 1].offset = b->fields[i].offset + offset;
             return;
         }
     }
     fail_msg("no buffer is bound there");
+}
+
+/* The pointer at `field` is the one at `other`, which is bound already. */
+static inline void same_buffer(both *b, void *field, const void *other)
+{
+    within_buffer(b, field, other, 0);
 }
 
 /* ---- running ---- */
@@ -254,7 +267,9 @@ static inline void run_on(both *b, tp_device *device, int kernel, const void *ar
         assert_ok(&ctx, backend->copy_in(&ctx, memory[i] + buffer->shift + bytes, guard, GUARD_BYTES));
     }
     for (int i = 0; i < b->n_fields; i++) {
-        void *pointer = memory[b->fields[i].buffer] + b->buffers[b->fields[i].buffer].shift;
+        const struct buffer *buffer = &b->buffers[b->fields[i].buffer];
+        bool widened = device == opened.cpu && buffer->dtype == TP_F16;
+        void *pointer = memory[b->fields[i].buffer] + buffer->shift + b->fields[i].offset * (widened ? 2 : 1);
         memcpy(b->fields[i].field, &pointer, sizeof pointer);
     }
     if (backend->kernels[kernel](&ctx, args) != TP_OK) fail_msg("%s: %s: %s", backend->name, text, ctx.message);

@@ -239,6 +239,47 @@ static void test_factor_gradients(void **state)
     }
 }
 
+/* SwiGLU's gradient with those of factors on both sides of it, fused for ranks up to 16 on Hopper. Sums of products of values up
+ * to 1 and of bf16 results, some of which differ in their last place. */
+static void test_swiglu_factors(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    char text[160];
+    for (int i = 0; i < 40; i++) {
+        both b = {0};
+        int64_t n = i < 34 ? thin_rows[below(8)] : 16641 + below(500), dim = wide_columns[below(i < 34 ? 9 : 7)];
+        int64_t used = 0, most = i % 4 == 3 ? 4 : 2;
+        tp_swiglu_factors_args a = {.swiglu = {.n = n, .dim = dim}, .before = {.n = n}};
+        aligned_rows(&b, &a.swiglu.gate, n, dim, TP_BF16);
+        aligned_rows(&b, &a.swiglu.up, n, dim, TP_BF16);
+        aligned_rows(&b, &a.swiglu.dy, n, dim, TP_BF16);
+        b.buffers[b.n_buffers - 1].scratch = true;
+        for (int k = 0; k < 2; k++) {
+            a.before.rows[k] = dim;
+            a.before.rank[k] = 8 * (1 + below(most));
+            a.before.scaling[k] = 0.75f + (float)k;
+            used += a.before.rank[k];
+            floats_out(&b, &a.before.db[k], dim * a.before.rank[k], within(1e-3, 2e-3 * sqrt((double)n)));
+        }
+        aligned_rows(&b, &a.before.b, 2 * dim, used, TP_BF16);
+        aligned_rows(&b, &a.before.u, n, used, TP_BF16);
+        aligned_rows(&b, &a.before.dy, n, 2 * dim + used, TP_BF16); /* [dgate | dup | du] */
+        make_output(&b, within(0x1p-7, 2e-3 * sqrt((double)dim)));
+        a.swiglu.dgate = a.swiglu.dup = a.before.du = a.before.dy;
+        within_buffer(&b, &a.swiglu.dgate.data, &a.before.dy.data, 0);
+        within_buffer(&b, &a.swiglu.dup.data, &a.before.dy.data, (size_t)dim * 2);
+        within_buffer(&b, &a.before.du.data, &a.before.dy.data, (size_t)dim * 4);
+        if (i % 5 > 0) {
+            a.behind = (tp_matmul_tn_args){.n = n, .m = 8 * (1 + below(2)), .k = dim, .alpha = 0.5f, .beta = 1};
+            aligned_rows(&b, &a.behind.a, n, a.behind.m, TP_BF16);
+            floats_out(&b, &a.behind.c, a.behind.m * dim, within(1e-3, 2e-3 * sqrt((double)n)));
+        }
+        snprintf(text, sizeof text, "swiglu_factors n=%lld dim=%lld used=%lld", (long long)n, (long long)dim, (long long)used);
+        run_both(&b, TP_KERNEL_swiglu_factors, &a, text);
+    }
+}
+
 /* ---- norms ---- */
 
 /* In bf16 the normalized value is rounded before the weight: a difference of f32's last bit may move it by a unit of 2^-8. */
@@ -732,7 +773,7 @@ int main(void)
         cmocka_unit_test(test_column_sum),
         cmocka_unit_test(test_thin_results),
         cmocka_unit_test(test_thin_gradients),
-        cmocka_unit_test(test_factor_gradients),
+        cmocka_unit_test(test_factor_gradients), cmocka_unit_test(test_swiglu_factors),
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rmsnorm_backward),
         cmocka_unit_test(test_layernorm),
