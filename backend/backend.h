@@ -65,10 +65,12 @@ struct tp_device {
     tp_dtype auto_precision; /* what precision: auto means here */
     int threads;
     bool tf32;                /* set by the caller: f32 products may round their factors to tf32, where the device can */
+    bool makes_swiglu_again;  /* its swiglu_factors makes y on the way, so that y need not be kept */
     uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
     uint64_t logits_bytes;    /* that a loss should make at once; 0: as the op likes */
-    double flops[2];          /* counted by the dry backend: f32 and bf16 products of this step; else 0 */
+    bool f16;                 /* kernels take f16: precision fp16 works */
+    double flops[2];          /* counted by the dry backend: f32 and 16-bit products of this step; else 0 */
     double bytes_moved;       /* dry: bytes read and written by kernels */
 };
 
@@ -78,6 +80,9 @@ extern const tp_backend tp_cpu_backend, tp_dry_backend, tp_cuda_backend;
  * DEVICE if it cannot be opened, with what is missing. */
 TP_API tp_status tp_device_open(tp_ctx *ctx, const char *name, int threads, tp_device **device) TP_MUST_CHECK;
 TP_API void tp_device_close(tp_device *device);
+/* What "auto", "fp32", "tf32", "bf16" or "fp16" means on ctx->device, which is set up for tf32 or not. UNSUPPORTED for fp16
+ * where it does not work; INVALID for another word. */
+TP_API tp_status tp_device_precision(tp_ctx *ctx, const char *word, tp_dtype *precision) TP_MUST_CHECK;
 /* Of a dry device: the largest attention whose gradient was counted since it was asked last. */
 TP_API tp_attention_size tp_dry_attention_size(tp_device *device);
 

@@ -105,7 +105,7 @@ static void dry_describe(tp_device *device, tp_buf *json)
 
 static tp_status count(tp_ctx *ctx, tp_dtype precision, double flops, double bytes)
 {
-    ctx->device->flops[precision == TP_BF16] += flops;
+    ctx->device->flops[precision != TP_F32] += flops;
     ctx->device->bytes_moved += bytes;
     return TP_OK;
 }
@@ -150,13 +150,13 @@ static tp_status dry_matmul(tp_ctx *ctx, const void *args)
     return TP_OK;
 }
 
-/* Its c is f32 and its sums are exact: f32 unless both sides are bf16 to begin with. */
+/* Its c is f32 and its sums are exact: f32 unless both sides have 16 bits to begin with. */
 static tp_status dry_matmul_tn(tp_ctx *ctx, const void *args)
 {
     const tp_matmul_tn_args *a = args;
-    bool bf16 = a->a.dtype == TP_BF16 && a->b.dtype == TP_BF16;
+    bool narrow = a->a.dtype != TP_F32 && a->b.dtype != TP_F32;
     double bytes = bytes_of(a->a, a->n, a->m) + bytes_of(a->b, a->n, a->k) + floats(a->m * a->k) * (a->beta != 0.0f ? 2 : 1);
-    return count(ctx, bf16 ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
+    return count(ctx, narrow ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
 }
 
 static tp_status dry_pack_lowrank(tp_ctx *ctx, const void *args)
@@ -168,9 +168,20 @@ static tp_status dry_pack_lowrank(tp_ctx *ctx, const void *args)
 static tp_status dry_lowrank_backward(tp_ctx *ctx, const void *args)
 {
     const tp_lowrank_backward_args *a = args;
-    double products = a->db != NULL ? 2 : 1, factors = 2 * bytes_of(a->u, a->n, a->rank) + bytes_of(a->b, a->out, a->rank);
-    return count(ctx, a->dy.dtype, 2 * products * (double)a->n * (double)a->out * (double)a->rank,
-                 bytes_of(a->dy, a->n, a->out) + factors + (a->db != NULL ? 2 * floats(a->out * a->rank) : 0));
+    for (int i = 0; i < TP_PACKED_PARTS; i++) {
+        if (a->rank[i] <= 0) continue;
+        double products = a->db[i] != NULL ? 2 : 1;
+        double factors = 2 * bytes_of(a->u, a->n, a->rank[i]) + bytes_of(a->b, a->rows[i], a->rank[i]);
+        double sums = a->db[i] != NULL ? 2 * floats(a->rows[i] * a->rank[i]) : 0;
+        TP_TRY(count(ctx, a->dy.dtype, 2 * products * (double)a->n * (double)a->rows[i] * (double)a->rank[i],
+                     bytes_of(a->dy, a->n, a->rows[i]) + factors + sums));
+    }
+    return TP_OK;
+}
+
+static tp_status dry_swiglu_factors(tp_ctx *ctx, const void *args)
+{
+    return tp_swiglu_factors_apart(ctx, args);
 }
 
 static tp_status dry_column_sum(tp_ctx *ctx, const void *args)
@@ -369,6 +380,12 @@ static tp_status dry_cross_entropy(tp_ctx *ctx, const void *args)
     const tp_cross_entropy_args *a = args;
     double gradient = a->want_grad ? (a->narrow ? 0.5 : 1) * floats(a->n * a->vocab) : 0;
     return count_bytes(ctx, floats(a->n * a->vocab) + gradient + floats(2 * a->n));
+}
+
+static tp_status dry_add_loss(tp_ctx *ctx, const void *args)
+{
+    (void)args;
+    return count_bytes(ctx, 2 * floats(1));
 }
 
 static tp_status dry_grad_norm(tp_ctx *ctx, const void *args)

@@ -1,6 +1,8 @@
 /* Low-rank parts as products of their own; lowrank.h. */
 #include "backend/lowrank.h"
 
+#include "backend/backend.h"
+
 int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK_PARTS])
 {
     const tp_lowrank_args *l = args->lowrank;
@@ -30,28 +32,60 @@ int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK
     return n + 2;
 }
 
-tp_matmul_args tp_lowrank_du(const tp_lowrank_backward_args *args)
+/* Where a part begins: its rows of the weight, its columns of the margin. */
+static void begin_of(const tp_lowrank_backward_args *args, int part, int64_t *row, int64_t *column)
 {
-    tp_matrix b = tp_matrix_dense(args->b.dtype, args->b.data, args->out, args->rank);
+    *row = *column = 0;
+    for (int i = 0; i < part; i++) *row += args->rows[i], *column += args->rank[i];
+}
+
+static tp_rows from(tp_rows rows, int64_t row, int64_t column)
+{
+    rows.data = (char *)rows.data + (size_t)(row * rows.ld + column) * tp_dtype_bytes(rows.dtype);
+    return rows;
+}
+
+tp_matmul_args tp_lowrank_du(const tp_lowrank_backward_args *args, int part)
+{
+    int64_t row, column;
+    begin_of(args, part, &row, &column);
+    tp_matrix b = tp_matrix_dense(args->b.dtype, from(args->b, row, column).data, args->rows[part], args->rank[part]);
     b.stride = args->b.ld;
     return (tp_matmul_args){.n = args->n,
-                            .m = args->rank,
-                            .k = args->out,
-                            .a = args->dy,
+                            .m = args->rank[part],
+                            .k = args->rows[part],
+                            .a = from(args->dy, 0, row),
                             .b = b,
-                            .c = args->du,
+                            .c = from(args->du, 0, column),
                             .alpha = 1,
                             .precision = args->dy.dtype};
 }
 
-tp_matmul_tn_args tp_lowrank_db(const tp_lowrank_backward_args *args)
+tp_matmul_tn_args tp_lowrank_db(const tp_lowrank_backward_args *args, int part)
 {
+    int64_t row, column;
+    begin_of(args, part, &row, &column);
     return (tp_matmul_tn_args){.n = args->n,
-                               .m = args->out,
-                               .k = args->rank,
-                               .a = args->dy,
-                               .b = args->u,
-                               .c = args->db,
-                               .alpha = args->scaling,
+                               .m = args->rows[part],
+                               .k = args->rank[part],
+                               .a = from(args->dy, 0, row),
+                               .b = from(args->u, 0, column),
+                               .c = args->db[part],
+                               .alpha = args->scaling[part],
                                .beta = 1};
+}
+
+tp_status tp_swiglu_factors_apart(tp_ctx *ctx, const tp_swiglu_factors_args *args)
+{
+    const tp_swiglu_backward_args *g = &args->swiglu;
+    bool before = false;
+    TP_TRY(tp_run_swiglu_backward(ctx, g));
+    for (int i = 0; i < TP_PACKED_PARTS; i++) before = before || args->before.rank[i] > 0;
+    if (before) TP_TRY(tp_run_lowrank_backward(ctx, &args->before));
+    if (args->behind.c == NULL) return TP_OK;
+    tp_swiglu_args again = {.n = g->n, .dim = g->dim, .gate = g->gate, .up = g->up, .y = g->dy};
+    tp_matmul_tn_args behind = args->behind;
+    behind.b = g->dy;
+    TP_TRY(tp_run_swiglu(ctx, &again));
+    return tp_run_matmul_tn(ctx, &behind);
 }

@@ -10,9 +10,12 @@ extern "C" {
 
 #define TP_LOWRANK_PARTS 3
 
-/* du = dy b as a product, and db as one, for backends that do not fuse them. */
-tp_matmul_args tp_lowrank_du(const tp_lowrank_backward_args *args);
-tp_matmul_tn_args tp_lowrank_db(const tp_lowrank_backward_args *args);
+/* du of one part as a product, and db as one, for backends that do not fuse them. */
+tp_matmul_args tp_lowrank_du(const tp_lowrank_backward_args *args, int part);
+tp_matmul_tn_args tp_lowrank_db(const tp_lowrank_backward_args *args, int part);
+
+/* The same as kernels of their own. */
+tp_status tp_swiglu_factors_apart(tp_ctx *ctx, const tp_swiglu_factors_args *args);
 
 /* Fills `parts` with products without low-rank parts, to be run in this order; returns their number. They point into args. */
 int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK_PARTS]);

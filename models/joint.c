@@ -43,12 +43,12 @@ static bool describe(const tp_pass *pass, const tp_joint *joint, const tp_tensor
     return used <= joint->room && used <= x->ld - x->cols;
 }
 
-void tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[])
+bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[])
 {
     tp_joint_spec spec = {.weight = &joint->weight, .room = joint->room, .residual = residual, .n_parts = joint->n};
     if (x == NULL || joint->weight.data == NULL || !describe(pass, joint, x, &spec)) {
         for (int i = 0; i < joint->n; i++) y[i] = tp_module_linear(pass, joint->members[i], x, residual);
-        return;
+        return false;
     }
     char name[64];
     int64_t sizes[TP_JOINT_PARTS];
@@ -60,4 +60,5 @@ void tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, t
     y[0] = tp_joint_linear(pass->tape, x, &spec);
     if (joint->n > 1) tp_split(pass->tape, y[0], sizes, joint->n, y);
     tp_tape_scope_end(pass->tape);
+    return true;
 }

@@ -81,8 +81,9 @@ static tp_tensor *feed_forward(tp_model *model, const tp_pass *pass, int layer, 
     tp_module_joint(pass, &b->joints[TP_JOINT_GATE_UP], h, NULL, gate_up);
     if (layer < pass->remade_layers) tp_tape_forget(pass->tape, h);
     tp_tensor *product = tp_swiglu(pass->tape, gate_up[0], gate_up[1]);
-    tp_module_joint(pass, &b->joints[TP_JOINT_DOWN], product, x, down);
-    if (layer < pass->remade_layers) tp_tape_forget(pass->tape, product);
+    bool joint = tp_module_joint(pass, &b->joints[TP_JOINT_DOWN], product, x, down);
+    bool again = joint && tp_tape_ctx(pass->tape)->device->makes_swiglu_again;
+    if (again || layer < pass->remade_layers) tp_tape_forget(pass->tape, product);
     tp_tape_scope_end(pass->tape);
     return down[0];
 }

@@ -60,6 +60,7 @@ tp_status tp_model_measure(tp_ctx *ctx, const tp_model *model, const tp_measure 
     tp_status status = tp_device_open(&dry, "dry", 1, &dry.device);
     if (status == TP_OK) {
         dry.device->logits_bytes = ctx->device->logits_bytes;
+        dry.device->makes_swiglu_again = ctx->device->makes_swiglu_again;
         status = measure(&dry, model, what, bytes);
         tp_device_close(dry.device);
     }

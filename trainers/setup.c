@@ -1,5 +1,6 @@
 /* Opening a run, from the cheap to the costly: data, shapes, plan, then weights, slots, optimizer. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -20,16 +21,16 @@ static tp_status open_device(tp_run *run)
         run->owns_device = true;
     }
     ctx->seed = (uint64_t)run->config->run.seed;
-    int precision = run->config->run.precision;
-    run->precision = precision == TP_PRECISION_BF16   ? TP_BF16
-                     : precision == TP_PRECISION_AUTO ? ctx->device->auto_precision
-                                                      : TP_F32;
-    ctx->device->tf32 = precision == TP_PRECISION_TF32;
+    const char *word = tp_schema_field(&tp_recipe_schema, "precision")->words[run->config->run.precision];
+    char where[512];
+    if (tp_device_precision(ctx, word, &run->precision) != TP_OK)
+        return tp_fail_in(ctx, "%s: precision", tp_recipe_where(run->recipe, "precision", where, sizeof where));
     tp_ctx_init(&run->dry);
     run->dry.log = ctx->log;
     if (tp_device_open(&run->dry, "dry", 1, &run->dry.device) != TP_OK)
         return tp_fail(ctx, run->dry.status, "%s", run->dry.message);
     run->dry.device->logits_bytes = ctx->device->logits_bytes;
+    run->dry.device->makes_swiglu_again = ctx->device->makes_swiglu_again;
     return TP_OK;
 }
 
@@ -363,6 +364,24 @@ static tp_status reserve(tp_run *run, uint64_t limit)
     return TP_OK;
 }
 
+/* As many logits at once as fit, but for half a percent, into what the sweep needs anyway: the head's products are quicker so. */
+static tp_status more_logits(tp_run *run, tp_lora *lora)
+{
+    tp_device *dry = run->dry.device;
+    const uint64_t least = dry->logits_bytes, most = run->plan.peak + run->plan.peak / 200;
+    for (uint64_t bytes = 4 * least; bytes > least; bytes /= 2) {
+        tp_plan plan;
+        dry->logits_bytes = bytes;
+        TP_TRY(tp_plan_make(&run->dry, run->shape_model, lora, &run->plan.shape, &plan));
+        if (plan.peak > most || plan.peak > memory_limit(run)) continue;
+        run->plan = plan;
+        run->ctx->device->logits_bytes = bytes;
+        return TP_OK;
+    }
+    dry->logits_bytes = least;
+    return TP_OK;
+}
+
 static tp_status make_plan(tp_run *run)
 {
     tp_lora *lora;
@@ -394,6 +413,7 @@ static tp_status make_plan(tp_run *run)
     if (status == TP_OK)
         status = from_dry(run, fit ? tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &run->plan)
                                    : tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    if (status == TP_OK) status = from_dry(run, more_logits(run, lora));
     if (status == TP_OK && (run->options.dry_run || run->plan.peak > limit))
         status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
                                                run->config->train.micro_batch_size, run->max_length,
@@ -409,6 +429,9 @@ tp_status tp_run_fits(const tp_run *run)
     char need[32], have[32];
     uint64_t limit = memory_limit(run);
     if (run->plan.peak <= limit) return TP_OK;
+    if (run->plan.largest_batch == 0 && run->plan.largest_length == 0)
+        return tp_fail(run->ctx, TP_NOMEM, "the run needs %s, %s are there: no batch and no length would fit",
+                       tp_format_bytes(run->plan.peak, need), tp_format_bytes(limit, have));
     return tp_fail(
         run->ctx, TP_NOMEM,
         "the run needs %s, %s are there: lower micro_batch_size (up to %lld fits) or max_seq_length (up to %lld fits)%s",
@@ -433,6 +456,16 @@ static tp_status open_model(tp_run *run)
     return status;
 }
 
+/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
+ * grows, frequencies of some ropes are copied to the device for each length. TAPEFT_NO_GRAPHS is for comparisons. */
+static bool may_replay(const tp_run *run)
+{
+    const tp_plan_shape *shape = &run->plan.shape;
+    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
+    return !parks && !run->options.tune && !tp_rope_depends_on_length(&run->model->config.rope) &&
+           getenv("TAPEFT_NO_GRAPHS") == NULL;
+}
+
 static tp_status open_trainer(tp_run *run)
 {
     const tp_train_config *c = &run->config->train;
@@ -444,6 +477,8 @@ static tp_status open_trainer(tp_run *run)
     TP_TRY(tp_params_train(ctx, &run->lora->params));
     TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
     TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
+    tp_tape_set_state(run->tape, run->optim->step_state);
+    TP_TRY(tp_replay_open(ctx, may_replay(run), &run->replay));
     TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
     if (run->samples != NULL) TP_TRY(tp_samples_begin(ctx, run->samples, run->model));
     run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);
@@ -505,6 +540,7 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     tp_ctx *ctx = run->ctx;
     tp_metrics_close(run->metrics);
     tp_samples_close(run->samples);
+    tp_replay_close(run->replay);
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
     tp_batch_buffers_close(&run->buffers);

@@ -8,6 +8,7 @@
  * `used` more terms of its sums instead of passes over y and dx (Hu et al. 2021, arXiv:2106.09685, reads the same). */
 #include "autograd/op.h"
 #include "autograd/ops.h"
+#include "autograd/ops/factors.h"
 
 struct joint_record {
     tp_record record;
@@ -15,6 +16,7 @@ struct joint_record {
     tp_joint_spec spec;
     tp_lowrank terms[TP_JOINT_PARTS];
     int64_t used; /* columns of the room */
+    bool through; /* what passes through B has been made */
 };
 
 static const char op_name[] = "joint_linear";
@@ -99,24 +101,23 @@ static tp_status tn(tp_tape *tape, tp_tensor *x, int64_t rows, tp_rows du, float
 }
 
 /* du and dB of every part, from its own columns of dy. */
-static tp_status through_b(tp_tape *tape, const struct joint_record *r, tp_rows dy, tp_rows u, tp_rows du)
+static tp_lowrank_backward_args through_b(const struct joint_record *r)
 {
-    int64_t row = 0, column = 0;
     const tp_matrix *w = r->spec.weight;
-    for (int i = 0; i < r->spec.n_parts; row += r->spec.parts[i++].rows) {
-        const struct tp_joint_part *part = &r->spec.parts[i];
-        if (part->term == NULL) continue;
-        tp_lowrank_backward_args args = {.n = r->x->rows, .out = part->rows, .rank = part->term->a->rows};
-        args.dy = tp_rows_from(dy, 0, row);
-        args.b = (tp_rows){(void *)(uintptr_t)corner(w, row, w->cols + column, 0, 0).data, dy.dtype, w->stride};
-        args.u = tp_rows_from(u, 0, column);
-        args.du = tp_rows_from(du, 0, column);
-        args.db = tp_wants_grad(part->term->b) ? part->term->b->grad : NULL;
-        args.scaling = part->term->scaling;
-        TP_TRY(tp_run_lowrank_backward(tp_tape_ctx(tape), &args));
-        column += args.rank;
+    tp_tensor *y = r->record.out[0];
+    tp_lowrank_backward_args args = {.n = r->x->rows, .dy = tp_tensor_grad_rows(y)};
+    args.du = tp_rows_from(args.dy, 0, y->cols);
+    args.u = (tp_rows){tp_storage_data(r->record.saved[0]), y->dtype, r->used};
+    args.b = (tp_rows){(void *)(uintptr_t)corner(w, 0, w->cols, 0, 0).data, y->dtype, w->stride};
+    for (int i = 0; i < r->spec.n_parts; i++) {
+        const tp_lowrank *term = r->spec.parts[i].term;
+        args.rows[i] = r->spec.parts[i].rows;
+        if (term == NULL) continue;
+        args.rank[i] = term->a->rows;
+        args.db[i] = tp_wants_grad(term->b) ? term->b->grad : NULL;
+        args.scaling[i] = term->scaling;
     }
-    return TP_OK;
+    return args;
 }
 
 /* Gradients that lie behind each other are one product, which reads x once. */
@@ -144,13 +145,31 @@ static tp_status grad_a(tp_tape *tape, const struct joint_record *r, tp_rows du)
     return TP_OK;
 }
 
+/* x that was forgotten, and whose op makes it again anyway, meets du there. du stays where it is: in dy, which the residual takes
+ * over as its own gradient, and there is nothing between this record and that of x. */
+static bool later(const struct joint_record *r, tp_rows du)
+{
+    const tp_lowrank *term = r->spec.parts[0].term;
+    const tp_tensor *residual = r->spec.residual, *y = r->record.out[0];
+    if (!r->x->forgotten || r->spec.n_parts != 1 || !tp_wants_grad(term->a) || !tp_wants_grad(r->x)) return false;
+    if (!tp_wants_grad(residual) || residual->grad != NULL || residual->base != NULL || residual->dtype != y->dtype ||
+        residual->ld != y->ld || y->grad_storage == NULL)
+        return false;
+    tp_matmul_tn_args args = {
+        .n = r->x->rows, .m = term->a->rows, .k = r->x->cols, .a = du, .c = term->a->grad, .alpha = 1, .beta = 1};
+    return tp_swiglu_behind(r->x, &args);
+}
+
 static tp_status joint_backward(tp_tape *tape, tp_record *base)
 {
     struct joint_record *r = (struct joint_record *)base;
     const tp_matrix *w = r->spec.weight;
     tp_tensor *y = base->out[0];
     tp_rows dy = tp_tensor_grad_rows(y), du = tp_rows_from(dy, 0, y->cols);
-    if (r->used > 0) TP_TRY(through_b(tape, r, dy, (tp_rows){tp_storage_data(base->saved[0]), y->dtype, r->used}, du));
+    if (r->used > 0 && !r->through) {
+        tp_lowrank_backward_args through = through_b(r);
+        TP_TRY(tp_run_lowrank_backward(tp_tape_ctx(tape), &through));
+    }
     if (tp_wants_grad(r->x)) {
         bool accumulate;
         tp_rows dx = tp_grad_for(tape, r->x, &accumulate);
@@ -160,11 +179,21 @@ static tp_status joint_backward(tp_tape *tape, tp_record *base)
         large.beta = accumulate ? 1 : 0;
         TP_TRY(tp_op_product(tape, large));
     }
-    if (r->used > 0) TP_TRY(grad_a(tape, r, du));
+    if (r->used > 0 && !later(r, du)) TP_TRY(grad_a(tape, r, du));
     return tp_wants_grad(r->spec.residual) ? tp_grad_move(tape, y, r->spec.residual) : TP_OK;
 }
 
 static const tp_op joint_op = {.name = op_name, .backward = joint_backward};
+
+bool tp_joint_before(tp_tensor *y, int64_t rows, tp_lowrank_backward_args *args)
+{
+    struct joint_record *r = (struct joint_record *)y->maker;
+    if (r == NULL || r->record.op != &joint_op || r->used == 0 || r->spec.n_parts != 2) return false;
+    if (r->spec.parts[0].rows != rows || r->spec.parts[1].rows != rows) return false;
+    *args = through_b(r);
+    r->through = true;
+    return true;
+}
 
 /* ---- forward, in public ---- */
 

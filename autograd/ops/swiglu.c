@@ -1,11 +1,15 @@
 /* y = silu(g) u,  silu(g) = g s(g)                                     (Shazeer 2020, arXiv:2002.05202)
- * dg = dy u s(g) (1 + g (1 - s(g))),  du = dy silu(g).   Saves nothing but its inputs. */
+ * dg = dy u s(g) (1 + g (1 - s(g))),  du = dy silu(g).   Saves nothing but its inputs.
+ * Between joint linears, backward may take over what their factors want from its arrays (factors.h). */
 #include "autograd/op.h"
 #include "autograd/ops.h"
+#include "autograd/ops/factors.h"
 
 struct swiglu_record {
     tp_record record;
     tp_tensor *gate, *up;
+    bool makes_again;         /* the device does, in backward */
+    tp_matmul_tn_args behind; /* the gradient of a factor that read y; c NULL: none */
 };
 
 static const char op_name[] = "swiglu";
@@ -33,7 +37,14 @@ static tp_status swiglu_backward(tp_tape *tape, tp_record *base)
                                     .dy = tp_tensor_grad_rows(y),
                                     .dgate = target[0],
                                     .dup = target[1]};
-    TP_TRY(tp_run_swiglu_backward(tp_tape_ctx(tape), &args));
+    tp_swiglu_factors_args all = {.swiglu = args, .behind = r->behind};
+    bool alone = !scratch[0] && !scratch[1], side_by_side = r->gate->base != NULL && r->gate->base == r->up->base;
+    bool before = alone && r->makes_again && side_by_side && r->gate->data == r->gate->base->data &&
+                  tp_joint_before(r->gate->base, y->cols, &all.before);
+    if (before || r->behind.c != NULL)
+        TP_TRY(tp_run_swiglu_factors(tp_tape_ctx(tape), &all));
+    else
+        TP_TRY(tp_run_swiglu_backward(tp_tape_ctx(tape), &args));
     for (int i = 0; i < 2; i++) {
         tp_rows grad = tp_tensor_grad_rows(inputs[i]);
         tp_add_args sum = {.n = y->rows, .dim = y->cols, .x = grad, .y = target[i], .z = grad};
@@ -56,7 +67,15 @@ static tp_status swiglu_remake(tp_tape *tape, tp_record *base)
     return run(tape, r->gate, r->up, base->out[0]);
 }
 
-static const tp_op swiglu_op = {op_name, swiglu_backward, swiglu_remake};
+static const tp_op swiglu_op = {.name = op_name, .backward = swiglu_backward, .remake = swiglu_remake};
+
+bool tp_swiglu_behind(tp_tensor *y, const tp_matmul_tn_args *args)
+{
+    struct swiglu_record *r = (struct swiglu_record *)y->maker;
+    if (r == NULL || r->record.op != &swiglu_op || !r->makes_again || r->behind.c != NULL) return false;
+    r->behind = *args;
+    return true;
+}
 
 tp_tensor *tp_swiglu(tp_tape *tape, tp_tensor *gate, tp_tensor *up)
 {
@@ -74,5 +93,6 @@ tp_tensor *tp_swiglu(tp_tape *tape, tp_tensor *gate, tp_tensor *up)
     if (r == NULL) return NULL;
     r->gate = gate;
     r->up = up;
+    r->makes_again = tp_tape_ctx(tape)->device->makes_swiglu_again;
     return y;
 }

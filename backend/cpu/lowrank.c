@@ -48,9 +48,18 @@ tp_status tp_cpu_pack_lowrank(tp_ctx *ctx, const void *arguments)
 tp_status tp_cpu_lowrank_backward(tp_ctx *ctx, const void *arguments)
 {
     const tp_lowrank_backward_args *args = arguments;
-    tp_matmul_args du = tp_lowrank_du(args);
-    TP_TRY(tp_cpu_matmul(ctx, &du));
-    if (args->db == NULL) return TP_OK;
-    tp_matmul_tn_args db = tp_lowrank_db(args);
-    return tp_cpu_matmul_tn(ctx, &db);
+    for (int i = 0; i < TP_PACKED_PARTS; i++) {
+        if (args->rank[i] <= 0) continue;
+        tp_matmul_args du = tp_lowrank_du(args, i);
+        TP_TRY(tp_cpu_matmul(ctx, &du));
+        if (args->db[i] == NULL) continue;
+        tp_matmul_tn_args db = tp_lowrank_db(args, i);
+        TP_TRY(tp_cpu_matmul_tn(ctx, &db));
+    }
+    return TP_OK;
+}
+
+tp_status tp_cpu_swiglu_factors(tp_ctx *ctx, const void *arguments)
+{
+    return tp_swiglu_factors_apart(ctx, arguments);
 }

@@ -41,15 +41,16 @@ __device__ __forceinline__ float2 read_of(int rank, const float *own)
     return x;
 }
 
-/* How many clusters of `size` blocks without dynamic shared memory the GPU holds at once; at least 1. */
+/* How many clusters of `size` blocks the GPU holds at once; at least 1. */
 template <typename... Parameters>
-static tp_status most_at_once(tp_ctx *ctx, void (*kernel)(Parameters...), int threads, int size, int *clusters)
+static tp_status most_at_once(tp_ctx *ctx, void (*kernel)(Parameters...), int threads, int shared, int size, int *clusters)
 {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = (unsigned)size, attribute.val.clusterDim.y = 1, attribute.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)size), config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = (size_t)shared;
     config.attrs = &attribute, config.numAttrs = 1;
     TP_TRY(tp_cuda_check(ctx, "clusters", cudaOccupancyMaxActiveClusters(clusters, kernel, &config)));
     if (*clusters < 1) *clusters = 1;

@@ -1,11 +1,13 @@
 /* Cross entropy with its gradient, in place.
  *
  * A cluster of blocks takes a row and holds it in registers: logits are read once, the blocks' greatest values and sums of
- * exponentials are merged in order, and the gradient is written once. Rows that are too long for that, and GPUs without
- * clusters, read the row twice: one pass finds the greatest value and the sum together, rescaling the sum when a greater value
- * turns up; the second writes the gradient, from the row's end backwards where it is as wide as the logits: what was read last
- * still lies in L2. A narrow gradient goes forward, behind what has been read. */
+ * exponentials are merged in order, and the gradient, the same exponentials rescaled, is written once. Each block's share of the
+ * next row comes through shared memory meanwhile, and another block of the multiprocessor computes while this one waits. Rows that
+ * are too long for that, and GPUs without clusters, read the row twice: one pass finds the greatest value and the sum together,
+ * rescaling the sum when a greater value turns up; the second writes the gradient, from the row's end backwards where it is as
+ * wide as the logits: what was read last still lies in L2. A narrow gradient goes forward, behind what has been read. */
 #include "backend/cuda/cluster.cuh"
+#include "backend/cuda/hopper.cuh"
 
 namespace
 {
@@ -59,10 +61,16 @@ struct entropy_params {
     const int32_t *labels;
     float *loss;
     float grad_scale;
+    const tp_step_state *state; /* NULL: grad_scale counts */
     bool want_grad;
     int members;   /* blocks of a cluster */
     int64_t width; /* columns of each, a multiple of CHUNK */
 };
+
+__device__ __forceinline__ float scale_of(const entropy_params &p)
+{
+    return p.state != nullptr ? p.state->grad_scale * p.state->loss_scale : p.grad_scale;
+}
 
 __device__ __forceinline__ void store_loss(const entropy_params &p, int64_t row, exp_sum all, float correct)
 {
@@ -79,87 +87,150 @@ template <int N> __device__ __forceinline__ void turn(float (&v)[N], int label, 
     }
 }
 
-/* Of `count` columns that begin at x, this thread's into registers; -infinity where there are none. */
-template <int HELD> __device__ __forceinline__ void load_part(const float *x, int count, bool aligned, float (&v)[HELD][CHUNK])
+/* ---- rows in registers ---- */
+
+constexpr float LOG2E = 1.44269504f;
+
+/* A thread's chunks of a block's columns are HELD_THREADS apart. */
+__device__ __forceinline__ int held_column(int k)
 {
-    x += threadIdx.x * CHUNK, count -= (int)threadIdx.x * CHUNK;
-#pragma unroll
-    for (int k = 0; k < HELD; k++) {
-        const int c = k * HELD_THREADS * CHUNK;
-        if (aligned && c + CHUNK <= count) {
-            tp_load<CHUNK>(x + c, v[k]);
-        } else {
-#pragma unroll
-            for (int i = 0; i < CHUNK; i++) v[k][i] = c + i < count ? x[c + i] : -INFINITY;
-        }
-    }
+    return (k * HELD_THREADS + (int)threadIdx.x) * CHUNK;
 }
 
-template <int HELD> __device__ __forceinline__ exp_sum sum_part(const float (&v)[HELD][CHUNK])
+/* The block's share of a row on its way to shared memory, where hardware copies it. */
+struct share {
+    uint32_t there, full;
+    int bytes;
+    __device__ __forceinline__ void open()
+    {
+#if TP_HOPPER
+        tp_hopper::barrier_open(full, 1);
+        tp_hopper::see_copies();
+#endif
+    }
+    __device__ __forceinline__ void begin(const float *from) const
+    {
+#if TP_HOPPER
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(there), "l"(from),
+                     "r"(bytes), "r"(full)
+                     : "memory");
+#else
+        (void)from;
+#endif
+    }
+    __device__ __forceinline__ void wait(int parity) const
+    {
+#if TP_HOPPER
+        tp_hopper::barrier_wait(full, parity);
+#else
+        (void)parity;
+#endif
+    }
+};
+
+__device__ __forceinline__ float exp2_of(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* v becomes exp(v - shift), whose sum is returned; the shift is the thread's greatest value. */
+template <int HELD> __device__ __forceinline__ exp_sum exponentials(float (&v)[HELD][CHUNK])
 {
     exp_sum own = {-INFINITY, 0.0f};
 #pragma unroll
     for (int k = 0; k < HELD; k++)
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) own.greatest = fmaxf(own.greatest, v[k][i]);
-    const float shift = shift_of(own.greatest);
+    const float shift = fmaxf(own.greatest, -1e38f) * LOG2E; /* finite */
 #pragma unroll
-    for (int k = 0; k < HELD; k++)
+    for (int k = 0; k < HELD; k++) {
 #pragma unroll
-        for (int i = 0; i < CHUNK; i++) own.sum += __expf(v[k][i] - shift);
+        for (int i = 0; i < CHUNK; i++) {
+            v[k][i] = exp2_of(fmaf(v[k][i], LOG2E, -shift));
+            own.sum += v[k][i];
+        }
+    }
     return own;
 }
 
-/* A cluster takes row after row, a block `width` columns of each. The next row is under way while this one is merged and
- * written, if registers suffice for both. Gradient is the type of the gradients. */
-template <int HELD, typename Gradient> __global__ void __launch_bounds__(HELD_THREADS, 1) held_entropy_kernel(entropy_params p)
+/* The same result in every lane; values of lanes from `count` on do not matter. */
+template <int MOST> __device__ __forceinline__ exp_sum merge_lanes(exp_sum x, int count)
 {
-    constexpr bool AHEAD = HELD <= 8;
-    __shared__ exp_sum shared[32];
-    __shared__ __align__(8) float sums[2][2]; /* of this row and the one before, which others may still read */
-    const int member = (int)(blockIdx.x % p.members);
+    const int lane = threadIdx.x % 32;
+    if (lane >= count) x = {-INFINITY, 0.0f};
+#pragma unroll
+    for (int offset = MOST / 2; offset > 0; offset /= 2) {
+        const exp_sum y = {__shfl_xor_sync(0xffffffffu, x.greatest, offset), __shfl_xor_sync(0xffffffffu, x.sum, offset)};
+        x = lane & offset ? merge(y, x) : merge(x, y); /* the lower lane's first: both compute the same bits */
+    }
+    return {__shfl_sync(0xffffffffu, x.greatest, 0), __shfl_sync(0xffffffffu, x.sum, 0)};
+}
+
+/* A cluster takes row after row, a block `width` columns of each. AHEAD: the row's next share is under way while this one is
+ * merged and written. Gradient is the type of the gradients. */
+template <int HELD, bool AHEAD, typename Gradient>
+__global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_kernel(entropy_params p)
+{
+    constexpr int WARPS = HELD_THREADS / 32;
+    extern __shared__ __align__(16) float ahead[];
+    __shared__ exp_sum warps[2][WARPS]; /* of this row and the one before, which others may still read */
+    __shared__ __align__(8) float sums[2][2];
+    __shared__ __align__(8) uint64_t full;
+    const int lane = threadIdx.x % 32, member = (int)(blockIdx.x % p.members);
     const int64_t first = member * p.width;
     const int count = (int)(first + p.width < p.vocab ? p.width : p.vocab - first); /* of this block's columns; may be < 0 */
     const int64_t group = blockIdx.x / p.members, groups = gridDim.x / p.members;
-    float v[HELD][CHUNK], next[AHEAD ? HELD : 1][CHUNK];
+    share next = {(uint32_t)__cvta_generic_to_shared(ahead), (uint32_t)__cvta_generic_to_shared(&full), count * 4};
+    const bool copies = AHEAD && threadIdx.x == 0 && count > 0;
+    if constexpr (AHEAD) {
+        if (threadIdx.x == 0) next.open();
+        __syncthreads();
+        if (copies && group < p.rows) next.begin(p.logits + group * p.ld + first);
+    }
     int parity = 0;
-    if constexpr (AHEAD) load_part(p.logits + group * p.ld + first, count, p.aligned, next);
     for (int64_t row = group; row < p.rows; row += groups, parity ^= 1) {
-        float *const x = p.logits + row * p.ld, correct = 0;
-        const int64_t label = p.labels[row];
-        if (member == 0 && threadIdx.x == 0) correct = x[label];
-        if constexpr (AHEAD) {
+        float *const x = p.logits + row * p.ld + first, v[HELD][CHUNK], correct = 0;
+        const int label = (int)(p.labels[row] - first); /* may lie in another block's share */
+        const bool own_label = label >= 0 && label < count && label / CHUNK % HELD_THREADS == (int)threadIdx.x;
+        const float *const from = AHEAD ? ahead : x;
+        if (AHEAD && count > 0) next.wait(parity);
 #pragma unroll
-            for (int k = 0; k < HELD; k++)
+        for (int k = 0; k < HELD; k++) {
+            const int c = held_column(k);
+            if (p.aligned && c + CHUNK <= count) {
+                tp_load<CHUNK>(from + c, v[k]);
+            } else {
 #pragma unroll
-                for (int i = 0; i < CHUNK; i++) v[k][i] = next[k][i];
-            if (row + groups < p.rows) load_part(x + groups * p.ld + first, count, p.aligned, next);
-        } else {
-            load_part(x + first, count, p.aligned, v);
+                for (int i = 0; i < CHUNK; i++) v[k][i] = c + i < count ? from[c + i] : -INFINITY;
+            }
         }
-        exp_sum all = block_merge(sum_part(v), shared);
+        if (own_label) correct = from[label];
+        const exp_sum own = exponentials<HELD>(v), warp = merge_lanes<32>(own, 32);
+        if (lane == 0) warps[parity][threadIdx.x / 32] = warp;
+        __syncthreads(); /* all of the share has been read */
+        if (copies && row + groups < p.rows) next.begin(x + groups * p.ld);
+        exp_sum all = merge_lanes<WARPS>(warps[parity][lane % WARPS], WARPS);
         if (p.members > 1) {
             if (threadIdx.x == 0) sums[parity][0] = all.greatest, sums[parity][1] = all.sum;
             tp_cluster::meet(); /* and all of the row has been read */
-            all = {-INFINITY, 0.0f};
-            for (int i = 0; i < p.members; i++) {
-                const float2 part = tp_cluster::read_of(i, sums[parity]);
-                all = merge(all, {part.x, part.y});
-            }
-        } else {
-            __syncthreads();
+            const float2 part = tp_cluster::read_of(lane < p.members ? lane : 0, sums[parity]);
+            all = merge_lanes<CLUSTER_MAX>({part.x, part.y}, p.members);
         }
-        if (member == 0 && threadIdx.x == 0) store_loss(p, row, all, correct);
+        if (own_label) store_loss(p, row, all, correct);
         if (!p.want_grad) continue;
-        const float factor = p.grad_scale / all.sum;
-        Gradient *const to = reinterpret_cast<Gradient *>(x) + first + threadIdx.x * CHUNK;
-        const int own_label = (int)(label - first) - (int)threadIdx.x * CHUNK, left = count - (int)threadIdx.x * CHUNK;
+        const float scale = scale_of(p), factor = scale / all.sum;
+        const float own_factor = __expf(shift_of(own.greatest) - all.greatest) * factor;
+        Gradient *const to = reinterpret_cast<Gradient *>(p.logits + row * p.ld) + first;
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            const int c = k * HELD_THREADS * CHUNK;
-            turn(v[k], own_label - c, all.greatest, factor, p.grad_scale);
-            tp_store_some<CHUNK>(to + c, left - c, p.aligned, v[k]);
+#pragma unroll
+            for (int i = 0; i < CHUNK; i++) v[k][i] *= own_factor;
+            tp_store_some<CHUNK>(to + held_column(k), count - held_column(k), p.aligned, v[k]);
         }
+        if (own_label) to[label] = tp_from_f32<Gradient>(fmaf(__expf(correct - all.greatest), factor, -scale));
     }
     if (p.members > 1) tp_cluster::meet(); /* the others have read this block's sums */
 }
@@ -188,41 +259,51 @@ template <typename Gradient> __global__ void __launch_bounds__(THREADS) cross_en
         const exp_sum all = block_merge(own, shared); /* a barrier: the label's logit is read before it is written */
         if (threadIdx.x == 0) store_loss(p, row, all, correct);
         if (!p.want_grad) continue;
-        const float factor = p.grad_scale / all.sum;
+        const float scale = scale_of(p), factor = scale / all.sum;
         const int64_t steps = (p.vocab + THREADS * WIDE - 1) / (THREADS * WIDE);
         for (int64_t step = 0; step < steps; step++) {
             const int64_t c = ((NARROW ? step : steps - 1 - step) * THREADS + threadIdx.x) * WIDE;
             if (c < p.vocab) tp_load_some<WIDE>(x + c, p.vocab - c, p.aligned, v);
             if (NARROW) __syncthreads(); /* what lies where these gradients go has been read by all */
             if (c >= p.vocab) continue;
-            turn(v, (int)(label - c), all.greatest, factor, p.grad_scale);
+            turn(v, (int)(label - c), all.greatest, factor, scale);
             tp_store_some<WIDE>(reinterpret_cast<Gradient *>(x) + c, p.vocab - c, p.aligned, v);
         }
     }
 }
 
-template <int HELD, typename Gradient> tp_status launch_held(tp_ctx *ctx, entropy_params p)
+template <int HELD, bool AHEAD, typename Gradient> tp_status launch_held(tp_ctx *ctx, entropy_params p)
 {
     constexpr int64_t MOST = HELD * HELD_THREADS * CHUNK;
     p.members = (int)tp_cuda_ceil(p.vocab, MOST);
     p.width = tp_cuda_ceil(tp_cuda_ceil(p.vocab, p.members), CHUNK) * CHUNK;
-    int at_once = tp_cuda_of(ctx)->multiprocessors;
-    if (p.members > 1)
-        TP_TRY(tp_cluster::most_at_once(ctx, held_entropy_kernel<HELD, Gradient>, HELD_THREADS, p.members, &at_once));
+    const int shared = AHEAD ? (int)p.width * 4 : 0;
+    int at_once = 0;
+    TP_CUDA_ALLOW_SHARED(ctx, "cross_entropy", (held_entropy_kernel<HELD, AHEAD, Gradient>), shared);
+    TP_TRY(tp_cluster::most_at_once(ctx, held_entropy_kernel<HELD, AHEAD, Gradient>, HELD_THREADS, shared, p.members, &at_once));
     return tp_cuda_check(ctx, "cross_entropy",
-                         tp_cluster::launch(ctx, held_entropy_kernel<HELD, Gradient>, tp_cuda_min(p.rows, at_once) * p.members,
-                                            HELD_THREADS, 0, p.members, p));
+                         tp_cluster::launch(ctx, held_entropy_kernel<HELD, AHEAD, Gradient>,
+                                            tp_cuda_min(p.rows, at_once) * p.members, HELD_THREADS, shared, p.members, p));
 }
 
 template <typename Gradient> tp_status launch(tp_ctx *ctx, const entropy_params &p)
 {
     constexpr int64_t ROOM = (int64_t)CLUSTER_MAX * HELD_THREADS * CHUNK; /* of a cluster that holds one chunk per thread */
     const bool clusters = tp_cuda_of(ctx)->clusters;
-    if (clusters && p.vocab <= 8 * ROOM) return launch_held<8, Gradient>(ctx, p);
-    if (clusters && p.vocab <= 16 * ROOM) return launch_held<16, Gradient>(ctx, p);
+    const bool ahead = tp_cuda_of(ctx)->tensor_maps != NULL && p.aligned && p.vocab % CHUNK == 0;
+    if (clusters && p.vocab <= 8 * ROOM) return ahead ? launch_held<8, true, Gradient>(ctx, p) : launch_held<8, false, Gradient>(ctx, p);
+    if (clusters && p.vocab <= 16 * ROOM)
+        return ahead ? launch_held<16, true, Gradient>(ctx, p) : launch_held<16, false, Gradient>(ctx, p);
     TP_CUDA_LAUNCH(ctx, "cross_entropy", cross_entropy_kernel<Gradient>,
                    (unsigned)tp_cuda_min(p.rows, tp_cuda_of(ctx)->multiprocessors), THREADS, 0, p);
     return TP_OK;
+}
+
+__global__ void add_loss_kernel(tp_add_loss_args a)
+{
+    const float loss = __fmul_rn(*a.loss, a.state->grad_scale);
+    *a.loss = loss;
+    a.state->loss_sum += (double)loss;
 }
 
 } // namespace
@@ -235,6 +316,13 @@ extern "C" tp_status tp_cuda_cross_entropy(tp_ctx *ctx, const void *args)
     p.rows = a->n, p.vocab = a->vocab, p.ld = a->ld, p.logits = a->logits;
     p.aligned = tp_pointer_aligned(a->logits) && a->ld % 4 == 0;
     p.labels = a->labels, p.loss = a->loss;
-    p.grad_scale = a->grad_scale, p.want_grad = a->want_grad;
-    return a->narrow ? launch<__nv_bfloat16>(ctx, p) : launch<float>(ctx, p);
+    p.grad_scale = a->grad_scale, p.state = a->state, p.want_grad = a->want_grad;
+    if (!a->narrow) return launch<float>(ctx, p);
+    return a->narrow_type == TP_F16 ? launch<__half>(ctx, p) : launch<__nv_bfloat16>(ctx, p);
+}
+
+extern "C" tp_status tp_cuda_add_loss(tp_ctx *ctx, const void *args)
+{
+    TP_CUDA_LAUNCH(ctx, "add_loss", add_loss_kernel, 1, 1, 0, *static_cast<const tp_add_loss_args *>(args));
+    return TP_OK;
 }

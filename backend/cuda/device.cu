@@ -26,8 +26,16 @@ tp_status tp_cuda_check(tp_ctx *ctx, const char *name, cudaError_t error)
 
 tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype)
 {
-    if (dtype == TP_F32 || dtype == TP_BF16) return TP_OK;
-    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32 or bf16, got %s", name, tp_dtype_name(dtype));
+    if (dtype == TP_F32 || dtype == TP_BF16 || dtype == TP_F16) return TP_OK;
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32, bf16 or f16, got %s", name, tp_dtype_name(dtype));
+}
+
+tp_status tp_cuda_check_dtypes(tp_ctx *ctx, const char *name, tp_dtype a, tp_dtype b)
+{
+    TP_TRY(tp_cuda_check_dtype(ctx, name, a));
+    TP_TRY(tp_cuda_check_dtype(ctx, name, b));
+    if (a == b || a == TP_F32 || b == TP_F32) return TP_OK;
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", name, tp_dtype_name(a), tp_dtype_name(b));
 }
 
 tp_status tp_cuda_allow_shared(tp_ctx *ctx, const char *name, const void *kernel, size_t bytes)
@@ -99,6 +107,7 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->device.memory_bytes = p.totalGlobalMem;
     cuda->device.auto_precision = p.major >= 8 ? TP_BF16 : TP_F32;
+    cuda->device.f16 = true;
     cudaFuncAttributes attributes;
     if (cudaFuncGetAttributes(&attributes, (const void *)probe) != cudaSuccess) {
         (void)cudaGetLastError();
@@ -106,6 +115,14 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
                        cuda->index, p.name, p.major, p.minor);
     }
     cuda->clusters = attributes.ptxVersion >= 90; /* PTX for older GPUs has none, wherever it runs */
+    cudaDriverEntryPointQueryResult found;
+    if (cuda->capability == 90 && cuda->clusters &&
+        (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &cuda->tensor_maps, 12000, cudaEnableDefault, &found) !=
+             cudaSuccess ||
+         found != cudaDriverEntryPointSuccess)) {
+        (void)cudaGetLastError();
+        cuda->tensor_maps = NULL;
+    }
     return TP_OK;
 }
 
@@ -124,6 +141,7 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
     if (cuda->uploaded == NULL) return TP_NOMEM;
     cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_UPLOAD_BYTES + TP_CUDA_CONTEXT_BYTES;
     cuda->device.logits_bytes = LOGITS_BYTES;
+    cuda->device.makes_swiglu_again = cuda->tensor_maps != NULL;
     return tp_cuda_blas_open(ctx, cuda);
 }
 
@@ -227,7 +245,11 @@ static tp_status cuda_copy_in(tp_ctx *ctx, void *device_memory, const void *host
 {
     unsigned char *to = (unsigned char *)device_memory, *room;
     const unsigned char *from = (const unsigned char *)host;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     TP_TRY(enter(ctx));
+    TP_TRY(tp_cuda_check(ctx, "copy to the device", cudaStreamIsCapturing(tp_cuda_of(ctx)->stream, &capture)));
+    if (capture != cudaStreamCaptureStatusNone) /* a replay would read what staging holds by then */
+        return tp_fail(ctx, TP_DEVICE, "copy to the device: not while kernels are recorded");
     for (size_t got; bytes > 0; to += got, from += got, bytes -= got) {
         TP_TRY(stage(ctx, bytes, &room, &got));
         memcpy(room, from, got);

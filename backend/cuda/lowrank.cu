@@ -1,5 +1,5 @@
 /* Low-rank factors into the margin of a stacked weight, and what comes back to them. */
-#include "backend/cuda/thin.cuh"
+#include "backend/cuda/stream.cuh"
 #include "backend/lowrank.h"
 
 namespace
@@ -63,15 +63,14 @@ extern "C" tp_status tp_cuda_pack_lowrank(tp_ctx *ctx, const void *arguments)
 extern "C" tp_status tp_cuda_lowrank_backward(tp_ctx *ctx, const void *arguments)
 {
     const tp_lowrank_backward_args *args = static_cast<const tp_lowrank_backward_args *>(arguments);
-    tp_cuda_factor_gradients_args both = {};
-    both.n = args->n, both.out = args->out, both.rank = args->rank;
-    both.dy = args->dy, both.b = args->b, both.u = args->u, both.du = args->du;
-    both.db = args->db;
-    both.du_alpha = 1, both.db_alpha = args->scaling, both.db_beta = 1;
-    if (args->db != NULL && tp_cuda_factor_gradients_takes(&both)) return tp_cuda_factor_gradients(ctx, &both);
-    const tp_matmul_args du = tp_lowrank_du(args);
-    TP_TRY(tp_cuda_matmul(ctx, &du));
-    if (args->db == NULL) return TP_OK;
-    const tp_matmul_tn_args db = tp_lowrank_db(args);
-    return tp_cuda_matmul_tn(ctx, &db);
+    if (tp_cuda_stream_up_takes(ctx, args)) return tp_cuda_stream_up(ctx, args);
+    for (int i = 0; i < TP_PACKED_PARTS; i++) {
+        if (args->rank[i] <= 0) continue;
+        const tp_matmul_args du = tp_lowrank_du(args, i);
+        TP_TRY(tp_cuda_matmul(ctx, &du));
+        if (args->db[i] == NULL) continue;
+        const tp_matmul_tn_args db = tp_lowrank_db(args, i);
+        TP_TRY(tp_cuda_matmul_tn(ctx, &db));
+    }
+    return TP_OK;
 }

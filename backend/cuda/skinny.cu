@@ -3,12 +3,10 @@
  *
  * a is all there is to read, so a block takes some rows of it through shared memory, 128 columns at a time (memory likes long
  * pieces of a row), and b's columns beside them, which lie in L2. Where there are too few rows to fill the GPU, a cluster of
- * up to 8 blocks shares them: each takes every 8th piece, and the parts are added in order, out of each other's shared memory.
- *
- * On the way back the same rows also give the gradient of b, [k, m] = a^T u for a thin u [n, m]: while a tile is in shared
- * memory, each warp multiplies some of its columns by the block's rows of u. The blocks' parts go through the workspace. */
+ * up to 8 blocks shares them: each takes every 8th piece, and the parts are added in order, out of each other's shared memory. */
 #include "backend/cuda/attention.cuh" /* tensor cores, asynchronous copies */
 #include "backend/cuda/cluster.cuh"
+#include "backend/cuda/stream.cuh"
 #include "backend/cuda/thin.cuh"
 
 using namespace tp_attention;
@@ -19,28 +17,17 @@ namespace
 constexpr int STEP = 128; /* of k */
 constexpr int A_LD = STEP + 8;
 constexpr int PARTS_MAX = 8;
-constexpr int M_MAX = 64, BOTH_M_MAX = 32;
-constexpr int BOTH_BLOCKS_MIN = 66; /* fewer blocks would need clusters to fill the GPU, and then two kernels are as quick */
-
-/* How blocks are cut for c alone, and for c and the gradient of b: of that each block writes a whole [k, m], so it takes many
- * rows and no cluster. A warp has 16 M of them. Clusters bring up to `blocks`; a constant, so that bits do not depend on the
- * GPU. */
-template <bool BOTH> struct cut {
-    static constexpr int rows = BOTH ? 256 : 64, threads = BOTH ? 256 : 128, M = rows / 16 / (threads / 32);
-    static constexpr int stages = BOTH ? 2 : 3, blocks = BOTH ? 1 : 396;
-};
+constexpr int M_MAX = 64;
+constexpr int ROWS = 64, THREADS = 128, STAGES = 3; /* a warp has 16 rows */
+constexpr int BLOCKS_WANTED = 396; /* clusters bring up to so many; a constant, so that bits do not depend on the GPU */
 
 /* A step's part of b as it lies in memory: [m, STEP] if NT, else [STEP, m]; m is up to TILES * 8. */
 template <int TILES, bool NT> constexpr int b_rows = NT ? TILES * 8 : STEP;
 template <int TILES, bool NT> constexpr int b_columns = NT ? STEP : TILES * 8;
 template <int TILES, bool NT> constexpr int b_ld = b_columns<TILES, NT> + 8;
-template <int TILES, bool NT, bool BOTH>
-constexpr int stage_values = cut<BOTH>::rows *A_LD + b_rows<TILES, NT> *b_ld<TILES, NT>;
+template <int TILES, bool NT> constexpr int stage_values = ROWS *A_LD + b_rows<TILES, NT> *b_ld<TILES, NT>;
 template <int TILES> constexpr int sums_ld = TILES * 8 + 4;
-template <int TILES> constexpr int u_ld = TILES * 8 + 8;
-template <int TILES, bool NT, bool BOTH>
-constexpr int shared_bytes = (cut<BOTH>::stages * stage_values<TILES, NT, BOTH> + (BOTH ? cut<BOTH>::rows * u_ld<TILES> : 0)) *
-                             (int)sizeof(bf16);
+template <int TILES, bool NT> constexpr int shared_bytes = STAGES *stage_values<TILES, NT> *(int)sizeof(bf16);
 
 struct skinny_params {
     int64_t n, k;
@@ -51,9 +38,6 @@ struct skinny_params {
     int64_t c_ld;
     bool c_f32;
     float alpha;
-    const bf16 *u; /* [n, m] */
-    int64_t u_ld;
-    float *db; /* [k, m] of the first rows; the others follow */
 };
 
 __device__ __forceinline__ void store_two(const skinny_params &p, int64_t row, int column, float x, float y)
@@ -66,19 +50,11 @@ __device__ __forceinline__ void store_two(const skinny_params &p, int64_t row, i
         *reinterpret_cast<uint32_t *>(static_cast<bf16 *>(p.c) + at) = tp_pack_bf16(p.alpha * x, p.alpha * y);
 }
 
-/* u^T as a first factor: its 16 rows from `r` on, and 16 rows of u from `row` on. */
-template <int TILES> __device__ __forceinline__ void load_u(uint32_t (&x)[4], const bf16 *u, int row, int r)
+template <int TILES, bool NT> __global__ void __launch_bounds__(THREADS) skinny_kernel(skinny_params p)
 {
-    const int lane = threadIdx.x % 32;
-    load_matrices_transposed(x, u + (row + lane / 16 * 8 + lane % 8) * u_ld<TILES> + r + lane / 8 % 2 * 8);
-}
-
-template <int TILES, bool NT, bool BOTH> __global__ void __launch_bounds__(cut<BOTH>::threads) skinny_kernel(skinny_params p)
-{
-    constexpr int ROWS = cut<BOTH>::rows, THREADS = cut<BOTH>::threads, STAGES = cut<BOTH>::stages, M = cut<BOTH>::M;
-    constexpr int STAGE = stage_values<TILES, NT, BOTH>, B_LD = b_ld<TILES, NT>;
+    constexpr int STAGE = stage_values<TILES, NT>, B_LD = b_ld<TILES, NT>;
     extern __shared__ __align__(16) unsigned char shared[];
-    bf16 *const stages = reinterpret_cast<bf16 *>(shared), *const u = stages + STAGES * STAGE;
+    bf16 *const stages = reinterpret_cast<bf16 *>(shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = (int)blockIdx.x % p.parts;
     const int64_t block = (int)blockIdx.x / p.parts, row0 = block * ROWS, all_steps = (p.k + STEP - 1) / STEP;
     const int steps = (int)((all_steps - part + p.parts - 1) / p.parts);
@@ -102,17 +78,7 @@ template <int TILES, bool NT, bool BOTH> __global__ void __launch_bounds__(cut<B
             copy_async(b + r * B_LD + c, there ? p.b + at : p.b, there);
         }
     };
-    if constexpr (BOTH) {
-        for (int i = threadIdx.x; i < ROWS * TILES; i += THREADS) {
-            const int r = i / TILES, c = i % TILES * 8;
-            const bool there = row0 + r < p.n && c < p.m;
-            copy_async(u + r * u_ld<TILES> + c, there ? p.u + (row0 + r) * p.u_ld + c : p.u, there);
-        }
-    }
-
-    constexpr bool HELD = BOTH && TILES == 2; /* u^T stays in registers */
-    uint32_t held[HELD ? ROWS / 16 : 1][4];
-    float sum[M][TILES][4] = {};
+    float sum[TILES][4] = {};
     for (int step = 0; step < STAGES - 1; step++) {
         if (step < steps) copy_step(step);
         copy_commit();
@@ -123,14 +89,13 @@ template <int TILES, bool NT, bool BOTH> __global__ void __launch_bounds__(cut<B
         if (step + STAGES - 1 < steps) copy_step(step + STAGES - 1);
         copy_commit();
         const bf16 *a = stages + step % STAGES * STAGE, *b = a + ROWS * A_LD;
-        const bf16 *a_corner = a + (warp * 16 * M + lane % 16) * A_LD + lane / 16 * 8;
+        const bf16 *a_corner = a + (warp * 16 + lane % 16) * A_LD + lane / 16 * 8;
         const int low = lane % 8 + lane / 16 * 8, high = lane / 8 % 2 * 8; /* of two tiles; of 16 values along k */
         const bf16 *b_corner = NT ? b + low * B_LD + high : b + (high + lane % 8) * B_LD + lane / 16 * 8;
 #pragma unroll
         for (int k = 0; k < STEP; k += 16) {
-            uint32_t x[M][4];
-#pragma unroll
-            for (int m = 0; m < M; m++) load_matrices(x[m], a_corner + m * 16 * A_LD + k);
+            uint32_t x[4];
+            load_matrices(x, a_corner + k);
 #pragma unroll
             for (int t = 0; t < TILES; t += 2) {
                 uint32_t y[4];
@@ -138,48 +103,8 @@ template <int TILES, bool NT, bool BOTH> __global__ void __launch_bounds__(cut<B
                     load_matrices(y, b_corner + t * 8 * B_LD + k);
                 else
                     load_matrices_transposed(y, b_corner + k * B_LD + t * 8);
-#pragma unroll
-                for (int m = 0; m < M; m++) {
-                    mma(sum[m][t], x[m], y[0], y[1]);
-                    mma(sum[m][t + 1], x[m], y[2], y[3]);
-                }
-            }
-        }
-        if constexpr (BOTH) {
-            if constexpr (HELD) {
-                if (step == 0) {
-#pragma unroll
-                    for (int i = 0; i < ROWS / 16; i++) load_u<TILES>(held[i], u, i * 16, 0);
-                }
-            }
-            constexpr int WIDTH = THREADS / 32 * 8; /* columns that all warps together take at once */
-#pragma unroll 1
-            for (int c = warp * 8; c < STEP; c += WIDTH) {
-                float db[TILES / 2][2][4] = {}; /* rows of db's transpose: two sums each: products wait less for each other */
-#pragma unroll
-                for (int i = 0; i < ROWS / 32; i++) {
-                    uint32_t y[4];
-                    load_matrices_transposed(y, a + (i * 32 + lane) * A_LD + c);
-#pragma unroll
-                    for (int t = 0; t < TILES / 2; t++) {
-#pragma unroll
-                        for (int h = 0; h < 2; h++) {
-                            uint32_t x[4];
-                            if constexpr (!HELD) load_u<TILES>(x, u, i * 32 + h * 16, t * 16);
-                            mma(db[t][h], HELD ? held[HELD ? i * 2 + h : 0] : x, y[h * 2], y[h * 2 + 1]);
-                        }
-                    }
-                }
-                float *const to = p.db + block * p.k * p.m;
-#pragma unroll
-                for (int t = 0; t < TILES / 2; t++) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const int64_t column = column_of(step) + c + lane % 4 * 2 + i % 2;
-                        const int r = t * 16 + lane / 4 + i / 2 * 8;
-                        if (column < p.k && r < p.m) to[column * p.m + r] = db[t][0][i] + db[t][1][i];
-                    }
-                }
+                mma(sum[t], x, y[0], y[1]);
+                mma(sum[t + 1], x, y[2], y[3]);
             }
         }
     }
@@ -190,18 +115,14 @@ template <int TILES, bool NT, bool BOTH> __global__ void __launch_bounds__(cut<B
         __syncthreads(); /* nobody reads the tiles any more */
     }
 #pragma unroll
-    for (int m = 0; m < M; m++) {
+    for (int t = 0; t < TILES; t++) {
 #pragma unroll
-        for (int t = 0; t < TILES; t++) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int row = (warp * M + m) * 16 + lane / 4 + h * 8, column = t * 8 + lane % 4 * 2;
-                if (p.parts == 1)
-                    store_two(p, row0 + row, column, sum[m][t][h * 2], sum[m][t][h * 2 + 1]);
-                else
-                    *reinterpret_cast<float2 *>(sums + row * sums_ld<TILES> + column) =
-                        make_float2(sum[m][t][h * 2], sum[m][t][h * 2 + 1]);
-            }
+        for (int h = 0; h < 2; h++) {
+            const int row = warp * 16 + lane / 4 + h * 8, column = t * 8 + lane % 4 * 2;
+            if (p.parts == 1)
+                store_two(p, row0 + row, column, sum[t][h * 2], sum[t][h * 2 + 1]);
+            else
+                *reinterpret_cast<float2 *>(sums + row * sums_ld<TILES> + column) = make_float2(sum[t][h * 2], sum[t][h * 2 + 1]);
         }
     }
     if (p.parts == 1) return;
@@ -229,26 +150,26 @@ int room_of(tp_ctx *ctx, int64_t blocks, int bytes)
     return 2 * tp_cuda_ceil(blocks, 2 * at_once) < 3 * tp_cuda_ceil(blocks, 3 * at_once) ? ROOM_OF_TWO : bytes;
 }
 
-template <int TILES, bool NT, bool BOTH> tp_status launch(tp_ctx *ctx, const char *name, skinny_params p)
+template <int TILES, bool NT> tp_status launch(tp_ctx *ctx, skinny_params p)
 {
-    constexpr int ROWS = cut<BOTH>::rows, bytes = shared_bytes<TILES, NT, BOTH>;
+    static const char name[] = "matmul";
+    constexpr int bytes = shared_bytes<TILES, NT>;
     static_assert(ROWS * sums_ld<TILES> * 4 <= bytes, "the sums take the room of the tiles");
     const int64_t blocks = tp_cuda_ceil(p.n, ROWS), steps = tp_cuda_ceil(p.k, STEP);
     p.parts = 1;
     if (tp_cuda_of(ctx)->clusters)
-        while (p.parts < PARTS_MAX && blocks * p.parts * 2 <= cut<BOTH>::blocks && p.parts * 2 <= steps) p.parts *= 2;
+        while (p.parts < PARTS_MAX && blocks * p.parts * 2 <= BLOCKS_WANTED && p.parts * 2 <= steps) p.parts *= 2;
     const int room = room_of(ctx, blocks * p.parts, bytes);
-    TP_CUDA_ALLOW_SHARED(ctx, name, (skinny_kernel<TILES, NT, BOTH>), room);
+    TP_CUDA_ALLOW_SHARED(ctx, name, (skinny_kernel<TILES, NT>), room);
     return tp_cuda_check(
-        ctx, name,
-        tp_cluster::launch(ctx, skinny_kernel<TILES, NT, BOTH>, blocks * p.parts, cut<BOTH>::threads, room, p.parts, p));
+        ctx, name, tp_cluster::launch(ctx, skinny_kernel<TILES, NT>, blocks * p.parts, THREADS, room, p.parts, p));
 }
 
 template <bool NT> tp_status launch_tiles(tp_ctx *ctx, const skinny_params &p)
 {
-    if (p.m <= 16) return launch<2, NT, false>(ctx, "matmul", p);
-    if (p.m <= 32) return launch<4, NT, false>(ctx, "matmul", p);
-    return launch<8, NT, false>(ctx, "matmul", p);
+    if (p.m <= 16) return launch<2, NT>(ctx, p);
+    if (p.m <= 32) return launch<4, NT>(ctx, p);
+    return launch<8, NT>(ctx, p);
 }
 
 int64_t stride_of(const tp_matrix *b)
@@ -275,6 +196,9 @@ bool tp_cuda_skinny_takes(const tp_matmul_args *args)
 
 tp_status tp_cuda_skinny(tp_ctx *ctx, const tp_matmul_args *args)
 {
+    const tp_cuda_stream_down_args stream = {
+        args->n, args->k, (int)args->m, args->a, {(void *)(uintptr_t)args->b.data, TP_BF16, stride_of(&args->b)}, args->c, args->alpha};
+    if (args->nt && tp_cuda_stream_down_takes(ctx, &stream)) return tp_cuda_stream_down(ctx, &stream);
     skinny_params p = {};
     p.n = args->n, p.k = args->k, p.m = (int)args->m;
     p.a = static_cast<const bf16 *>(args->a.data), p.a_ld = args->a.ld;
@@ -282,32 +206,4 @@ tp_status tp_cuda_skinny(tp_ctx *ctx, const tp_matmul_args *args)
     p.c = args->c.data, p.c_ld = args->c.ld, p.c_f32 = args->c.dtype == TP_F32;
     p.alpha = args->alpha;
     return args->nt ? launch_tiles<true>(ctx, p) : launch_tiles<false>(ctx, p);
-}
-
-bool tp_cuda_factor_gradients_takes(const tp_cuda_factor_gradients_args *args)
-{
-    const int64_t parts = tp_cuda_ceil(args->n, cut<true>::rows);
-    return parts >= BOTH_BLOCKS_MIN && args->rank <= BOTH_M_MAX && args->rank % 8 == 0 && args->out > 0 && args->out % 8 == 0 &&
-           args->dy.dtype == TP_BF16 && args->b.dtype == TP_BF16 && args->u.dtype == TP_BF16 && tp_rows_aligned(args->dy) &&
-           tp_rows_aligned(args->b) && tp_rows_aligned(args->u) && pairs_aligned(args->du) &&
-           parts <= (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float)) / (args->out * args->rank);
-}
-
-tp_status tp_cuda_factor_gradients(tp_ctx *ctx, const tp_cuda_factor_gradients_args *args)
-{
-    static const char name[] = "factor_gradients";
-    skinny_params p = {};
-    p.n = args->n, p.k = args->out, p.m = (int)args->rank;
-    p.a = static_cast<const bf16 *>(args->dy.data), p.a_ld = args->dy.ld;
-    p.b = static_cast<const bf16 *>(args->b.data), p.b_ld = args->b.ld;
-    p.c = args->du.data, p.c_ld = args->du.ld, p.c_f32 = args->du.dtype == TP_F32;
-    p.alpha = args->du_alpha;
-    p.u = static_cast<const bf16 *>(args->u.data), p.u_ld = args->u.ld;
-    p.db = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace);
-    if (p.m <= 16)
-        TP_TRY((launch<2, false, true>(ctx, name, p)));
-    else
-        TP_TRY((launch<4, false, true>(ctx, name, p)));
-    return tp_cuda_add_parts(ctx, name, p.k * p.m, (int)tp_cuda_ceil(p.n, cut<true>::rows), p.db, args->db_alpha, args->db_beta,
-                             args->db);
 }

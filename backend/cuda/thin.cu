@@ -9,6 +9,7 @@
 #include "backend/cuda/attention.cuh" /* tensor cores, asynchronous copies */
 #include "backend/cuda/chain.cuh"
 #include "backend/cuda/cluster.cuh"
+#include "backend/cuda/stream.cuh"
 
 using namespace tp_attention;
 
@@ -231,6 +232,12 @@ tp_status tp_cuda_thin_tn(tp_ctx *ctx, const tp_matmul_tn_args *args)
 {
     const bool thin_a = thin_is_a(args);
     const tp_rows wide = thin_a ? args->b : args->a, thin = thin_a ? args->a : args->b;
+    if (thin.dtype == TP_BF16) {
+        const tp_cuda_stream_gradient_args stream = {args->n, thin_a ? args->k : args->m, (int)(thin_a ? args->m : args->k),
+                                                     wide,    thin,                       thin_a,
+                                                     args->c, args->alpha,                args->beta};
+        if (tp_cuda_stream_gradient_takes(ctx, &stream)) return tp_cuda_stream_gradient(ctx, &stream);
+    }
     thin_params p = {};
     p.n = args->n, p.columns = thin_a ? args->k : args->m, p.rank = (int)(thin_a ? args->m : args->k);
     p.wide = static_cast<const bf16 *>(wide.data), p.wide_ld = wide.ld;

@@ -14,20 +14,6 @@ tp_status tp_cuda_thin_tn(tp_ctx *ctx, const tp_matmul_tn_args *args);
 bool tp_cuda_skinny_takes(const tp_matmul_args *args);
 tp_status tp_cuda_skinny(tp_ctx *ctx, const tp_matmul_args *args);
 
-/* Both gradients that go through an up factor, from one reading of dy [n, out]:
- *   du [n, rank] = du_alpha * dy b          db [out, rank] = db_alpha * dy^T u + db_beta * db
- * dy, b [out, rank] and u [n, rank] are bf16 with rows aligned to 16 bytes, rank is a multiple of 8 and at most 32. */
-typedef struct tp_cuda_factor_gradients_args {
-    int64_t n, out, rank;
-    tp_rows dy, b, u;
-    tp_rows du; /* bf16 or f32, aligned to pairs */
-    float *db;  /* contiguous */
-    float du_alpha, db_alpha, db_beta;
-} tp_cuda_factor_gradients_args;
-
-bool tp_cuda_factor_gradients_takes(const tp_cuda_factor_gradients_args *args);
-tp_status tp_cuda_factor_gradients(tp_ctx *ctx, const tp_cuda_factor_gradients_args *args);
-
 /* out [size] = alpha * the sum of the parts, which lie one behind the other and are added in order, + beta * out. */
 tp_status tp_cuda_add_parts(tp_ctx *ctx, const char *name, int64_t size, int parts, const float *part, float alpha, float beta,
                             float *out);

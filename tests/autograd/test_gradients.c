@@ -104,6 +104,46 @@ static tp_tensor *joint_forgotten(tp_tape *tape, tp_tensor **in)
     return without_room(tape, y);
 }
 
+/* A gated block as models have it, in which the device makes SwiGLU's result again and factors on both sides are met there:
+ * x + (silu(gate) * up) W^T with gate and up the parts of one joint linear. x [3, 5], A0 [2, 5], B0 [5, 2], A1 [1, 5], B1 [5, 1],
+ * A2 [2, 5], B2 [5, 2] */
+static tp_tensor *gated(tp_tape *tape, tp_tensor **in)
+{
+    enum { STRIDE = 8 };
+    static float wide[2][(10 + 3) * STRIDE];
+    static uint16_t narrow[2][(10 + 3) * STRIDE];
+    bool bf16 = tp_tape_precision(tape) == TP_BF16;
+    static tp_matrix w[2];
+    (void)frozen(7, 5);
+    for (int i = 0; i < 2; i++) {
+        int rows = i == 0 ? 10 : 5;
+        for (int k = 0; k < rows * 5; k++) {
+            float value = weight_values[k % 35] * (k < 35 ? 1 : -0.5f);
+            wide[i][k / 5 * STRIDE + k % 5] = value;
+            narrow[i][k / 5 * STRIDE + k % 5] = tp_f32_to_bf16(value);
+        }
+        w[i] = tp_matrix_dense(bf16 ? TP_BF16 : TP_F32, bf16 ? (void *)narrow[i] : (void *)wide[i], rows, 5);
+        w[i].stride = STRIDE;
+    }
+    tp_device *device = tp_tape_ctx(tape)->device;
+    const tp_lowrank terms[] = {{.a = in[1], .b = in[2], .scaling = 0.75f},
+                                {.a = in[3], .b = in[4], .scaling = 2},
+                                {.a = in[5], .b = in[6], .scaling = 0.5f}};
+    const int64_t sizes[] = {5, 5};
+    tp_tensor *parts[2];
+    tp_tape_set_room(tape, 3);
+    device->makes_swiglu_again = true;
+    tp_tensor *x = tp_scale(tape, in[0], 1);
+    tp_joint_spec before = {.weight = &w[0], .room = 3, .n_parts = 2, .parts = {{5, &terms[0]}, {5, &terms[1]}}};
+    tp_joint_spec behind = {.weight = &w[1], .room = 3, .residual = x, .n_parts = 1, .parts = {{5, &terms[2]}}};
+    tp_split(tape, tp_joint_linear(tape, x, &before), sizes, 2, parts);
+    tp_tensor *product = tp_swiglu(tape, parts[0], parts[1]);
+    tp_tensor *y = tp_joint_linear(tape, product, &behind);
+    tp_tape_forget(tape, product);
+    device->makes_swiglu_again = false;
+    return without_room(tape, y);
+}
+
 static tp_tensor *matmul(tp_tape *tape, tp_tensor **in)
 {
     return tp_matmul_nt(tape, in[0], in[1], 1.5f);
@@ -111,6 +151,15 @@ static tp_tensor *matmul(tp_tape *tape, tp_tensor **in)
 static tp_tensor *rmsnorm(tp_tape *tape, tp_tensor **in)
 {
     return tp_rmsnorm(tape, in[0], in[1], 1e-5f);
+}
+/* Rows with a gap, and a part of their columns. */
+static tp_tensor *rmsnorm_of_view(tp_tape *tape, tp_tensor **in)
+{
+    tp_tensor *views[2];
+    const int64_t sizes[] = {6, 2};
+    tp_tape_set_room(tape, 3);
+    tp_split(tape, tp_scale(tape, in[0], 1), sizes, 2, views);
+    return without_room(tape, tp_rmsnorm(tape, views[0], in[1], 1e-5f));
 }
 static tp_tensor *rmsnorm_reused(tp_tape *tape, tp_tensor **in)
 {
@@ -281,10 +330,17 @@ static const gradcheck_case cases[] = {{"linear", LINEAR_INPUTS, linear, false, 
                                        false,
                                        0},
                             {"joint linear, adapted in part", {{3, 5, X}, {2, 5, P}, {3, 2, P}}, 3, joint_partly, false, 0},
+                            {"gated block",
+                             {{3, 5, X}, {2, 5, P}, {5, 2, P}, {1, 5, P}, {5, 1, P}, {2, 5, P}, {5, 2, P}},
+                             7,
+                             gated,
+                             false,
+                             0},
                             {"joint linear of a forgotten norm", JOINT_INPUTS, {1, 5, P}}, 7, joint_forgotten, false, 0
 }
 , {"matmul", {{3, 5, X}, {4, 5, P}}, 2, matmul, false, 0}, {"rmsnorm", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm, false, 0},
     {"rmsnorm per head", {{3, 6, X}, {1, 3, P}}, 2, rmsnorm, false, 0},
+    {"rmsnorm per head, of a view", {{3, 8, X}, {1, 3, P}}, 2, rmsnorm_of_view, false, 0},
     {"rmsnorm and its input", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm_reused, false, 0},
     {"layernorm", {{3, 7, X}, {1, 7, P}, {1, 7, P}}, 3, layernorm, false, 0},
     {"layernorm without bias", {{2, 9, X}, {1, 9, P}}, 2, layernorm_no_bias, false, 0},

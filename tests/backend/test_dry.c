@@ -168,8 +168,8 @@ static void test_bytes(void **state)
     EXPECT_BYTES(embedding_backward, (&(tp_embedding_backward_args){3, 10, p, h, p}), 3 * (4 + 20 + 80));
     EXPECT_BYTES(gather_rows, (&(tp_gather_rows_args){3, 10, p, h, f}), 3 * (4 + 20 + 40));
     EXPECT_BYTES(scatter_rows, (&(tp_scatter_rows_args){3, 10, 7, p, h, f, true}), 3 * (4 + 20) + 7 * 40);
-    EXPECT_BYTES(rmsnorm, (&(tp_rmsnorm_args){3, 10, h, h, p, p, 1e-5f}), 2 * 60 + 40 + 12);
-    EXPECT_BYTES(rmsnorm_backward, (&(tp_rmsnorm_backward_args){3, 10, h, h, h, p, p, p, true}), 4 * 60 + 40 + 12 + 80);
+    EXPECT_BYTES(rmsnorm, (&(tp_rmsnorm_args){3, 10, h, h, p, p, 1e-5f, 1}), 2 * 60 + 40 + 12);
+    EXPECT_BYTES(rmsnorm_backward, (&(tp_rmsnorm_backward_args){3, 10, h, h, h, p, p, p, true, 1}), 4 * 60 + 40 + 12 + 80);
     EXPECT_BYTES(layernorm, (&(tp_layernorm_args){3, 10, f, f, p, p, p, p, 1e-5f}), 2 * 120 + 80 + 24);
     EXPECT_BYTES(layernorm_backward, (&(tp_layernorm_backward_args){3, 10, f, f, f, p, p, p, NULL, p, false}),
                  3 * 120 + 40 + 24 + 80);
@@ -181,9 +181,10 @@ static void test_bytes(void **state)
     EXPECT_BYTES(gelu_backward, (&(tp_gelu_backward_args){3, 10, f, f, f, true}), 3 * 120);
     EXPECT_BYTES(add, (&(tp_add_args){3, 10, f, h, f}), 300);
     EXPECT_BYTES(scale, (&(tp_scale_args){3, 10, f, h, 0}), 60);
-    EXPECT_BYTES(dropout, (&(tp_dropout_args){3, 10, f, f, 0.5f, {1, 2, 3}, 0, true}), 360);
-    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, false}), 2 * 120 + 24);
-    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, true}), 120 + 60 + 24);
+    EXPECT_BYTES(dropout, (&(tp_dropout_args){3, 10, f, f, 0.5f, {1, 2, 3}, 0, true, NULL}), 360);
+    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, false, TP_F32, NULL}), 2 * 120 + 24);
+    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, true, TP_BF16, NULL}), 120 + 60 + 24);
+    EXPECT_BYTES(add_loss, (&(tp_add_loss_args){p, p}), 8);
     EXPECT_BYTES(grad_norm, (&(tp_grad_norm_args){100, p, p}), 400);
     EXPECT_BYTES(adamw, (&(tp_adamw_args){100, p, p, p, p, p, 0.9f, 0.999f, 1e-8f, 0}), 2800);
     EXPECT_BYTES(sgd, (&(tp_sgd_args){100, p, p, p, p, 0.9f, 0}), 2000);

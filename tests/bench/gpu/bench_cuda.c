@@ -270,13 +270,30 @@ static void factors(int64_t n, int64_t dim)
     tp_matmul_tn_args gradient = {
         .n = n, .m = RANK, .k = dim, .a = u, .b = x, .c = filled(dim * RANK, TP_F32, 1), .alpha = 1, .beta = 1};
     tp_lowrank_backward_args back = {
-        .n = n, .out = dim, .rank = RANK, .dy = x, .b = b, .u = u, .du = du, .db = filled(dim * RANK, TP_F32, 1), .scaling = 1};
+        .n = n, .dy = x, .b = b, .u = u, .du = du, .rows = {dim}, .rank = {RANK}, .db = {filled(dim * RANK, TP_F32, 1)}, .scaling = {1}};
     snprintf(name, sizeof name, "x A^T %lld x %lld", (long long)n, (long long)dim);
     memory_line(name, wide, TP_KERNEL_matmul, &into);
     snprintf(name, sizeof name, "dA %lld x %lld", (long long)n, (long long)dim);
     memory_line(name, wide, TP_KERNEL_matmul_tn, &gradient);
     snprintf(name, sizeof name, "dy B and dB %lld x %lld", (long long)n, (long long)dim);
     memory_line(name, wide, TP_KERNEL_lowrank_backward, &back);
+    release_all();
+}
+
+/* What comes back to the factors of a stacked weight, from one reading of dy. */
+static void joint_factors(int64_t n, int64_t first, int64_t second, int64_t third)
+{
+    enum { RANK = 16 };
+    char name[64];
+    int64_t rows[TP_PACKED_PARTS] = {first, second, third}, out = first + second + third, used = 0;
+    tp_lowrank_backward_args args = {.n = n, .dy = rows_of(n, out, 1)};
+    for (int i = 0; i < TP_PACKED_PARTS && rows[i] > 0; i++, used += RANK) {
+        args.rows[i] = rows[i], args.rank[i] = RANK, args.scaling[i] = 1;
+        args.db[i] = filled(rows[i] * RANK, TP_F32, 1);
+    }
+    args.u = rows_of(n, used, 1), args.du = rows_of(n, used, 1), args.b = rows_of(out, used, 1);
+    snprintf(name, sizeof name, "of %lld x %lld+%lld+%lld", (long long)n, (long long)first, (long long)second, (long long)third);
+    memory_line(name, 2.0 * (double)(n * out), TP_KERNEL_lowrank_backward, &args);
     release_all();
 }
 
@@ -306,7 +323,7 @@ static void cross_entropy(int64_t vocab, bool narrow)
 static void adamw(void)
 {
     int64_t n = 84000000;
-    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.1f, .clip = 1, .finite = 1};
+    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.1f, .loss_scale = 1, .clip = 1, .finite = 1};
     tp_step_state *on_device = memory(sizeof state);
     check(ctx.device->backend->copy_in(&ctx, on_device, &state, sizeof state));
     tp_adamw_args args = {.n = n,
@@ -352,9 +369,17 @@ int main(int argc, char **argv)
         elementwise();
         rope(32, 128);
         rope(9, 64);
-        factors(32768, 4096);
-        factors(8192, 14336);
         factors(32768, 576);
+        factors(32768, 1536);
+        factors(16384, 2048);
+        factors(16384, 8192);
+        factors(4096, 4096);
+        factors(4096, 14336);
+        joint_factors(32768, 576, 192, 192);
+        joint_factors(32768, 1536, 1536, 0);
+        joint_factors(16384, 8192, 8192, 0);
+        joint_factors(4096, 4096, 1024, 1024);
+        joint_factors(4096, 14336, 14336, 0);
         cross_entropy(49152, false);
         cross_entropy(49152, true);
         cross_entropy(128256, true);
