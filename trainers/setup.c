@@ -348,7 +348,7 @@ static uint64_t memory_limit(const tp_run *run)
     return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
-/* As many logits at once as fit, but for half a percent, into what the sweep needs anyway: the head's products are quicker so. */
+/* As many logits at once as fit, but for half a percent, into what the sweep needs anyway: the head's products are quicker. */
 static tp_status more_logits(tp_run *run, tp_lora *lora)
 {
     tp_device *dry = run->dry.device;

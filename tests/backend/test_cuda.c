@@ -218,8 +218,8 @@ static void test_factor_gradients(void **state)
     }
 }
 
-/* SwiGLU's gradient with those of factors on both sides of it, fused for ranks up to 16 on Hopper. Sums of products of values up
- * to 1 and of bf16 results, some of which differ in their last place. */
+/* SwiGLU's gradient with those of factors on both sides of it, fused for ranks up to 16 on Hopper. Sums of products of values
+ * up to 1 and of bf16 results, some of which differ in their last place. */
 static void test_swiglu_factors(void **state)
 {
     (void)state;
@@ -710,7 +710,8 @@ int main(void)
         cmocka_unit_test(test_column_sum),
         cmocka_unit_test(test_thin_results),
         cmocka_unit_test(test_thin_gradients),
-        cmocka_unit_test(test_factor_gradients), cmocka_unit_test(test_swiglu_factors),
+        cmocka_unit_test(test_factor_gradients),
+        cmocka_unit_test(test_swiglu_factors),
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rmsnorm_backward),
         cmocka_unit_test(test_layernorm),

@@ -253,8 +253,15 @@ static void factors(int64_t n, int64_t dim)
                            .precision = TP_BF16};
     tp_matmul_tn_args gradient = {
         .n = n, .m = RANK, .k = dim, .a = u, .b = x, .c = filled(dim * RANK, TP_F32, 1), .alpha = 1, .beta = 1};
-    tp_lowrank_backward_args back = {
-        .n = n, .dy = x, .b = b, .u = u, .du = du, .rows = {dim}, .rank = {RANK}, .db = {filled(dim * RANK, TP_F32, 1)}, .scaling = {1}};
+    tp_lowrank_backward_args back = {.n = n,
+                                     .dy = x,
+                                     .b = b,
+                                     .u = u,
+                                     .du = du,
+                                     .rows = {dim},
+                                     .rank = {RANK},
+                                     .db = {filled(dim * RANK, TP_F32, 1)},
+                                     .scaling = {1}};
     snprintf(name, sizeof name, "x A^T %lld x %lld", (long long)n, (long long)dim);
     memory_line(name, wide, TP_KERNEL_matmul, &into);
     snprintf(name, sizeof name, "dA %lld x %lld", (long long)n, (long long)dim);
@@ -276,7 +283,8 @@ static void joint_factors(int64_t n, int64_t first, int64_t second, int64_t thir
         args.db[i] = filled(rows[i] * RANK, TP_F32, 1);
     }
     args.u = rows_of(n, used, 1), args.du = rows_of(n, used, 1), args.b = rows_of(out, used, 1);
-    snprintf(name, sizeof name, "of %lld x %lld+%lld+%lld", (long long)n, (long long)first, (long long)second, (long long)third);
+    snprintf(name, sizeof name, "of %lld x %lld+%lld+%lld", (long long)n, (long long)first, (long long)second,
+             (long long)third);
     memory_line(name, 2.0 * (double)(n * out), TP_KERNEL_lowrank_backward, &args);
     release_all();
 }
