@@ -68,6 +68,11 @@ $(BUILD)/%.o: %.c $(BUILD)/.flags
 	@mkdir -p $(@D)
 	$(say)$(COMPILE) $(FLAGS_$(patsubst %/,%,$(dir $*))) -MMD -MP -c -o $@ $<
 
+# A token cache is good for the code that made it: its key holds a digest of that code.
+TEXT_CODE := $(wildcard data/*.c data/*.h) base/json.c base/text.c
+$(BUILD)/data/token_cache.o: FLAGS_data = -DTP_TEXT_CODE='"$(firstword $(shell cat $(TEXT_CODE) | sha256sum))"'
+$(BUILD)/data/token_cache.o: $(TEXT_CODE)
+
 $(BUILD)/%.cu.o: %.cu $(BUILD)/.nvflags
 	@mkdir -p $(@D)
 	$(say)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<

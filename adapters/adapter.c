@@ -113,30 +113,47 @@ tp_status tp_adapter_load_values(tp_ctx *ctx, const char *path, tp_params *param
     return status;
 }
 
+static void take(const tp_json_doc *doc, const char *key, char *out, size_t size)
+{
+    tp_span text = tp_json_string(tp_json_get(tp_json_root(doc), key));
+    snprintf(out, size, "%.*s", (int)(text.len < size ? text.len : size - 1), text.len > 0 ? text.data : "");
+}
+
+tp_status tp_adapter_read_made(tp_ctx *ctx, const char *folder, tp_adapter_made *made)
+{
+    char *path = tp_path_join(ctx, folder, "tapeft.json");
+    tp_json_doc *doc = NULL;
+    *made = (tp_adapter_made){.base = ""};
+    if (path == NULL) return TP_NOMEM;
+    tp_status status = tp_path_exists(path) ? tp_json_read(ctx, path, TAPEFT_JSON_MAX_BYTES, &doc) : TP_OK;
+    if (doc != NULL) {
+        take(doc, "base_fingerprint", made->base, sizeof made->base);
+        take(doc, "tokenizer_fingerprint", made->tokenizer, sizeof made->tokenizer);
+        take(doc, "data_fingerprint", made->data, sizeof made->data);
+        take(doc, "version", made->version, sizeof made->version);
+        take(doc, "device", made->device, sizeof made->device);
+    }
+    tp_json_free(doc);
+    tp_free(path);
+    return status;
+}
+
 /* tapeft.json, where there is one, names the base it was trained on. */
 static tp_status check_base(tp_ctx *ctx, const char *folder, const tp_model *model, bool force)
 {
-    char *path = tp_path_join(ctx, folder, "tapeft.json");
-    if (path == NULL) return TP_NOMEM;
-    tp_status status = TP_OK;
-    if (tp_path_exists(path)) {
-        tp_json_doc *doc = NULL;
-        status = tp_json_read(ctx, path, TAPEFT_JSON_MAX_BYTES, &doc);
-        tp_span base = status == TP_OK ? tp_json_string(tp_json_get(tp_json_root(doc), "base_fingerprint")) : (tp_span){0};
-        bool differs = base.len > 0 && model->fingerprint[0] != '\0' && !tp_span_is(base, model->fingerprint);
-        if (differs && !force)
-            status = tp_fail(ctx, TP_FORMAT,
-                             "%s: the adapter was trained on another base model (fingerprint %.12s..., this one is %.12s...); "
-                             "--force applies it all the same",
-                             path, base.data, model->fingerprint);
-        else if (differs)
-            tp_note(ctx,
-                    "%s: the adapter was trained on another base model; applied because of --force, results may be meaningless",
-                    path);
-        tp_json_free(doc);
-    }
-    tp_free(path);
-    return status;
+    tp_adapter_made made;
+    TP_TRY(tp_adapter_read_made(ctx, folder, &made));
+    if (made.base[0] == '\0' || model->fingerprint[0] == '\0' || strcmp(made.base, model->fingerprint) == 0) return TP_OK;
+    if (!force)
+        return tp_fail(ctx, TP_FORMAT,
+                       "%s/tapeft.json: the adapter was trained on another base model (fingerprint %.12s..., this one is "
+                       "%.12s...); --force applies it all the same",
+                       folder, made.base, model->fingerprint);
+    tp_note(ctx,
+            "%s/tapeft.json: the adapter was trained on another base model; applied because of --force, results may be "
+            "meaningless",
+            folder);
+    return TP_OK;
 }
 
 static tp_status tensors_path(tp_ctx *ctx, const char *folder, char **path)
@@ -269,9 +286,9 @@ static tp_status write_tensors(tp_ctx *ctx, const tp_lora *lora, tp_publish *pub
     return status;
 }
 
-static void put_fingerprint(tp_buf *text, const char *of, const char *fingerprint)
+static void put(tp_buf *text, const char *key, const char *value)
 {
-    if (fingerprint != NULL && fingerprint[0] != '\0') tp_buf_printf(text, ",\n  \"%s_fingerprint\": \"%s\"", of, fingerprint);
+    if (value != NULL && value[0] != '\0') tp_buf_printf(text, ",\n  \"%s\": \"%s\"", key, value);
 }
 
 static tp_status write_texts(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const tp_adapter_origin *origin,
@@ -281,8 +298,9 @@ static tp_status write_texts(tp_ctx *ctx, const tp_lora *lora, const tp_model *m
     TP_TRY(tp_publish_add(ctx, publish, "adapter_config.json", text->data, text->len));
     tp_buf_clear(text);
     tp_buf_printf(text, "{\n  \"base_fingerprint\": \"%s\"", model->fingerprint);
-    put_fingerprint(text, "tokenizer", origin != NULL ? origin->tokenizer : NULL);
-    put_fingerprint(text, "data", origin != NULL ? origin->data : NULL);
+    put(text, "tokenizer_fingerprint", origin != NULL ? origin->tokenizer : NULL);
+    put(text, "data_fingerprint", origin != NULL ? origin->data : NULL);
+    put(text, "device", origin != NULL ? origin->device : NULL);
     tp_buf_printf(text, ",\n  \"trained_parameters\": %lld,\n  \"version\": \"%s\"\n}\n", (long long)lora->params.trained,
                   TP_VERSION);
     TP_TRY(tp_buf_status(ctx, text, "tapeft.json"));

@@ -21,13 +21,19 @@ TP_API void tp_adapter_close(tp_adapter *adapter);
 /* Values of adapter_model.safetensors at `path` into parameters that exist already (resume, start from a folder). */
 TP_API tp_status tp_adapter_load_values(tp_ctx *ctx, const char *path, tp_params *params) TP_MUST_CHECK;
 
-/* What it was trained with besides the base: fingerprints in hexadecimal; NULL or "": none. */
+/* What it was trained with besides the base: fingerprints in hexadecimal, the device's name; NULL or "": none. */
 typedef struct tp_adapter_origin {
-    const char *tokenizer, *data;
+    const char *tokenizer, *data, *device;
 } tp_adapter_origin;
 
-/* Adds adapter_config.json, adapter_model.safetensors and tapeft.json (fingerprints of base, tokenizer and data, version) to
- * a folder under way. NUMERIC, and nothing written, if a value is not finite. origin may be NULL. */
+/* What tapeft.json says of it; "" where it says nothing, or is not there. */
+typedef struct tp_adapter_made {
+    char base[65], tokenizer[65], data[65], version[32], device[32];
+} tp_adapter_made;
+TP_API tp_status tp_adapter_read_made(tp_ctx *ctx, const char *folder, tp_adapter_made *made) TP_MUST_CHECK;
+
+/* Adds adapter_config.json, adapter_model.safetensors and tapeft.json (fingerprints of base, tokenizer and data, device,
+ * version) to a folder under way. NUMERIC, and nothing written, if a value is not finite. origin may be NULL. */
 TP_API tp_status tp_adapter_write(tp_ctx *ctx, const tp_lora *lora, const tp_model *model, const tp_adapter_origin *origin,
                                   tp_publish *publish) TP_MUST_CHECK;
 /* A whole adapter folder in one step; an existing one is replaced at once. `extra` names and texts (NULL-terminated pairs,

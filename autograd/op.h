@@ -18,6 +18,7 @@ typedef struct tp_op {
     tp_status (*backward)(tp_tape *tape, tp_record *record);
     /* Computes out[0] again, into its memory; NULL: the op cannot. */
     tp_status (*remake)(tp_tape *tape, tp_record *record);
+    bool is_loss; /* the sweep may start here: backward reads no gradient of the output */
 } tp_op;
 
 /* First member of every op's own record. */

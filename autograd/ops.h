@@ -110,6 +110,8 @@ TP_API tp_tensor *tp_dropout(tp_tape *tape, tp_tensor *x, float p, uint32_t site
  *   rows        [n] device, ascending row numbers of x
  *   labels      [n] device, 0..V-1
  *   grad_scale  what one unit of loss weighs: 1 / labels of the whole optimizer step
+ *   state       device, or NULL: its grad_scale takes the place of the other, the gradient is that of the loss times its
+ *               loss_scale, and the result, which does not know that scale, is added to its loss_sum
  *   losses      [n] device f32, or NULL: gets the loss of each row, unscaled
  * Returns [1, 1] f32 = sum * grad_scale. The gradient of x is made right here, chunk by chunk, and backward hands it over, so
  * the loss must reach tp_tape_backward as it is (or summed). */
@@ -118,6 +120,7 @@ typedef struct tp_cross_entropy_spec {
     const int32_t *rows, *labels;
     int64_t n;
     float grad_scale;
+    tp_step_state *state;
     float *losses;
 } tp_cross_entropy_spec;
 TP_API tp_tensor *tp_linear_cross_entropy(tp_tape *tape, tp_tensor *x, const tp_cross_entropy_spec *spec);

@@ -38,7 +38,7 @@ struct tp_tape {
     int no_grad;
     bool parking; /* inputs of recomputed segments go to host memory */
     tp_park park;
-    uint64_t step;
+    const tp_step_state *state;
     int64_t row; /* of the batch, where the rows at hand begin */
     char scope[SCOPE_BYTES];
     size_t scope_starts[SCOPE_DEPTH];
@@ -107,17 +107,17 @@ size_t tp_tape_peak(const tp_tape *tape)
 {
     return tape->pool.peak;
 }
-void tp_tape_forget_peak(tp_tape *tape)
+void tp_tape_set_state(tp_tape *tape, const tp_step_state *state)
 {
-    tape->pool.peak = 0;
+    tape->state = state;
 }
-void tp_tape_set_step(tp_tape *tape, uint64_t step)
+const tp_step_state *tp_tape_state(const tp_tape *tape)
 {
-    tape->step = step;
+    return tape->state;
 }
-uint64_t tp_tape_step(const tp_tape *tape)
+uint64_t tp_tape_trace(const tp_tape *tape)
 {
-    return tape->step;
+    return tape->pool.trace;
 }
 void tp_tape_set_parking(tp_tape *tape, bool parking)
 {
@@ -490,11 +490,11 @@ tp_status tp_tape_backward_from(tp_tape *tape, tp_tensor *out, const void *grad)
 
 tp_status tp_tape_backward(tp_tape *tape, tp_tensor *loss)
 {
-    const float one = 1.0f;
-    if (tape->status == TP_OK && loss != NULL && (loss->rows != 1 || loss->cols != 1 || loss->dtype != TP_F32))
-        return tp_fail(tape->ctx, TP_INTERNAL, "backward: a loss is one f32 number, this is [%lld, %lld]",
-                       (long long)loss->rows, (long long)loss->cols);
-    return tp_tape_backward_from(tape, loss, &one);
+    if (tape->status != TP_OK) return tape->status;
+    if (loss == NULL || (loss->maker != NULL && !loss->maker->op->is_loss))
+        return tp_fail(tape->ctx, TP_INTERNAL, "backward: there is no loss to start from");
+    loss->grad_written = true;
+    return sweep(tape, 0);
 }
 
 /* ---- segments ---- */
@@ -504,7 +504,6 @@ struct segment_record {
     tp_segment_fn forward;
     void *state;
     tp_tensor *x;
-    uint64_t step;
     const int64_t *ends; /* of slices; NULL: x as a whole */
     int64_t n_slices;
     size_t parked; /* number of x in the park, from 1; 0: stayed */
@@ -569,14 +568,11 @@ static tp_tensor *slice_of(tp_tape *tape, const tp_tensor *x, int64_t first, int
 /* Rows first .. end - 1 of the segment again, with gradients, on a detached handle of x's rows. */
 static tp_tensor *run_again(tp_tape *tape, const struct segment_record *r, int64_t first, int64_t end, tp_tensor **result)
 {
-    uint64_t step_now = tape->step;
     int64_t row_now = tape->row;
     tp_tensor *x = slice_of(tape, r->x, first, end);
     if (x == NULL) return NULL;
-    tape->step = r->step;
     tape->row = first;
     *result = r->forward(tape, r->state, x);
-    tape->step = step_now;
     tape->row = row_now;
     return tape->status == TP_OK && *result != NULL ? x : NULL;
 }
@@ -689,7 +685,6 @@ static tp_tensor *segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_
     r->forward = forward;
     r->state = state;
     r->x = x;
-    r->step = tape->step;
     r->ends = ends;
     r->n_slices = n;
     r->parked = park(tape, x);

@@ -18,7 +18,7 @@
 
 typedef struct tp_tape tp_tape;
 
-/* The step arena gets `capacity` bytes of ctx->device (dry: 0 for no limit). precision: TP_F32 or TP_BF16, the dtype of
+/* The step arena gets `capacity` bytes of ctx->device (dry: 0 for no limit). precision: TP_F32, TP_BF16 or TP_F16, the dtype of
  * activations and of the large products. ctx is borrowed and carries the errors. */
 TP_API tp_status tp_tape_new(tp_ctx *ctx, size_t capacity, tp_dtype precision, tp_tape **tape) TP_MUST_CHECK;
 TP_API void tp_tape_free(tp_tape *tape);
@@ -32,7 +32,6 @@ TP_API tp_ctx *tp_tape_ctx(tp_tape *tape);
 TP_API void tp_tape_set_room(tp_tape *tape, int64_t columns);
 /* Highest use of the step arena so far, in bytes. */
 TP_API size_t tp_tape_peak(const tp_tape *tape);
-TP_API void tp_tape_forget_peak(tp_tape *tape);
 
 /* Gradient of every tensor that leads to `loss` (a tensor an op of a loss returned, already weighted). Parameters' gradients
  * are added to. */
@@ -57,15 +56,18 @@ TP_API void tp_tape_rewind(tp_tape *tape, size_t mark, const tp_tensor *keep);
  * sweep makes it again for the first backward that reads it; otherwise nothing happens. */
 TP_API void tp_tape_forget(tp_tape *tape, tp_tensor *x);
 
-/* The counter of dropout: set once a micro-batch. A recomputed segment sees the same value again. */
-TP_API void tp_tape_set_step(tp_tape *tape, uint64_t step);
-TP_API uint64_t tp_tape_step(const tp_tape *tape);
+/* Where dropout reads its draw: device memory of the caller, who changes it between micro-batches only. NULL, at first: draw 0.
+ */
+TP_API void tp_tape_set_state(tp_tape *tape, const tp_step_state *state);
+TP_API const tp_step_state *tp_tape_state(const tp_tape *tape);
+/* Two passes that took other places or sizes from the arena since the reset differ in this number. */
+TP_API uint64_t tp_tape_trace(const tp_tape *tape);
 
 /* A piece of the network with one input and one output, run by `forward`.
  *   recording, keep        runs it as it is
  *   recording, recompute   keeps x and y alone; the reverse sweep runs it again (Chen et al. 2016, arXiv:1604.06174)
  *   not recording          runs it and releases all but y
- * The function must compute the same again: no counters, no clock, randomness through the tape's step and row only. */
+ * The function must compute the same again: no counters, no clock, randomness through the tape's state and row only. */
 typedef tp_tensor *(*tp_segment_fn)(tp_tape *tape, void *state, tp_tensor *x);
 TP_API tp_tensor *tp_tape_segment(tp_tape *tape, tp_segment_fn forward, void *state, tp_tensor *x, bool recompute);
 /* The same with recomputation, in slices: rows up to ends[0], then up to ends[1], ..., up to ends[n - 1] = rows of x run by

@@ -12,7 +12,7 @@ typedef struct tp_storage tp_storage; /* a block of the step arena, counted by i
 
 typedef struct tp_tensor {
     const char *name; /* parameters: PEFT's name; activations: NULL */
-    tp_dtype dtype;   /* TP_F32 or TP_BF16; parameters are TP_F32 */
+    tp_dtype dtype;   /* TP_F32, TP_BF16 or TP_F16; parameters are TP_F32 */
     int64_t rows, cols;
     int64_t ld; /* elements between rows; cols unless this is a view of columns */
     void *data; /* device memory */

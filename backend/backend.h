@@ -15,6 +15,11 @@ extern "C" {
 typedef struct tp_device tp_device;
 typedef struct tp_graph tp_graph; /* recorded kernels */
 
+/* Attention over sequences of one length in bf16, each query of which sees keys of its own sequence alone. */
+typedef struct tp_attention_size {
+    int64_t sequences, length, heads, head_dim; /* sequences 0: none */
+} tp_attention_size;
+
 typedef struct tp_backend {
     const char *name; /* "cpu", "cuda", "dry" */
     bool computes;    /* false: shapes only; data pointers must not be read */
@@ -46,6 +51,9 @@ typedef struct tp_backend {
      * later processes; results are of no use. end appends what was found. NULL where there is nothing to choose from. */
     void (*tune_begin)(tp_device *device);
     tp_status (*tune_end)(tp_ctx *ctx, tp_buf *report);
+    /* Takes memory beside workspace_bytes, at most `most` bytes, if kernels that train such attention would be faster with it;
+     * *bytes says how much, 0 where it makes no difference. Once, before the first of them. NULL where nothing would be. */
+    tp_status (*reserve)(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes);
     /* Human and machine description for `doctor`: appends JSON members ("model": ..., ...). */
     void (*describe)(tp_device *device, tp_buf *json);
     tp_kernel kernels[TP_KERNEL_COUNT];
@@ -61,7 +69,8 @@ struct tp_device {
     uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
     uint64_t logits_bytes;    /* that a loss should make at once; 0: as the op likes */
-    double flops[2];          /* counted by the dry backend: f32 and bf16 products of this step; else 0 */
+    bool f16;                 /* kernels take f16: precision fp16 works */
+    double flops[2];          /* counted by the dry backend: f32 and 16-bit products of this step; else 0 */
     double bytes_moved;       /* dry: bytes read and written by kernels */
 };
 
@@ -71,6 +80,11 @@ extern const tp_backend tp_cpu_backend, tp_dry_backend, tp_cuda_backend;
  * DEVICE if it cannot be opened, with what is missing. */
 TP_API tp_status tp_device_open(tp_ctx *ctx, const char *name, int threads, tp_device **device) TP_MUST_CHECK;
 TP_API void tp_device_close(tp_device *device);
+/* What "auto", "fp32", "tf32", "bf16" or "fp16" means on ctx->device, which is set up for tf32 or not. UNSUPPORTED for fp16
+ * where it does not work; INVALID for another word. */
+TP_API tp_status tp_device_precision(tp_ctx *ctx, const char *word, tp_dtype *precision) TP_MUST_CHECK;
+/* Of a dry device: the largest attention whose gradient was counted since it was asked last. */
+TP_API tp_attention_size tp_dry_attention_size(tp_device *device);
 
 /* tp_run_matmul(ctx, &args), ...: runs a kernel on ctx->device. */
 #define TP_KERNEL(name, type)                                                                                                  \

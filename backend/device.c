@@ -1,4 +1,6 @@
 /* Devices by name. */
+#include <string.h>
+
 #include "backend/backend.h"
 #include "base/log.h"
 
@@ -41,4 +43,23 @@ tp_status tp_device_open(tp_ctx *ctx, const char *name, int threads, tp_device *
 void tp_device_close(tp_device *device)
 {
     if (device != NULL) device->backend->close(device);
+}
+
+tp_status tp_device_precision(tp_ctx *ctx, const char *word, tp_dtype *precision)
+{
+    tp_device *device = ctx->device;
+    device->tf32 = strcmp(word, "tf32") == 0;
+    *precision = TP_F32;
+    if (strcmp(word, "auto") == 0)
+        *precision = device->auto_precision;
+    else if (strcmp(word, "bf16") == 0)
+        *precision = TP_BF16;
+    else if (strcmp(word, "fp16") == 0)
+        *precision = TP_F16;
+    else if (!device->tf32 && strcmp(word, "fp32") != 0)
+        return tp_fail(ctx, TP_INVALID, "expected auto, fp32, tf32, bf16 or fp16, got \"%.40s\"", word);
+    if (*precision == TP_F16 && !device->f16)
+        return tp_fail(ctx, TP_UNSUPPORTED, "fp16 needs a CUDA GPU; this is device %s, which computes in bf16 and fp32",
+                       device->backend->name);
+    return TP_OK;
 }

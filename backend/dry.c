@@ -14,6 +14,7 @@
 typedef struct dry_device {
     tp_device device;
     uint64_t next; /* address of the next allocation */
+    tp_attention_size attention;
 } dry_device;
 
 /* Nothing is mapped here on any system we know, so a kernel that reads by mistake is caught at once. */
@@ -104,7 +105,7 @@ static void dry_describe(tp_device *device, tp_buf *json)
 
 static tp_status count(tp_ctx *ctx, tp_dtype precision, double flops, double bytes)
 {
-    ctx->device->flops[precision == TP_BF16] += flops;
+    ctx->device->flops[precision != TP_F32] += flops;
     ctx->device->bytes_moved += bytes;
     return TP_OK;
 }
@@ -149,13 +150,13 @@ static tp_status dry_matmul(tp_ctx *ctx, const void *args)
     return TP_OK;
 }
 
-/* Its c is f32 and its sums are exact: f32 unless both sides are bf16 to begin with. */
+/* Its c is f32 and its sums are exact: f32 unless both sides have 16 bits to begin with. */
 static tp_status dry_matmul_tn(tp_ctx *ctx, const void *args)
 {
     const tp_matmul_tn_args *a = args;
-    bool bf16 = a->a.dtype == TP_BF16 && a->b.dtype == TP_BF16;
+    bool narrow = a->a.dtype != TP_F32 && a->b.dtype != TP_F32;
     double bytes = bytes_of(a->a, a->n, a->m) + bytes_of(a->b, a->n, a->k) + floats(a->m * a->k) * (a->beta != 0.0f ? 2 : 1);
-    return count(ctx, bf16 ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
+    return count(ctx, narrow ? TP_BF16 : TP_F32, 2.0 * (double)a->n * (double)a->m * (double)a->k, bytes);
 }
 
 static tp_status dry_pack_lowrank(tp_ctx *ctx, const void *args)
@@ -298,10 +299,35 @@ static tp_status dry_attention(tp_ctx *ctx, const void *args)
     return count(ctx, a->q.dtype, attention_flops(a), attention_bytes(a) + lse);
 }
 
+static double scores(const tp_attention_size *size)
+{
+    return (double)(size->sequences * size->heads) * (double)size->length * (double)size->length;
+}
+
+/* Remembers the largest one of sequences of one length. */
+static void note_size(dry_device *dry, const tp_attention_args *a)
+{
+    if (a->q.dtype != TP_BF16 || a->n_segments < 1 || a->n_prefix > 0 || a->window > 0) return;
+    for (int64_t s = 0; s < a->n_segments; s++) {
+        if (a->segments[s].q_len != a->segments[0].q_len || a->segments[s].k_len != a->segments[0].q_len) return;
+    }
+    const tp_attention_size size = {a->n_segments, a->segments[0].q_len, a->heads, a->head_dim};
+    if (scores(&size) > scores(&dry->attention)) dry->attention = size;
+}
+
+tp_attention_size tp_dry_attention_size(tp_device *device)
+{
+    dry_device *dry = (dry_device *)device;
+    const tp_attention_size size = dry->attention;
+    dry->attention = (tp_attention_size){0};
+    return size;
+}
+
 static tp_status dry_attention_backward(tp_ctx *ctx, const void *args)
 {
     const tp_attention_backward_args *b = args;
     const tp_attention_args *a = &b->forward;
+    note_size((dry_device *)ctx->device, a);
     double bytes = attention_bytes(a) + 2 * bytes_of(b->dq, a->n_q, a->heads * a->head_dim);
     bytes += 2 * bytes_of(b->dk, b->n_k, a->kv_heads * a->head_dim) + 3 * floats(a->n_q * a->heads);
     return count(ctx, a->q.dtype, 2.5 * attention_flops(a), bytes);
@@ -354,6 +380,12 @@ static tp_status dry_cross_entropy(tp_ctx *ctx, const void *args)
     const tp_cross_entropy_args *a = args;
     double gradient = a->want_grad ? (a->narrow ? 0.5 : 1) * floats(a->n * a->vocab) : 0;
     return count_bytes(ctx, floats(a->n * a->vocab) + gradient + floats(2 * a->n));
+}
+
+static tp_status dry_add_loss(tp_ctx *ctx, const void *args)
+{
+    (void)args;
+    return count_bytes(ctx, 2 * floats(1));
 }
 
 static tp_status dry_grad_norm(tp_ctx *ctx, const void *args)

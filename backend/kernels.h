@@ -1,11 +1,12 @@
 /* What every kernel computes: one argument struct each, the same for every backend.
  *
  * Shapes: N rows (tokens), D hidden, H heads, V vocabulary. All arrays are row-major; `ld` is the distance between rows in
- * elements. Activations are f32 or bf16 (a kernel gets one dtype for all its activations unless it says otherwise); sums are
- * always taken in f32 or wider; adapter factors, norm weights, biases and optimizer state are f32. Results are the same
- * bits for any number of threads: work is cut by shape, reductions run in a fixed order. Pointers are device memory.
- * Kernels take empty shapes (N = 0) and odd sizes. They allocate nothing that grows with the step beyond the device's
- * workspace, and fail only with UNSUPPORTED (a format or dtype this backend lacks), NOMEM or DEVICE. */
+ * elements. Activations are f32, bf16 or, on a GPU, f16 (a kernel gets one dtype for all its activations unless it says
+ * otherwise; what is said of bf16 holds for f16 as well); sums are always taken in f32 or wider; adapter factors, norm weights,
+ * biases and optimizer state are f32. Results are the same bits for any number of threads: work is cut by shape, reductions run
+ * in a fixed order. Pointers are device memory. Kernels take empty shapes (N = 0) and odd sizes. They allocate nothing that
+ * grows with the step beyond the device's workspace, and fail only with UNSUPPORTED (a format or dtype this backend lacks),
+ * NOMEM or DEVICE. */
 #ifndef TP_BACKEND_KERNELS_H
 #define TP_BACKEND_KERNELS_H
 
@@ -20,7 +21,7 @@ extern "C" {
 /* Rows of activations. */
 typedef struct tp_rows {
     void *data;
-    tp_dtype dtype; /* TP_F32 or TP_BF16 */
+    tp_dtype dtype; /* TP_F32, TP_BF16 or TP_F16 */
     int64_t ld;
 } tp_rows;
 
@@ -49,7 +50,7 @@ typedef struct tp_matmul_args {
     const float *bias;    /* [m] or NULL; added once, not scaled */
     const void *residual; /* [n, m] with leading dimension residual_ld, or NULL */
     int64_t residual_ld;
-    tp_dtype precision;             /* TP_F32 or TP_BF16 */
+    tp_dtype precision;             /* TP_F32, TP_BF16 or TP_F16 */
     const tp_lowrank_args *lowrank; /* or NULL */
 } tp_matmul_args;
 
@@ -126,13 +127,15 @@ typedef struct tp_scatter_rows_args {
 } tp_scatter_rows_args;
 
 /* y = weight * x * rstd, rstd = 1/sqrt(mean(x^2) + eps) in f32. For bf16, x * rstd is rounded before the weight (Llama).
- * Zhang & Sennrich 2019. */
+ * Zhang & Sennrich 2019. The n rows may be heads of tokens: then every `heads` of them lie side by side, `dim` apart, and
+ * ld leads from token to token. */
 typedef struct tp_rmsnorm_args {
     int64_t n, dim;
     tp_rows x, y;
     const float *weight; /* [dim] */
     float *rstd;         /* [n], may be NULL when no gradient is wanted */
     float eps;
+    int64_t heads; /* 0 or 1: rows are ld apart */
 } tp_rmsnorm_args;
 /* dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)); dweight += sum dy x rstd (NULL: not wanted). */
 typedef struct tp_rmsnorm_backward_args {
@@ -141,6 +144,7 @@ typedef struct tp_rmsnorm_backward_args {
     const float *weight, *rstd;
     float *dweight;
     bool accumulate;
+    int64_t heads; /* as above */
 } tp_rmsnorm_backward_args;
 
 /* y = weight * (x - mean) * rstd + bias. */
@@ -256,8 +260,23 @@ typedef struct tp_scale_args {
     float alpha;
 } tp_scale_args;
 
+/* What changes from step to step, in device memory, so that recorded kernels can be replayed. */
+typedef struct tp_step_state {
+    float learning_rate;
+    float bias1, bias2;            /* 1 - beta1^t, 1 - beta2^t */
+    float max_norm;                /* 0: no clipping */
+    float loss_scale;              /* a power of 2: gradients are of the loss times this */
+    float clip;                    /* out: min(1, max_norm / (norm + 1e-6)) / loss_scale */
+    int32_t finite;                /* out: 1 if loss and norm are finite and the loss is no spike; the updates obey it */
+    double norm;                   /* out: 2-norm of all gradients, divided by loss_scale, before clipping */
+    double loss_sum;               /* sum over labels of the step so far */
+    double loss_mean, loss_spread; /* a loss is a spike if it is more than the spread above the mean; infinite: none is */
+    uint64_t draw;                 /* of the micro-batch that runs: the step of its random numbers, */
+    float grad_scale;              /* and what one unit of loss weighs */
+} tp_step_state;
+
 /* y (+)= keep ? x / (1 - p) : 0. Element (r, c) uses number (first_row + r) * dim + c of the generator: keep iff
- * uniform >= p. The gradient is the same kernel on dy. */
+ * uniform >= p. The gradient is the same kernel on dy. With a state, its draw takes the place of key.step. */
 typedef struct tp_dropout_args {
     int64_t n, dim;
     tp_rows x, y;
@@ -265,11 +284,12 @@ typedef struct tp_dropout_args {
     tp_rng_key key;
     int64_t first_row;
     bool accumulate;
+    const tp_step_state *state; /* or NULL */
 } tp_dropout_args;
 
 /* loss[i] = log-sum-exp(logits[i]) - logits[i, labels[i]]; logits (f32) become gradients in place:
- * (softmax - onehot) * grad_scale, if want_grad. `narrow`: gradients are rounded to bf16 and lie over the first half of their
- * row: a bf16 array of twice the leading dimension. */
+ * (softmax - onehot) * grad_scale, if want_grad. `narrow`: gradients are rounded to narrow_type and lie over the first half of
+ * their row: an array of twice the leading dimension. With a state, its grad_scale * loss_scale is what counts. */
 typedef struct tp_cross_entropy_args {
     int64_t n, vocab;
     float *logits; /* [n, ld] */
@@ -278,18 +298,15 @@ typedef struct tp_cross_entropy_args {
     float *loss;           /* [n] */
     float grad_scale;
     bool want_grad, narrow;
+    tp_dtype narrow_type; /* TP_BF16 or TP_F16 */
+    const tp_step_state *state; /* or NULL */
 } tp_cross_entropy_args;
 
-/* What changes from step to step, in device memory, so that a captured step can be replayed. */
-typedef struct tp_step_state {
-    float learning_rate;
-    float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
-    float max_norm;     /* 0: no clipping */
-    float clip;         /* out: min(1, max_norm / (norm + 1e-6)) */
-    int32_t finite;     /* out: 1 if loss and norm are finite; the updates obey it */
-    double norm;        /* out: 2-norm of all gradients before clipping */
-    double loss_sum;    /* sum over labels of the step so far */
-} tp_step_state;
+/* loss *= state->grad_scale, state->loss_sum += loss. */
+typedef struct tp_add_loss_args {
+    float *loss;
+    tp_step_state *state;
+} tp_add_loss_args;
 
 /* Norm of g [n], clip factor and finite flag into state. The sum of squares is taken over blocks of 4096 in f64, added in
  * order. */

@@ -65,10 +65,16 @@ static inline int64_t tp_format_row_bytes(tp_format_id id, int64_t n)
     return (n + tp_formats[id].block - 1) / tp_formats[id].block * tp_formats[id].block_bytes;
 }
 
-/* A dense f32 or bf16 array [rows, cols] as a matrix: activations and adapter factors as right-hand sides. */
+/* The dense format of f32, bf16 or f16. */
+static inline tp_format_id tp_format_of(tp_dtype dtype)
+{
+    return dtype == TP_BF16 ? TP_FORMAT_BF16 : dtype == TP_F16 ? TP_FORMAT_F16 : TP_FORMAT_F32;
+}
+
+/* A dense array [rows, cols] of one of these as a matrix: activations and adapter factors as right-hand sides. */
 static inline tp_matrix tp_matrix_dense(tp_dtype dtype, const void *data, int64_t rows, int64_t cols)
 {
-    tp_matrix m = {dtype == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32, data, rows, cols, 0, false, 0, false};
+    tp_matrix m = {tp_format_of(dtype), data, rows, cols, 0, false, 0, false};
     return m;
 }
 

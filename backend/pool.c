@@ -17,6 +17,7 @@ struct tp_hole {
 };
 
 #define HOLES_INITIAL 64
+#define TRACE_PRIME   0x100000001b3u /* of FNV */
 
 #define HOST_SLACK_BYTES ((size_t)1 << 20)
 
@@ -71,7 +72,7 @@ void tp_pool_reset(tp_pool *pool)
     if (pool->base == NULL) return;
     pool->holes[0] = (struct tp_hole){0, pool->capacity};
     pool->n_holes = 1;
-    pool->used = 0;
+    pool->used = pool->trace = 0;
     poison(pool, 0, pool->capacity, true);
 }
 
@@ -91,6 +92,7 @@ void *tp_pool_alloc(tp_ctx *ctx, tp_pool *pool, size_t bytes)
         }
         pool->used += size;
         if (offset + size > pool->peak) pool->peak = offset + size;
+        pool->trace = ((pool->trace ^ offset) * TRACE_PRIME ^ size) * TRACE_PRIME;
         poison(pool, offset, bytes, false);
         return pool->base + offset;
     }

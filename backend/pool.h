@@ -13,6 +13,7 @@ typedef struct tp_pool {
     char *base;
     size_t capacity;
     size_t used, peak;     /* bytes handed out now, and the highest address ever used */
+    uint64_t trace;        /* of the places and sizes handed out since the reset: other ones give another number */
     struct tp_hole *holes; /* free ranges, ascending, not touching */
     size_t n_holes, holes_capacity;
 } tp_pool;

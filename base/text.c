@@ -258,3 +258,32 @@ bool tp_parse_f64(const char *text, double *value)
     *value = parsed;
     return true;
 }
+
+bool tp_parse_size(const char *text, uint64_t *bytes)
+{
+    static const struct {
+        const char *unit;
+        double factor;
+    } units[] = {{"", 1},         {"B", 1},    {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
+                 {"TiB", 0x1p40}, {"KB", 1e3}, {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12}};
+    size_t n = strspn(text, "0123456789.");
+    char number[32];
+    if (n == 0 || n >= sizeof number) return false;
+    memcpy(number, text, n);
+    number[n] = '\0';
+    double value;
+    uint64_t whole;
+    if (!tp_parse_f64(number, &value)) return false;
+    text += n;
+    if (*text == ' ') text++;
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        if (strcmp(text, units[i].unit) != 0) continue;
+        if (!(value * units[i].factor >= 1) || !(value * units[i].factor < 0x1p63)) return false;
+        if (!tp_parse_u64(number, &whole))
+            *bytes = (uint64_t)(value * units[i].factor);
+        else if (__builtin_mul_overflow(whole, (uint64_t)units[i].factor, bytes))
+            return false;
+        return true;
+    }
+    return false;
+}

@@ -82,7 +82,8 @@ TP_API const char *tp_format_bytes(uint64_t bytes, char out[32]);
 /* The whole of text must be the number. */
 TP_API bool tp_parse_i64(const char *text, int64_t *value);
 TP_API bool tp_parse_u64(const char *text, uint64_t *value);
-TP_API bool tp_parse_f64(const char *text, double *value); /* finite decimal; no hex, inf, nan */
+TP_API bool tp_parse_f64(const char *text, double *value);    /* finite decimal; no hex, inf, nan */
+TP_API bool tp_parse_size(const char *text, uint64_t *bytes); /* "8GiB", "1.5 GB", or bytes */
 
 #ifdef __cplusplus
 }

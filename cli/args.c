@@ -78,16 +78,8 @@ tp_status tp_cli_device(tp_ctx *ctx, const tp_args *args)
 tp_status tp_cli_precision(tp_ctx *ctx, const tp_args *args, tp_dtype *precision)
 {
     const char *text = tp_args_value(args, "precision");
-    if (text == NULL || strcmp(text, "auto") == 0)
-        *precision = ctx->device->auto_precision;
-    else if (strcmp(text, "fp32") == 0 || strcmp(text, "tf32") == 0)
-        *precision = TP_F32;
-    else if (strcmp(text, "bf16") == 0)
-        *precision = TP_BF16;
-    else
-        return tp_fail(ctx, TP_INVALID, "--precision: expected auto, fp32, tf32 or bf16, got \"%s\"", text);
-    ctx->device->tf32 = text != NULL && strcmp(text, "tf32") == 0;
-    return TP_OK;
+    if (tp_device_precision(ctx, text != NULL ? text : "auto", precision) == TP_OK) return TP_OK;
+    return tp_fail_in(ctx, "--precision");
 }
 
 tp_status tp_cli_print(tp_ctx *ctx, const char *text, size_t n)

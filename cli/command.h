@@ -66,7 +66,7 @@ tp_status tp_args_f64(tp_ctx *ctx, const tp_args *args, const char *flag, double
     }
 #define TP_FLAG_PRECISION                                                                                                      \
     {                                                                                                                          \
-        "precision", "P", false, false, "auto, fp32 or bf16 (default auto)"                                                    \
+        "precision", "P", false, false, "auto, fp32, tf32, bf16 or, on a GPU, fp16 (default auto)"                             \
     }
 #define TP_FLAG_FORCE                                                                                                          \
     {                                                                                                                          \

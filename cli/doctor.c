@@ -19,8 +19,9 @@ static tp_status describe(const char *name, tp_buf *out)
     tp_json_write_string(out, name, strlen(name));
     tp_buf_printf(out, ", \"opens\": %s", status == TP_OK ? "true" : "false");
     if (status == TP_OK) {
-        tp_buf_printf(out, ", \"auto_precision\": \"%s\", \"workspace_bytes\": %llu, ",
-                      device->auto_precision == TP_BF16 ? "bf16" : "fp32", (unsigned long long)device->workspace_bytes);
+        tp_buf_printf(out, ", \"auto_precision\": \"%s\", \"fp16\": %s, \"workspace_bytes\": %llu, ",
+                      device->auto_precision == TP_BF16 ? "bf16" : "fp32", device->f16 ? "true" : "false",
+                      (unsigned long long)device->workspace_bytes);
         device->backend->describe(device, out);
         tp_device_close(device);
     } else {

@@ -183,14 +183,22 @@ static tp_status configure(struct job *job)
 
 /* ---- opening ---- */
 
+/* The flag's, or else the recipe's. */
+static tp_status open_precision(struct job *job, tp_dtype *precision)
+{
+    const char *word = tp_schema_field(&tp_recipe_schema, "precision")->words[job->recipe.config.run.precision];
+    char where[512];
+    if (tp_args_has(job->args, "precision")) return tp_cli_precision(job->ctx, job->args, precision);
+    if (tp_device_precision(job->ctx, word, precision) == TP_OK) return TP_OK;
+    return tp_fail_in(job->ctx, "%s: precision", tp_recipe_where(job->recipe.recipe, "precision", where, sizeof where));
+}
+
 static tp_status open_model(struct job *job)
 {
     const tp_run_config *run = &job->recipe.config.run;
     tp_model_options options = {.check_weights = true};
     TP_TRY(tp_cli_open_device(job->ctx, run->device, run->threads));
-    TP_TRY(tp_cli_precision(job->ctx, job->args, &options.precision));
-    if (!tp_args_has(job->args, "precision") && run->precision != TP_PRECISION_AUTO)
-        options.precision = run->precision == TP_PRECISION_BF16 ? TP_BF16 : TP_F32;
+    TP_TRY(open_precision(job, &options.precision));
     TP_TRY(tp_model_open(job->ctx, run->base_model, &options, &job->opened.model));
     if (run->adapter_path == NULL) return TP_OK;
     return tp_adapter_open(job->ctx, job->opened.model, run->adapter_path, tp_args_has(job->args, "force"),

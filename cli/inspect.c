@@ -1,4 +1,5 @@
-/* tapeft inspect PATH: a safetensors or GGUF file, an adapter, a checkpoint or a model folder. */
+/* tapeft inspect PATH: a safetensors or GGUF file, an adapter, a checkpoint or a model folder; or in what two of them differ.
+ */
 #include <string.h>
 
 #include "base/file.h"
@@ -8,16 +9,30 @@
 #include "base/mem.h"
 #include "base/safetensors.h"
 #include "cli/command.h"
+#include "cli/inspect.h"
 #include "trainers/checkpoint.h"
 
 /* ---- one row for every tensor ---- */
 
 struct listing {
+    tp_ctx *ctx;
     tp_buf *out;
     bool json, tensors;
     size_t n;
     uint64_t bytes;
+    tp_inspection *found; /* gets the places of tensors; NULL: nobody asks */
 };
+
+static tp_status keep_place(struct listing *l, const char *path, uint64_t offset, uint64_t bytes, tp_dtype dtype)
+{
+    tp_inspection *f = l->found;
+    if (f == NULL) return TP_OK;
+    TP_TRY(tp_grow(l->ctx, &f->places, &f->capacity, f->n + 1, sizeof *f->places));
+    char *own = tp_strdup(l->ctx, path);
+    if (own == NULL) return TP_NOMEM;
+    f->places[f->n++] = (tp_tensor_place){own, offset, bytes, dtype};
+    return TP_OK;
+}
 
 static void add_tensor(struct listing *l, const char *name, const char *type, int rank, const int64_t *shape, uint64_t bytes)
 {
@@ -50,12 +65,15 @@ static void put_pair(struct listing *l, size_t i, const char *key, const char *v
     tp_json_write_string(l->out, value, strlen(value));
 }
 
-static void add_tensors(struct listing *l, const tp_safetensors *file)
+static tp_status add_tensors(struct listing *l, const tp_safetensors *file)
 {
     for (size_t i = 0; i < tp_safetensors_count(file); i++) {
         const tp_entry *e = tp_safetensors_at(file, i);
         add_tensor(l, e->name, tp_dtype_name(e->dtype), e->rank, e->shape, e->bytes);
+        bool converts = e->dtype == TP_F16 || e->dtype == TP_BF16 || e->dtype == TP_F32 || e->dtype == TP_F64;
+        TP_TRY(keep_place(l, tp_safetensors_path(file), e->offset, e->bytes, converts ? e->dtype : TP_DTYPE_COUNT));
     }
+    return TP_OK;
 }
 
 static tp_status inspect_safetensors(tp_ctx *ctx, const char *path, struct listing *l)
@@ -69,10 +87,10 @@ static tp_status inspect_safetensors(tp_ctx *ctx, const char *path, struct listi
         put_pair(l, i, key, value);
     }
     if (l->json) tp_buf_text(l->out, "}, \"tensors\": [");
-    add_tensors(l, file);
+    tp_status status = add_tensors(l, file);
     if (l->json) tp_buf_char(l->out, ']');
     tp_safetensors_close(file);
-    return TP_OK;
+    return status;
 }
 
 static void put_gguf_value(const tp_gguf *file, const tp_gguf_value *v, tp_buf *out, uint64_t most)
@@ -99,6 +117,12 @@ static void put_gguf_value(const tp_gguf *file, const tp_gguf_value *v, tp_buf *
     if (array) tp_buf_char(out, ']');
 }
 
+/* TP_DTYPE_COUNT for types in blocks. */
+static tp_dtype dtype_of(uint32_t type)
+{
+    return type == TP_GGML_F32 ? TP_F32 : type == TP_GGML_F16 ? TP_F16 : type == TP_GGML_BF16 ? TP_BF16 : TP_DTYPE_COUNT;
+}
+
 static tp_status inspect_gguf(tp_ctx *ctx, const char *path, struct listing *l)
 {
     tp_gguf *file;
@@ -123,13 +147,15 @@ static tp_status inspect_gguf(tp_ctx *ctx, const char *path, struct listing *l)
         }
     }
     if (l->json) tp_buf_text(l->out, "}, \"tensors\": [");
-    for (size_t i = 0; i < tp_gguf_tensor_count(file); i++) {
+    tp_status status = TP_OK;
+    for (size_t i = 0; status == TP_OK && i < tp_gguf_tensor_count(file); i++) {
         const tp_gguf_tensor *t = tp_gguf_tensor_at(file, i);
         add_tensor(l, t->name, tp_ggml_type_name(t->type), t->rank, t->shape, t->bytes);
+        status = keep_place(l, path, t->offset, t->bytes, dtype_of(t->type));
     }
     if (l->json) tp_buf_char(l->out, ']');
     tp_gguf_close(file);
-    return TP_OK;
+    return status;
 }
 
 /* ---- folders ---- */
@@ -183,7 +209,7 @@ static tp_status add_shard(tp_ctx *ctx, const char *folder, tp_span name, struct
     tp_status status = file != NULL ? tp_path_beneath(ctx, folder, file, &path) : TP_NOMEM;
     if (status == TP_OK) status = tp_safetensors_open(ctx, path, &shard);
     if (status == TP_OK) {
-        add_tensors(l, shard);
+        status = add_tensors(l, shard);
         tp_safetensors_close(shard);
     }
     tp_free(path);
@@ -298,16 +324,40 @@ static tp_status print(tp_ctx *ctx, const struct listing *l)
     return status;
 }
 
+static tp_status inspect(const char *path, struct listing *l)
+{
+    if (tp_path_is_folder(path)) return inspect_folder(l->ctx, path, l);
+    return is_gguf(path) ? inspect_gguf(l->ctx, path, l) : inspect_safetensors(l->ctx, path, l);
+}
+
+tp_status tp_cli_inspect(tp_ctx *ctx, const char *path, tp_inspection *found)
+{
+    *found = (tp_inspection){0};
+    tp_buf_init(&found->json, 0);
+    struct listing l = {.ctx = ctx, .out = &found->json, .json = true, .found = found};
+    tp_buf_char(&found->json, '{');
+    TP_TRY(inspect(path, &l));
+    tp_buf_char(&found->json, '}');
+    return tp_buf_status(ctx, &found->json, path);
+}
+
+void tp_cli_inspection_free(tp_inspection *found)
+{
+    for (size_t i = 0; i < found->n; i++) tp_free(found->places[i].path);
+    tp_free(found->places);
+    tp_buf_free(&found->json);
+}
+
 static tp_status run(tp_ctx *ctx, const tp_args *args)
 {
-    const char *path = args->positional[0];
+    const char *path = args->positional[0], *other = tp_args_value(args, "diff");
+    bool json = tp_args_has(args, "json"), tensors = tp_args_has(args, "tensors");
+    if (other != NULL) return tp_cli_diff(ctx, path, other, json, tensors);
     tp_buf out;
     tp_buf_init(&out, 0);
-    struct listing l = {.out = &out, .json = tp_args_has(args, "json"), .tensors = tp_args_has(args, "tensors")};
+    struct listing l = {.ctx = ctx, .out = &out, .json = json, .tensors = tensors};
     if (l.json) tp_buf_char(&out, '{');
-    tp_status status = tp_path_is_folder(path) ? inspect_folder(ctx, path, &l)
-                       : is_gguf(path)         ? inspect_gguf(ctx, path, &l)
-                                               : inspect_safetensors(ctx, path, &l);
+    tp_status status = inspect(path, &l);
     char bytes[32];
     if (l.json)
         tp_buf_text(&out, "}\n");
@@ -320,8 +370,17 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     return status;
 }
 
-static const tp_flag flags[] = {{"tensors", NULL, false, false, "list every tensor"}, TP_FLAG_JSON, TP_FLAG_END};
+static const tp_flag flags[] = {
+    {"tensors", NULL, false, false, "list every tensor"},
+    {"diff", "OTHER", false, false, "in what it differs from OTHER: settings, tensors, values"},
+    TP_FLAG_JSON,
+    TP_FLAG_END,
+};
 
-const tp_command tp_command_inspect = {
-    "inspect", "PATH [--tensors] [--json]", "what is in a safetensors or GGUF file, adapter, checkpoint or model", flags, 1, 1,
-    run};
+const tp_command tp_command_inspect = {"inspect",
+                                       "PATH [--tensors] [--diff OTHER] [--json]",
+                                       "what is in a safetensors or GGUF file, adapter, checkpoint or model",
+                                       flags,
+                                       1,
+                                       1,
+                                       run};

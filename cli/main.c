@@ -13,13 +13,17 @@
 #include "cli/command.h"
 #include "cli/help.h"
 #include "cli/limits.h"
+#include "recipes/keys.h"
 
 static const tp_command *const commands[] = {
     &tp_command_train,   &tp_command_generate, &tp_command_eval,    &tp_command_logits, &tp_command_tokenize, &tp_command_init,
     &tp_command_inspect, &tp_command_plan,     &tp_command_preview, &tp_command_doctor, &tp_command_tune,
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
-#define MAX_FLAGS  32 /* of one command, as far as advice goes */
+/* What other versions will have: not a typo, so no other name is suggested. */
+static const char *const to_come[] = {"distill",  "serve",   "merge",         "export", "combine",
+                                      "quantize", "convert", "import-recipe", NULL};
+#define MAX_FLAGS 32 /* of one command, as far as advice goes */
 
 /* Notes and warnings go to stderr, one line each; results alone go to stdout. */
 static void print_log(tp_log_level level, const char *text, void *user)
@@ -39,6 +43,11 @@ static void print_overview(FILE *to)
                 "5 numeric guard, 6 checkpoint unusable, 70 a bug of tapeft, 75 stopped and resumable.\n");
 }
 
+static bool takes_recipe(const tp_command *command)
+{
+    return strncmp(command->usage, "RECIPE", 6) == 0;
+}
+
 static void print_help(const tp_command *command, FILE *to)
 {
     fprintf(to, "usage: tapeft %s %s\n\n%s\n", command->name, command->usage, command->summary);
@@ -51,7 +60,7 @@ static void print_help(const tp_command *command, FILE *to)
                  f->value != NULL ? f->value : "", f->optional_value ? "]" : "");
         fprintf(to, "  %-28s %s\n", left, f->help);
     }
-    if (strncmp(command->usage, "RECIPE", 6) == 0)
+    if (takes_recipe(command))
         fprintf(to, "\n`tapeft help recipe` lists the keys of a recipe, `tapeft help KEY` explains one.\n");
 }
 
@@ -75,6 +84,10 @@ static tp_status unknown(tp_ctx *ctx, const char *what, const char *dashes, cons
 static tp_status unknown_command(tp_ctx *ctx, const char *name)
 {
     const char *names[N_COMMANDS + 2];
+    for (const char *const *later = to_come; *later != NULL; later++)
+        if (strcmp(*later, name) == 0)
+            return tp_fail(ctx, TP_INVALID,
+                           "the command \"%s\" is not available in this version; `tapeft help` lists those that are", name);
     for (size_t i = 0; i < N_COMMANDS; i++) names[i] = commands[i]->name;
     names[N_COMMANDS] = "help";
     names[N_COMMANDS + 1] = NULL;
@@ -88,6 +101,20 @@ static const tp_flag *find_flag(const tp_command *command, const char *name, siz
     return NULL;
 }
 
+/* "--lora_r" and "--load-in-4bit" are keys. */
+static tp_status check_not_key(tp_ctx *ctx, const tp_command *command, const char *name)
+{
+    char key[64];
+    snprintf(key, sizeof key, "%s", name);
+    for (char *c = key; *c != '\0'; c++)
+        if (*c == '-') *c = '_';
+    if (tp_schema_field(&tp_recipe_schema, key) == NULL) return TP_OK;
+    if (takes_recipe(command))
+        return tp_fail(ctx, TP_INVALID, "--%s: %s is a key of the recipe; write %s=VALUE, without dashes", name, key, key);
+    return tp_fail(ctx, TP_INVALID, "--%s: not available in this version; `tapeft help %s` lists the flags that are", name,
+                   command->name);
+}
+
 static tp_status unknown_flag(tp_ctx *ctx, const tp_command *command, const char *text, size_t n)
 {
     const char *names[MAX_FLAGS + 1];
@@ -96,6 +123,7 @@ static tp_status unknown_flag(tp_ctx *ctx, const tp_command *command, const char
     for (const tp_flag *f = command->flags; f != NULL && f->name != NULL && count < MAX_FLAGS; f++) names[count++] = f->name;
     names[count] = NULL;
     snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), text);
+    TP_TRY(check_not_key(ctx, command, name));
     snprintf(list, sizeof list, "tapeft help %s", command->name);
     return unknown(ctx, "flag", "--", name, names, list);
 }
@@ -141,10 +169,11 @@ static tp_status parse_args(tp_ctx *ctx, tp_args *args, int argc, char **argv)
     return TP_OK;
 }
 
-static bool asks_for_help(int argc, char **argv)
+/* Whether the flag stands anywhere: the few that need nothing else to be right. */
+static bool asks_for(const char *flag, int argc, char **argv)
 {
-    for (int i = 2; i < argc && strcmp(argv[i], "--") != 0; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return true;
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], flag) == 0) return true;
     return false;
 }
 
@@ -164,9 +193,9 @@ static tp_status dispatch(tp_ctx *ctx, int argc, char **argv)
         print_overview(stderr);
         return tp_fail(ctx, TP_INVALID, "no command given");
     }
-    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0)
+    if (strcmp(argv[1], "version") == 0 || asks_for("--version", argc, argv))
         return printf("tapeft %s\n", TP_VERSION) < 0 ? TP_IO_WRITE : TP_OK;
-    if (strcmp(argv[1], "--limits") == 0) return tp_cli_print_limits(ctx);
+    if (asks_for("--limits", argc, argv)) return tp_cli_print_limits(ctx);
     bool help = strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0;
     if (help && argc < 3) {
         print_overview(stdout);
@@ -179,7 +208,7 @@ static tp_status dispatch(tp_ctx *ctx, int argc, char **argv)
         if (known) return TP_OK;
     }
     if (command == NULL) return unknown_command(ctx, argv[help ? 2 : 1]);
-    if (help || asks_for_help(argc, argv)) {
+    if (help || asks_for("--help", argc, argv) || asks_for("-h", argc, argv)) {
         print_help(command, stdout);
         return TP_OK;
     }

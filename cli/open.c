@@ -25,7 +25,10 @@ static tp_status check(tp_ctx *ctx, const tp_args *args, const char *const *opti
                                  .overrides = args->positional + 1,
                                  .n_overrides = args->n_positional - 1,
                                  .optional = optional};
-    TP_TRY(tp_recipe_load(ctx, args->positional[0], &options, &r->config, problems, &r->recipe));
+    const char *path = args->positional[0];
+    if (strchr(path, '=') != NULL && !tp_path_exists(path))
+        return tp_fail(ctx, TP_INVALID, "\"%s\" stands where RECIPE belongs: first the recipe's file, then key=value", path);
+    TP_TRY(tp_recipe_load(ctx, path, &options, &r->config, problems, &r->recipe));
     TP_TRY(tp_config_available(ctx, r->recipe, &r->config, problems));
     TP_TRY(tp_recipe_check_inputs(ctx, r->recipe, problems));
     TP_TRY(tp_config_check_splits(ctx, r->recipe, &r->config, problems));

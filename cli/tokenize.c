@@ -18,7 +18,7 @@ struct job {
     tp_encoded encoded;
     int32_t *ids;
     size_t ids_capacity;
-    tp_buf out, text;
+    tp_buf out, text, line;
 };
 
 /* ---- output ---- */
@@ -149,6 +149,48 @@ static tp_status each_row(struct job *job, tp_row_file *file)
     return status;
 }
 
+/* The next line of standard input, into job->line; *found is false behind the last. */
+static tp_status next_line(struct job *job, bool *found)
+{
+    char piece[65536];
+    tp_buf_clear(&job->line);
+    while (fgets(piece, sizeof piece, stdin) != NULL) {
+        tp_buf_append(&job->line, piece, strlen(piece)); /* a NUL byte cuts the line, which then is no JSON */
+        if (strchr(piece, '\n') != NULL) break;
+    }
+    *found = job->line.len > 0;
+    if (ferror(stdin)) return tp_fail(job->ctx, TP_IO_READ, "standard input cannot be read");
+    return tp_buf_status(job->ctx, &job->line, "a row of standard input");
+}
+
+/* Rows from a pipe are answered one by one. */
+static tp_status each_line(struct job *job)
+{
+    bool found = true;
+    for (size_t line = 1;; line++) {
+        TP_TRY(next_line(job, &found));
+        if (!found) return TP_OK;
+        const char *text = tp_buf_cstr(&job->line);
+        if (text[strspn(text, " \t\r\n")] == '\0') continue;
+        tp_json_doc *doc;
+        tp_json_options options = {.name = "standard input", .first_line = line, .max_nodes = TP_ROW_MAX_VALUES};
+        TP_TRY(tp_json_parse(job->ctx, text, job->line.len, &options, &doc));
+        tp_status status = handle_row(job, doc);
+        tp_json_free(doc);
+        TP_TRY(status);
+        (void)fflush(stdout); /* main sees what went wrong */
+    }
+}
+
+static tp_status tokenize_file(struct job *job, const char *in)
+{
+    tp_row_file *file;
+    TP_TRY(tp_row_file_open(job->ctx, in, "train", &file));
+    tp_status status = each_row(job, file);
+    tp_row_file_close(file);
+    return status;
+}
+
 static tp_status run(tp_ctx *ctx, const tp_args *args)
 {
     const char *in = tp_args_value(args, "in");
@@ -157,7 +199,6 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
                       .no_special = tp_args_has(args, "no-special"),
                       .generation_prompt = tp_args_has(args, "generation-prompt"),
                       .skip_special = tp_args_has(args, "skip-special")};
-    tp_row_file *file = NULL;
     if (in == NULL) return tp_fail(ctx, TP_INVALID, "tokenize: --in FILE is needed");
     if (job.skip_special && !job.decode) return tp_fail(ctx, TP_INVALID, "--skip-special: without effect but with --decode");
     if (job.decode && (job.no_special || job.generation_prompt))
@@ -167,22 +208,22 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
         return tp_fail(ctx, TP_INVALID, "%s: --decode reads rows with ids, from a .jsonl file", in);
     tp_buf_init(&job.out, 0);
     tp_buf_init(&job.text, 0);
+    tp_buf_init(&job.line, TP_ROW_MAX_BYTES);
     tp_status status = tp_tokenizer_for(ctx, args->positional[0], &job.tokenizer);
-    if (status == TP_OK) status = tp_row_file_open(ctx, in, "train", &file);
-    if (status == TP_OK) status = each_row(&job, file);
-    tp_row_file_close(file);
+    if (status == TP_OK) status = strcmp(in, "-") == 0 ? each_line(&job) : tokenize_file(&job, in);
     if (job.prompt_open) tp_prompt_close(&job.prompt);
     tp_tokenizer_free(job.tokenizer);
     tp_sample_free(&job.sample);
     tp_encoded_free(&job.encoded);
     tp_buf_free(&job.out);
     tp_buf_free(&job.text);
+    tp_buf_free(&job.line);
     tp_free(job.ids);
     return status;
 }
 
 static const tp_flag flags[] = {
-    {"in", "FILE", false, false, "rows {text}, {messages, tools?} or {ids}: .jsonl, .jsonl.gz or .txt"},
+    {"in", "FILE", false, false, "rows {text}, {messages, tools?} or {ids}: .jsonl, .jsonl.gz or .txt; - reads standard input"},
     {"no-special", NULL, false, false, "add no bos and eos to texts"},
     {"generation-prompt", NULL, false, false, "end conversations where the reply begins"},
     {"decode", NULL, false, false, "ids to text"},

@@ -1,4 +1,6 @@
 /* tapeft train RECIPE [key=value ...]: signals in, progress out; the work is trainers/. */
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backend/backend.h"
@@ -83,7 +85,9 @@ static tp_status print_beginning(const tp_run *run)
     tp_buf text;
     tp_buf_init(&text, 0);
     tp_buf_printf(&text, "device %s, precision %s\n", run->ctx->device->backend->name,
-                  run->precision == TP_BF16 ? "bf16" : "fp32");
+                  run->precision == TP_BF16  ? "bf16"
+                  : run->precision == TP_F16 ? "fp16"
+                                             : "fp32");
     tp_status status = run->lora != NULL ? write_modules(run->ctx, run->lora, &text) : TP_OK;
     tp_plan_write_text(tp_run_plan(run), &text);
     if (status == TP_OK) status = tp_buf_status(run->ctx, &text, "plan");
@@ -92,6 +96,64 @@ static tp_status print_beginning(const tp_run *run)
     else if (status == TP_OK)
         fputs(tp_buf_cstr(&text), stderr);
     tp_buf_free(&text);
+    return status;
+}
+
+/* ---- --like ---- */
+
+/* The recipe that made an adapter: in its folder, or, of a checkpoint, in the run's. */
+static tp_status find_recipe(tp_ctx *ctx, const char *adapter, char **path)
+{
+    static const char *const places[] = {"recipe.yaml", "../recipe.yaml"};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        *path = tp_path_join(ctx, adapter, places[i]);
+        if (*path == NULL || tp_path_exists(*path)) return ctx->status;
+        tp_free(*path);
+    }
+    *path = NULL;
+    if (!tp_path_is_folder(adapter)) return tp_fail(ctx, TP_IO_READ, "--like: there is no folder %s", adapter);
+    return tp_fail(ctx, TP_IO_READ, "--like: %s: no recipe.yaml says how it was made", adapter);
+}
+
+static bool is_beneath(const char *path, const char *folder)
+{
+    char inner[PATH_MAX], outer[PATH_MAX];
+    if (realpath(path, inner) == NULL || realpath(folder, outer) == NULL) return false;
+    size_t n = strlen(outer);
+    return strncmp(inner, outer, n) == 0 && (inner[n] == '/' || inner[n] == '\0');
+}
+
+/* The run needs a folder of its own: the recipe names the one that the adapter was made in. */
+static tp_status check_new_folder(tp_ctx *ctx, const tp_args *args)
+{
+    const char *adapter = tp_args_value(args, "like"), *folder = NULL;
+    for (size_t i = 0; i < args->n_positional; i++)
+        if (tp_starts_with(args->positional[i], "output_dir=")) folder = strchr(args->positional[i], '=') + 1;
+    if (folder == NULL) return tp_fail(ctx, TP_INVALID, "--like: name a folder for the new run: output_dir=DIR");
+    if (strchr(args->positional[0], '=') == NULL && args->positional[0][0] != '~')
+        return tp_fail(ctx, TP_INVALID, "--like takes the adapter's own recipe; \"%s\" is one too many", args->positional[0]);
+    if (is_beneath(adapter, folder))
+        return tp_fail(ctx, TP_INVALID, "output_dir: %s holds the adapter that --like repeats; name another folder", folder);
+    return TP_OK;
+}
+
+/* All words are overrides of that recipe. */
+static tp_status open_like(tp_ctx *ctx, const tp_args *args, bool check_output, bool resume, tp_cli_recipe *recipe)
+{
+    char *path = NULL;
+    tp_args with = *args;
+    TP_TRY(check_new_folder(ctx, args));
+    TP_TRY(find_recipe(ctx, tp_args_value(args, "like"), &path));
+    with.n_positional++;
+    with.positional = tp_alloc(ctx, with.n_positional, sizeof *with.positional);
+    tp_status status = with.positional != NULL ? TP_OK : TP_NOMEM;
+    if (status == TP_OK) {
+        with.positional[0] = path;
+        memcpy(with.positional + 1, args->positional, args->n_positional * sizeof *with.positional);
+        status = tp_cli_recipe_open(ctx, &with, NULL, check_output, resume, recipe);
+    }
+    tp_free(with.positional);
+    tp_free(path);
     return status;
 }
 
@@ -112,9 +174,10 @@ static tp_status run_training(tp_ctx *ctx, const tp_cli_recipe *recipe, const tp
 static tp_status check_resuming(tp_ctx *ctx, const tp_args *args, const tp_cli_recipe *recipe)
 {
     static const char *const flags_of_resuming[] = {"fresh-optimizer", "accept"};
+    bool like = tp_args_has(args, "like");
     if (tp_args_has(args, "resume") || strcmp(recipe->config.output.resume_from_checkpoint, "none") != 0) return TP_OK;
     for (size_t i = 0; i < sizeof flags_of_resuming / sizeof *flags_of_resuming; i++)
-        if (tp_args_has(args, flags_of_resuming[i]))
+        if (tp_args_has(args, flags_of_resuming[i]) && !(like && strcmp(flags_of_resuming[i], "accept") == 0))
             return tp_fail(ctx, TP_INVALID, "--%s: without effect, since nothing is resumed; add --resume",
                            flags_of_resuming[i]);
     return TP_OK;
@@ -126,6 +189,7 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     const char *from = tp_args_value(args, "resume");
     tp_train_options options = {.resume = resume ? (from != NULL ? from : "auto") : NULL,
                                 .fresh_optimizer = tp_args_has(args, "fresh-optimizer"),
+                                .like = tp_args_value(args, "like"),
                                 .force = tp_args_has(args, "force"),
                                 .dry_run = tp_args_has(args, "dry-run"),
                                 .dump_gradients = tp_args_value(args, "dump-gradients"),
@@ -137,7 +201,8 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     for (size_t i = 0; tp_args_value_at(args, "accept", i) != NULL; i++)
         TP_TRY(read_accept(ctx, tp_args_value_at(args, "accept", i), &options.accept));
     TP_TRY(tp_cli_check_out_file(ctx, "dump-gradients", options.dump_gradients));
-    TP_TRY(tp_cli_recipe_open(ctx, args, NULL, !options.dry_run, resume, &recipe));
+    TP_TRY(options.like != NULL ? open_like(ctx, args, !options.dry_run, resume, &recipe)
+                                : tp_cli_recipe_open(ctx, args, NULL, !options.dry_run, resume, &recipe));
     tp_status status = check_resuming(ctx, args, &recipe);
     if (status == TP_OK) status = run_training(ctx, &recipe, &options);
     tp_cli_recipe_close(&recipe);
@@ -148,12 +213,19 @@ static const tp_flag flags[] = {
     {"dry-run", NULL, false, false, "check shapes and print the plan; write nothing"},
     {"resume", "CKPT", true, false, "go on from the newest checkpoint, or from the one named"},
     {"fresh-optimizer", NULL, false, false, "resume without the optimizer's state"},
-    {"accept", "WHAT", false, true, "what may differ on resume: recipe, data, base, version, devices"},
+    {"like", "ADAPTER", false, false,
+     "repeat the run that made an adapter, with output_dir=DIR and other keys in place of RECIPE"},
+    {"accept", "WHAT", false, true, "what may differ on resume, and with --like: recipe, data, base, version, devices"},
     {"dump-gradients", "FILE", false, false, "write the gradients of step 1 before clipping"},
     {"quiet", NULL, false, false, "no plan and no progress on stderr"},
     TP_FLAG_FORCE,
     TP_FLAG_END,
 };
 
-const tp_command tp_command_train = {
-    "train", "RECIPE [key=value ...] [flags]", "train an adapter from a recipe", flags, 1, 1000, run};
+const tp_command tp_command_train = {"train",
+                                     "RECIPE [key=value ...] [flags] | --like ADAPTER output_dir=DIR [key=value ...]",
+                                     "train an adapter from a recipe",
+                                     flags,
+                                     1,
+                                     1000,
+                                     run};

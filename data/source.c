@@ -24,6 +24,8 @@ tp_status tp_tokenizer_for(tp_ctx *ctx, const char *path, tp_tokenizer **tokeniz
 {
     if (tp_ends_with(path, ".safetensors") || tp_ends_with(path, "/config.json"))
         return tp_fail(ctx, TP_INVALID, "%s: expected the model's folder or a .gguf file, got a file of the folder", path);
+    if (tp_ends_with(path, ".yaml") || tp_ends_with(path, ".yml"))
+        return tp_fail(ctx, TP_INVALID, "%s: expected the model's folder or a .gguf file, got a recipe", path);
     if (!tp_ends_with(path, ".gguf")) return open_folder(ctx, path, tokenizer);
     tp_gguf *file;
     TP_TRY(tp_gguf_open(ctx, path, &file));

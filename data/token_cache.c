@@ -7,7 +7,10 @@
 #include "base/mem.h"
 #include "base/version.h"
 
-#define FORMAT    1
+#define FORMAT 1
+#ifndef TP_TEXT_CODE /* digest of the sources that make tokens, by the Makefile */
+#define TP_TEXT_CODE ""
+#endif
 #define ROWS      "rows.bin"
 #define TOKENS    "tokens.bin"
 #define LABEL_BIT 0x80000000u
@@ -75,8 +78,8 @@ static tp_status make_key(tp_ctx *ctx, const struct text_dataset *d, char key[65
     tp_buf text;
     tp_buf_init(&text, 0);
     tp_buf_printf(&text,
-                  "tokens %d " BYTE_ORDER_NAME
-                  " %s tokenizer=%s vocabulary=%lld length=%lld excess=%d bad=%d inputs=%d turns=%d "
+                  "tokens %d " BYTE_ORDER_NAME " %s " TP_TEXT_CODE
+                  " tokenizer=%s vocabulary=%lld length=%lld excess=%d bad=%d inputs=%d turns=%d "
                   "held_out=%d share=%.17g,%lld",
                   FORMAT, TP_VERSION, tp_tokenizer_identity(d->tokenizer), (long long)d->vocab_size, (long long)d->max_length,
                   c->excess_length, c->on_bad_row, c->train_on_inputs, c->train_on_turns, d->held_out, c->val_set_size.fraction,

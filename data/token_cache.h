@@ -6,11 +6,12 @@
  *     tokens.bin     u32 little-endian: ids of the rows that are learned from, one row behind the other; bit 31: a label
  *     manifest.json  counts, and length and SHA-256 of both
  *
- * The key is a SHA-256 over everything that tokens, labels and draws depend on: the version of tapeft, the tokenizer's
- * identity, the template, every byte of every file, and the options of the recipe that shape rows. Seed, batch size, order and
- * packing are not among them. A folder appears all at once (base/file.h, publish), so runs may share cache_dir. One whose files
- * are not what its manifest says, or that cannot be what it claims, is made again with a note. Whatever goes wrong with the
- * cache is a warning, and the run goes on from the text: only lack of memory is a failure. Folders may be removed at any time.
+ * The key is a SHA-256 over everything that tokens, labels and draws depend on: the version of tapeft and its code in
+ * data/, the tokenizer's identity, the template, every byte of every file, and the options of the recipe that shape rows. Seed,
+ * batch size, order and packing are not among them. A folder appears all at once (base/file.h, publish), so runs may share
+ * cache_dir. One whose files are not what its manifest says, or that cannot be what it claims, is made again with a note.
+ * Whatever goes wrong with the cache is a warning, and the run goes on from the text: only lack of memory is a failure. Folders
+ * may be removed at any time.
  *
  * For data/ only. */
 #ifndef TP_DATA_TOKEN_CACHE_H

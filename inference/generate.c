@@ -93,7 +93,7 @@ static tp_status open_parts(tp_ctx *ctx, tp_model *model, int64_t context, tp_ge
     TP_TRY(tp_kv_cache_open(ctx, model, context * g->slots, &g->memory));
     TP_TRY(tp_batch_buffers_open(ctx, rows, 1, &g->buffers));
     TP_TRY(tp_sampler_new(ctx, model->config.vocab_size, &g->sampler));
-    if (model->precision == TP_BF16) TP_TRY(tp_narrow_open(ctx, model, &g->narrow));
+    if (model->precision != TP_F32) TP_TRY(tp_narrow_open(ctx, model, &g->narrow));
     g->logits = tp_alloc(ctx, (size_t)model->config.vocab_size, sizeof *g->logits);
     if (g->logits == NULL) return TP_NOMEM;
     TP_TRY(open_steps(ctx, model, g));

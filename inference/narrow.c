@@ -18,6 +18,7 @@ struct entry {
 
 struct tp_narrow {
     tp_device *device;
+    tp_dtype dtype;        /* of the copies: the model's precision */
     struct entry *entries; /* one per linear */
     size_t n;
     tp_lowrank *terms;
@@ -32,6 +33,7 @@ tp_status tp_narrow_open(tp_ctx *ctx, tp_model *model, tp_narrow **result)
     tp_narrow *narrow = tp_alloc(ctx, 1, sizeof *narrow);
     if (narrow == NULL) return TP_NOMEM;
     narrow->device = ctx->device;
+    narrow->dtype = model->precision;
     narrow->n = model->n_linears;
     narrow->entries = tp_alloc(ctx, model->n_linears, sizeof *narrow->entries);
     if (narrow->entries == NULL) {
@@ -99,7 +101,7 @@ static tp_status allocate(tp_ctx *ctx, tp_narrow *narrow)
         for (int i = 0; i < 2 * slot->n_terms; i++) {
             const tp_tensor *t = factor_of(slot, i);
             if (!tp_mul_i64(t->rows, t->cols, &count) || !tp_add_i64(elements, count / 32 * 32 + 32, &elements))
-                return tp_fail(ctx, TP_NOMEM, "adapters too large to hold in bf16");
+                return tp_fail(ctx, TP_NOMEM, "adapters too large to hold a second time");
         }
     }
     if (n_terms == 0) return TP_OK;
@@ -111,10 +113,10 @@ static tp_status allocate(tp_ctx *ctx, tp_narrow *narrow)
     return narrow->memory != NULL ? TP_OK : TP_NOMEM;
 }
 
-static tp_status copy_factor(tp_ctx *ctx, const tp_tensor *from, uint16_t **to, struct factor *factor)
+static tp_status copy_factor(tp_ctx *ctx, const tp_tensor *from, tp_dtype dtype, uint16_t **to, struct factor *factor)
 {
     *factor = (struct factor){.from = from->data, .copy = *from};
-    factor->copy.dtype = TP_BF16;
+    factor->copy.dtype = dtype;
     factor->copy.data = *to;
     factor->copy.grad = NULL;
     factor->copy.needs_grad = false;
@@ -137,7 +139,7 @@ static tp_status make(tp_ctx *ctx, tp_narrow *narrow)
         entry->terms = terms;
         entry->pair = factors;
         for (int i = 0; i < 2 * entry->slot.n_terms; i++)
-            TP_TRY(copy_factor(ctx, factor_of(&entry->slot, i), &to, &factors[i]));
+            TP_TRY(copy_factor(ctx, factor_of(&entry->slot, i), narrow->dtype, &to, &factors[i]));
         terms += entry->slot.n_terms;
         factors += 2 * entry->slot.n_terms;
     }

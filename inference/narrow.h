@@ -1,5 +1,6 @@
-/* Adapters while decoding under bf16. A token reads every weight once, so the bytes of an adapter are time: its factors, f32
- * wherever they are trained and stored, are held a second time in bf16 and sit in the model's slots during a pass. */
+/* Adapters while decoding under bf16 or fp16. A token reads every weight once, so the bytes of an adapter are time: its
+ * factors, f32 wherever they are trained and stored, are held a second time in 16 bits and sit in the model's slots during a
+ * pass. */
 #ifndef TP_INFERENCE_NARROW_H
 #define TP_INFERENCE_NARROW_H
 

@@ -239,7 +239,7 @@ static tp_status add_rope(tp_ctx *ctx, tp_model *model)
     return model->inv_freq != NULL ? TP_OK : TP_NOMEM;
 }
 
-/* The groups that may be stacked. Norms of q and k (Qwen3) want each of them by itself. */
+/* The groups that may be stacked. */
 static void add_joints(tp_model *model)
 {
     for (int64_t i = 0; i < model->config.n_layers && model->config.family != TP_FAMILY_GPT2; i++) {

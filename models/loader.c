@@ -1,9 +1,10 @@
 /* Opening a model: find every tensor the configuration asks for, check it, and use it in place or bring it to the device.
  *
- *     stored as            f32 compute        bf16 compute
- *     F32, F16             in place           converted to BF16 memory of our own
- *     BF16                 in place           in place
- *     Q8_0, Q4_0, Q4_1     in place           in place, rounded to bf16 when unpacked
+ *     stored as            f32 compute        bf16 compute                                  f16 compute (GPU)
+ *     F32                  in place           converted to BF16 memory of our own           converted to F16
+ *     F16                  in place           converted                                     in place
+ *     BF16                 in place           in place                                      converted
+ *     Q8_0, Q4_0, Q4_1     in place           in place, rounded to bf16 when unpacked       in place, rounded when unpacked
  *
  * "In place" needs a mapped file and a device that reads the host's memory; otherwise the same bytes are copied, and if it is
  * wanted, linears of one input are stacked on the way (models/joint.c). Norms and
@@ -37,7 +38,7 @@ static void *nowhere(void)
 
 static tp_format_id held_format(tp_format_id stored, tp_dtype precision)
 {
-    return precision == TP_BF16 && (stored == TP_FORMAT_F32 || stored == TP_FORMAT_F16) ? TP_FORMAT_BF16 : stored;
+    return precision != TP_F32 && tp_formats[stored].dense ? tp_format_of(precision) : stored;
 }
 
 /* ---- checks ---- */
@@ -167,7 +168,7 @@ static bool biases_fit(const tp_joint *joint)
 /* Dense, of the precision's own format, and stored row by row. */
 static bool can_be_stacked(const struct opening *o, const tp_joint *joint)
 {
-    tp_format_id format = o->options->precision == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32;
+    tp_format_id format = tp_format_of(o->options->precision);
     for (int i = 0; i < joint->n; i++) {
         const tp_matrix *w = &joint->members[i]->weight;
         if (w->format != format || w->transposed || w->rope_pairs > 0 || w->cols * 4 > TP_TRANSFER_ROW_BYTES) return false;
@@ -194,10 +195,9 @@ static void stack(struct opening *o, tp_joint *joint)
     o->model->weight_bytes += stacked_bytes(joint);
 }
 
-/* Norms of q and k (Qwen3) want their rows without a gap, so nothing of such a model is stacked. */
 static void stack_all(struct opening *o)
 {
-    if (!o->options->join || o->model->config.qk_norm) return;
+    if (!o->options->join) return;
     for (int64_t i = 0; i < o->model->config.n_layers; i++)
         for (int j = 0; j < TP_JOINTS; j++) stack(o, &o->model->blocks[i].joints[j]);
 }
@@ -300,6 +300,8 @@ static tp_status read_vector(const struct opening *o, size_t i, float *out)
     TP_TRY(tp_stored_read_f32(o->ctx, &o->stored[i], o->options->check_weights, out));
     if (o->options->precision == TP_BF16) /* a base stored wider is rounded as a whole */
         for (int64_t c = 0; c < part->cols; c++) out[c] = tp_bf16_to_f32(tp_f32_to_bf16(out[c]));
+    if (o->options->precision == TP_F16)
+        for (int64_t c = 0; c < part->cols; c++) out[c] = tp_f16_to_f32(tp_f32_to_f16(out[c]));
     return interleaved(o, part) ? unpermute(o->ctx, out, part->cols, (int32_t)o->model->config.head_dim) : TP_OK;
 }
 
@@ -431,7 +433,7 @@ tp_status tp_model_open(tp_ctx *ctx, const char *path, const tp_model_options *o
 static void pretend_stored(struct opening *o)
 {
     tp_dtype dtype = o->model->config.dtype;
-    tp_format_id format = dtype == TP_BF16 ? TP_FORMAT_BF16 : dtype == TP_F16 ? TP_FORMAT_F16 : TP_FORMAT_F32;
+    tp_format_id format = tp_format_of(dtype);
     for (size_t i = 0; i < o->n; i++)
         o->stored[i] = (tp_stored){
             .name = o->parts[i].name, .format = format, .transposed = o->parts[i].conv1d && o->parts[i].role == TP_PART_WEIGHT};

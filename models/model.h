@@ -36,7 +36,7 @@ typedef struct tp_model {
 } tp_model;
 
 typedef struct tp_model_options {
-    tp_dtype precision; /* TP_F32 or TP_BF16 */
+    tp_dtype precision; /* TP_F32, TP_BF16 or TP_F16 */
     bool check_weights; /* scan for NaN and infinities: NUMERIC naming the tensor (exit 5) */
     bool join;          /* stack the weights of linears that read the same input: costs a copy where they are mapped */
     int64_t room_rank;  /* joint weights have room for one adapter of so high a rank on each of their linears */

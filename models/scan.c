@@ -124,3 +124,45 @@ void tp_narrow_to_bf16(tp_format_id from, const void *data, size_t n, uint16_t *
     else
         for (size_t i = narrow_f16_chunks(half, n, out); i < n; i++) out[i] = narrow(widen_f16(half[i]));
 }
+
+/* ---- to f16 ---- */
+
+/* tp_f32_to_f16 without a branch: of the three ways to look at the bits, masks take the one that is right. */
+TP_INLINE uint16_t narrow_f16(uint32_t bits)
+{
+    uint32_t a = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
+    uint32_t normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1)) >> 13;
+    uint32_t tiny = tp_f32_bits(tp_f32_from_bits(a) + 0.5f) - 0x3f000000u; /* the sum's last bit is that of f16's subnormals */
+    uint32_t nan = (uint32_t)0 - (uint32_t)(a > 0x7f800000u), special = 0x7c00u | (nan & (0x200u | (a >> 13 & 0x3ffu)));
+    uint32_t is_tiny = (uint32_t)0 - (uint32_t)(a < 0x38800000u), is_special = (uint32_t)0 - (uint32_t)(a >= 0x477ff000u);
+    return (uint16_t)(sign | (special & is_special) | (tiny & is_tiny) | (normal & ~is_special & ~is_tiny));
+}
+
+TP_INLINE size_t f16_of_f32_chunks_body(const unaligned32 *restrict p, size_t n, uint16_t *restrict out)
+{
+    size_t i = 0;
+    for (; n - i >= CHUNK; i += CHUNK)
+        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow_f16(p[i + k]);
+    return i;
+}
+
+TP_INLINE size_t f16_of_bf16_chunks_body(const unaligned16 *restrict p, size_t n, uint16_t *restrict out)
+{
+    size_t i = 0;
+    for (; n - i >= CHUNK; i += CHUNK)
+        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow_f16((uint32_t)p[i + k] << 16);
+    return i;
+}
+
+TP_TWICE(size_t, f16_of_f32_chunks, (const unaligned32 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
+TP_TWICE(size_t, f16_of_bf16_chunks, (const unaligned16 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
+
+void tp_narrow_to_f16(tp_format_id from, const void *data, size_t n, uint16_t *out)
+{
+    const unaligned32 *wide = data;
+    const unaligned16 *half = data;
+    if (from == TP_FORMAT_F32)
+        for (size_t i = f16_of_f32_chunks(wide, n, out); i < n; i++) out[i] = narrow_f16(wide[i]);
+    else
+        for (size_t i = f16_of_bf16_chunks(half, n, out); i < n; i++) out[i] = narrow_f16((uint32_t)half[i] << 16);
+}

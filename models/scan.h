@@ -10,5 +10,7 @@ int64_t tp_scan_finite(tp_format_id format, const void *data, size_t bytes);
 
 /* n values to bf16, rounded to nearest even, NaN kept. from: F32 or F16. */
 void tp_narrow_to_bf16(tp_format_id from, const void *data, size_t n, uint16_t *out);
+/* The same to f16; what is beyond its range becomes infinite. from: F32 or BF16. */
+void tp_narrow_to_f16(tp_format_id from, const void *data, size_t n, uint16_t *out);
 
 #endif

@@ -110,6 +110,15 @@ static tp_status copy_piece(struct job *job, struct worker *w, const tp_transfer
     return straight ? TP_OK : w->ctx.device->backend->copy_in(&w->ctx, to, bytes, n);
 }
 
+/* What was finite before it was rounded to f16. */
+static tp_status check_range(struct worker *w, const tp_stored *from, uint64_t first, const uint16_t *values, size_t n)
+{
+    int64_t at = tp_scan_finite(TP_FORMAT_F16, values, 2 * n);
+    if (at < 0) return TP_OK;
+    return tp_fail(&w->ctx, TP_NUMERIC, "%s: %s: value %lld is outside the range of fp16, +-65504; bf16 holds it",
+                   tp_file_path(from->file), from->name, (long long)((int64_t)first + at));
+}
+
 static tp_status narrow_piece(struct job *job, struct worker *w, const tp_transfer *t, uint64_t done, size_t n)
 {
     bool straight = job->host_memory && t->row_values == 0;
@@ -117,7 +126,12 @@ static tp_status narrow_piece(struct job *job, struct worker *w, const tp_transf
     char *to = (char *)t->memory + done / size * 2;
     TP_TRY(tp_file_pread(&w->ctx, t->from->file, t->from->offset + done, w->in, n));
     if (t->check) TP_TRY(check_piece(w, t->from, done, w->in, n));
-    tp_narrow_to_bf16(t->from->format, w->in, count, straight ? (uint16_t *)(void *)to : w->out);
+    uint16_t *out = straight ? (uint16_t *)(void *)to : w->out;
+    if (t->to == TP_FORMAT_BF16)
+        tp_narrow_to_bf16(t->from->format, w->in, count, out);
+    else
+        tp_narrow_to_f16(t->from->format, w->in, count, out);
+    if (t->check && t->to == TP_FORMAT_F16) TP_TRY(check_range(w, t->from, done / size, out, count));
     if (t->row_values > 0) return place_rows(job, w, t, done / size, w->out, count);
     return straight ? TP_OK : w->ctx.device->backend->copy_in(&w->ctx, to, w->out, 2 * count);
 }

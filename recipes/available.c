@@ -25,7 +25,6 @@ static const struct missing {
     {"objective", "kto"},
     {"objective", "distill"},
     {"objective", "classify"},
-    {"precision", "fp16"},
     {"devices", NULL},
     {"zero_stage", NULL},
     {"tensor_parallel_size", NULL},

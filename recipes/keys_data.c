@@ -206,7 +206,8 @@ static tp_status check_splits(tp_ctx *ctx, const tp_recipe *recipe, const char *
     char key[64], place[512];
     for (size_t i = 0; i < list->n; i++) {
         snprintf(key, sizeof key, "%s.%zu.split", name, i);
-        if (!tp_recipe_given(recipe, key) || tp_path_is_folder(list->items[i].path)) continue;
+        bool is_default = strcmp(list->items[i].split, "train") == 0; /* as in the recipe that a run leaves */
+        if (!tp_recipe_given(recipe, key) || is_default || tp_path_is_folder(list->items[i].path)) continue;
         TP_TRY(tp_problems_add(ctx, problems, TP_INVALID, "%s: %s: without effect, %s is a file and not a folder of splits",
                                tp_recipe_where(recipe, key, place, sizeof place), key, list->items[i].path));
     }

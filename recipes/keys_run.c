@@ -67,7 +67,8 @@ static const tp_field fields[] = {
      .offset = AT(precision),
      .otherwise = "auto",
      .words = precision_words,
-     .help = "of base products and activations; auto: bf16 on GPUs and on CPUs where it is faster, else fp32",
+     .help = "of base products and activations; auto: bf16 on GPUs and on CPUs where it is faster, else fp32; fp16: on GPUs, "
+             "with a dynamic loss scale",
      .aliases = precision_aliases},
     {.key = "seed",
      .type = TP_FIELD_INT,

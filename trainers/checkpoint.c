@@ -34,6 +34,9 @@ static void write_state(const tp_run_state *s, tp_buf *out)
     put_f64(out, "loss_mean", s->loss_mean);
     put_f64(out, "loss_var", s->loss_var);
     put_f64(out, "best_metric", s->best_metric);
+    if (s->scale.value > 0)
+        tp_buf_printf(out, ",\n  \"loss_scale\": %.17g,\n  \"loss_scale_streak\": %lld", s->scale.value,
+                      (long long)s->scale.streak);
     tp_buf_printf(out,
                   ",\n  \"loss_count\": %lld,\n  \"best_step\": %lld,\n  \"evals_without_gain\": %lld,\n  \"eval_pending\": %s",
                   (long long)s->loss_count, (long long)s->best_step, (long long)s->evals_without_gain,
@@ -74,6 +77,11 @@ static tp_status parse_state(tp_ctx *ctx, const tp_json_doc *doc, tp_run_state *
     TP_TRY(tp_json_need_f64(ctx, doc, root, "loss_var", true, -1e300, 1e300, &s->loss_var));
     TP_TRY(tp_json_need_f64(ctx, doc, root, "best_metric", false, -1e300, 1e300, &s->best_metric));
     TP_TRY(tp_json_need_bool(ctx, doc, root, "eval_pending", false, &s->eval_pending));
+    TP_TRY(tp_json_need_f64(ctx, doc, root, "loss_scale", false, 0, TP_LOSS_SCALE_MOST, &s->scale.value));
+    TP_TRY(tp_json_need_i64(ctx, doc, root, "loss_scale_streak", false, 0, TP_LOSS_SCALE_INTERVAL, &s->scale.streak));
+    if (!tp_loss_scale_valid(&s->scale))
+        return tp_fail(ctx, TP_CHECKPOINT, "state.json: loss_scale %g with a streak of %lld steps", s->scale.value,
+                       (long long)s->scale.streak);
     TP_TRY(read_text(ctx, doc, "run_id", s->run_id, sizeof s->run_id));
     TP_TRY(read_text(ctx, doc, "recipe", s->recipe, sizeof s->recipe));
     TP_TRY(read_text(ctx, doc, "data", s->data, sizeof s->data));
@@ -106,7 +114,7 @@ tp_status tp_checkpoint_read_state(tp_ctx *ctx, const char *path, tp_run_state *
 static tp_status write_parts(tp_ctx *ctx, tp_publish *publish, const tp_lora *lora, const tp_model *model,
                              const tp_optim *optim, const tp_run_state *state)
 {
-    tp_adapter_origin origin = {.tokenizer = state->tokenizer, .data = state->data};
+    tp_adapter_origin origin = {.tokenizer = state->tokenizer, .data = state->data, .device = state->device};
     TP_TRY(tp_adapter_write(ctx, lora, model, &origin, publish));
     if (optim != NULL) {
         char *path = tp_path_join(ctx, tp_publish_staging(publish), "optimizer.safetensors");

@@ -2,13 +2,14 @@
  *
  *   adapter_config.json, adapter_model.safetensors   usable as an adapter
  *   optimizer.safetensors                            by parameter name
- *   state.json                                       four integers and a few statistics: all randomness is a function of them
+ *   state.json                                       a few integers and statistics: all randomness is a function of them
  *   manifest.json                                    length and SHA-256 of every file; written last
  */
 #ifndef TP_TRAINERS_CHECKPOINT_H
 #define TP_TRAINERS_CHECKPOINT_H
 
 #include "adapters/adapter.h"
+#include "trainers/loss_scale.h"
 #include "trainers/optim.h"
 
 #define TP_STATE_BYTES ((size_t)1 << 20) /* longest state.json that is read */
@@ -21,7 +22,8 @@ typedef struct tp_run_state {
     int64_t over_threshold;     /* loss_watchdog: steps in a row */
     double loss_mean, loss_var; /* spike_zscore: running statistics */
     int64_t loss_count;
-    double best_metric; /* lower is better; NaN: none yet */
+    tp_loss_scale scale; /* fp16 */
+    double best_metric;  /* lower is better; NaN: none yet */
     int64_t best_step, evals_without_gain;
     bool eval_pending; /* told to stop while evaluating at this step: it is done first on resume */
     char run_id[65];   /* of the run that wrote it: rotation touches no other */

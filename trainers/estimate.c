@@ -107,13 +107,13 @@ static tp_status copy_rate(tp_run *run, double *bytes_per_second)
 tp_status tp_run_estimate(tp_run *run)
 {
     tp_plan *plan = &run->plan;
-    double f32 = 0, bf16 = 0, bytes = 0;
+    double f32 = 0, narrow = 0, bytes = 0;
     if (plan->flops_f32 > 0) TP_TRY(product_rate(run, TP_F32, &f32));
-    if (plan->flops_bf16 > 0) TP_TRY(product_rate(run, TP_BF16, &bf16));
+    if (plan->flops_narrow > 0) TP_TRY(product_rate(run, run->precision, &narrow));
     TP_TRY(copy_rate(run, &bytes));
     plan->seconds_per_step = 0;
     if (f32 > 0) plan->seconds_per_step += plan->flops_f32 / f32;
-    if (bf16 > 0) plan->seconds_per_step += plan->flops_bf16 / bf16;
+    if (narrow > 0) plan->seconds_per_step += plan->flops_narrow / narrow;
     if (bytes > 0) plan->seconds_per_step += plan->bytes_moved / bytes;
     return TP_OK;
 }

@@ -187,6 +187,7 @@ static void write_rows(tp_ctx *ctx, tp_metrics *m, const tp_step_report *r)
     put(&row, "loss", r->loss);
     put(&row, "grad_norm", r->grad_norm);
     put(&row, "learning_rate", r->learning_rate);
+    if (r->loss_scale > 0) put(&row, "loss_scale", r->loss_scale);
     tp_buf_printf(&row, ", \"labels\": %lld, \"tokens\": %lld}\n", (long long)r->labels, (long long)r->tokens);
     append(ctx, &m->metrics, &row, "metrics.jsonl");
     tp_buf_clear(&row);

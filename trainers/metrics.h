@@ -12,6 +12,7 @@ typedef struct tp_metrics tp_metrics;
 typedef struct tp_step_report {
     int64_t step, steps; /* from 1 */
     double loss, grad_norm, learning_rate;
+    double loss_scale; /* 0: none */
     int64_t labels, tokens;
     double seconds;     /* of this step */
     double cpu_seconds; /* of all threads in this step: how busy they were, whatever else ran on the machine */

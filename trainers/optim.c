@@ -70,6 +70,7 @@ tp_status tp_optim_open(tp_ctx *ctx, const char *name, const tp_optim_options *o
     o->kind = kind;
     o->options = *options;
     o->params = params;
+    o->loss_scale = 1;
     tp_status status = allocate(ctx, o);
     if (status != TP_OK) {
         tp_optim_close(o);
@@ -89,9 +90,8 @@ void tp_optim_close(tp_optim *o)
     tp_free(o);
 }
 
-tp_status tp_optim_step(tp_ctx *ctx, tp_optim *o, double learning_rate, double loss_sum, tp_optim_result *result)
+tp_status tp_optim_begin(tp_ctx *ctx, tp_optim *o, double learning_rate, double loss_mean, double loss_spread)
 {
-    const tp_backend *backend = ctx->device->backend;
     double t = (double)(o->steps + 1);
     /* Of the betas as the kernel has them, in f32: 1 - 0.999f is off by 1e-5, and the corrections have to be off alike. */
     double beta1 = (float)o->options.beta1, beta2 = (float)o->options.beta2;
@@ -99,12 +99,29 @@ tp_status tp_optim_step(tp_ctx *ctx, tp_optim *o, double learning_rate, double l
                            .bias1 = (float)(1 - pow(beta1, t)),
                            .bias2 = (float)(1 - pow(beta2, t)),
                            .max_norm = (float)o->options.max_grad_norm,
-                           .loss_sum = loss_sum};
-    TP_TRY(backend->copy_in(ctx, o->step_state, &state, sizeof state));
+                           .loss_scale = o->loss_scale,
+                           .loss_mean = loss_mean,
+                           .loss_spread = loss_spread};
+    return ctx->device->backend->copy_in(ctx, o->step_state, &state, sizeof state);
+}
+
+tp_status tp_optim_micro_batch(tp_ctx *ctx, tp_optim *o, uint64_t draw, float grad_scale)
+{
+    tp_step_state state = {.draw = draw, .grad_scale = grad_scale};
+    return ctx->device->backend->copy_in(ctx, &o->step_state->draw, &state.draw, sizeof state - offsetof(tp_step_state, draw));
+}
+
+tp_status tp_optim_update(tp_ctx *ctx, tp_optim *o)
+{
     tp_grad_norm_args norm = {.n = o->params->elements, .g = o->params->grads, .state = o->step_state};
     TP_TRY(tp_run_grad_norm(ctx, &norm));
-    TP_TRY(o->kind->update(ctx, o));
-    TP_TRY(backend->copy_out(ctx, &state, o->step_state, sizeof state));
+    return o->kind->update(ctx, o);
+}
+
+tp_status tp_optim_end(tp_ctx *ctx, tp_optim *o, tp_optim_result *result)
+{
+    tp_step_state state;
+    TP_TRY(ctx->device->backend->copy_out(ctx, &state, o->step_state, sizeof state));
     *result = (tp_optim_result){.grad_norm = state.norm, .loss_sum = state.loss_sum, .finite = state.finite != 0};
     if (result->finite) o->steps++;
     return TP_OK;

@@ -28,11 +28,12 @@ struct tp_optim {
     float *state[TP_OPTIM_STATES]; /* device, params->elements each; NULL: unused */
     tp_step_state *step_state;     /* device */
     int64_t steps;                 /* updates made: t of the bias corrections */
+    float loss_scale;              /* what the gradients are too large by, a power of two; 1 unless the caller sets it */
 };
 
 /* What the last step did. */
 typedef struct tp_optim_result {
-    double grad_norm; /* before clipping */
+    double grad_norm; /* of the true gradients, before clipping */
     double loss_sum;
     bool finite; /* false: nothing was changed */
 } tp_optim_result;
@@ -41,9 +42,16 @@ typedef struct tp_optim_result {
 TP_API tp_status tp_optim_open(tp_ctx *ctx, const char *name, const tp_optim_options *options, tp_params *params,
                                tp_optim **optim) TP_MUST_CHECK;
 TP_API void tp_optim_close(tp_optim *optim);
-/* Norm, clipping and update with the given rate; loss_sum is checked to be finite too. The gradients are left as they are. */
-TP_API tp_status tp_optim_step(tp_ctx *ctx, tp_optim *optim, double learning_rate, double loss_sum,
-                               tp_optim_result *result) TP_MUST_CHECK;
+/* A step is begin; for each micro-batch its numbers, then its gradients and its loss added to step_state->loss_sum; update;
+ * end. Only end waits for the device.
+ * begin: loss_sum is 0. A loss that is not finite, or more than `loss_spread` above `loss_mean` (INFINITY: any may be), changes
+ * nothing, like a gradient that is not finite.
+ * update: norm, clipping and update; the gradients are left as they are. */
+TP_API tp_status tp_optim_begin(tp_ctx *ctx, tp_optim *optim, double learning_rate, double loss_mean,
+                                double loss_spread) TP_MUST_CHECK;
+TP_API tp_status tp_optim_micro_batch(tp_ctx *ctx, tp_optim *optim, uint64_t draw, float grad_scale) TP_MUST_CHECK;
+TP_API tp_status tp_optim_update(tp_ctx *ctx, tp_optim *optim) TP_MUST_CHECK;
+TP_API tp_status tp_optim_end(tp_ctx *ctx, tp_optim *optim, tp_optim_result *result) TP_MUST_CHECK;
 /* optimizer.safetensors: one tensor per parameter and state, "<parameter>.<state>", matched by name and shape. */
 TP_API tp_status tp_optim_save(tp_ctx *ctx, const tp_optim *optim, const char *path) TP_MUST_CHECK;
 TP_API tp_status tp_optim_load(tp_ctx *ctx, tp_optim *optim, const char *path) TP_MUST_CHECK;

@@ -60,12 +60,12 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     return status;
 }
 
-/* Decoding under bf16 holds every factor a second time, in half the bytes. */
+/* Decoding under bf16 and fp16 holds every factor a second time, in half the bytes. */
 static tp_status plan_samples(tp_ctx *dry, const tp_model *model, const tp_plan_shape *shape, uint64_t flat, uint64_t *bytes)
 {
     if (shape->sample_context == 0) return TP_OK;
     TP_TRY(tp_generator_measure(dry, model, shape->sample_context, bytes));
-    if (model->precision == TP_BF16) *bytes += flat / 2;
+    if (model->precision != TP_F32) *bytes += flat / 2;
     return TP_OK;
 }
 
@@ -80,9 +80,11 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     uint64_t flat = lora != NULL ? (uint64_t)lora->params.elements * sizeof(float) : 0;
     double *flops = dry->device->flops;
     flops[0] = flops[1] = dry->device->bytes_moved = 0;
+    (void)tp_dry_attention_size(dry->device);
     TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations));
+    plan->attention = tp_dry_attention_size(dry->device);
     plan->flops_f32 = flops[0] * (double)shape->accumulation;
-    plan->flops_bf16 = flops[1] * (double)shape->accumulation;
+    plan->flops_narrow = flops[1] * (double)shape->accumulation;
     plan->bytes_moved = dry->device->bytes_moved * (double)shape->accumulation;
     if (shape->eval_rows > 0)
         TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations));
@@ -184,8 +186,20 @@ tp_status tp_plan_largest(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_
                           int64_t batch, int64_t length, int64_t longest, tp_plan *plan)
 {
     struct search s = {dry, model, lora, *shape, fit, limit};
+    tp_plan smallest;
+    TP_TRY(fit ? tp_plan_fit(dry, model, lora, shape, 0, &smallest) : tp_plan_make(dry, model, lora, shape, &smallest));
+    plan->least = smallest.peak;
     TP_TRY(largest(&s, length, true, 1, BATCH_MOST, &plan->largest_batch));
     return largest(&s, batch, false, longest < 64 ? 1 : 64, longest, &plan->largest_length);
+}
+
+uint64_t tp_plan_smallest_device(const tp_plan *plan)
+{
+    static const uint64_t gib[] = {1,  2,  4,  6,  8,   11,  12,  16,  20,  24,  32, 40,
+                                   48, 64, 80, 96, 128, 141, 180, 192, 256, 288, 512};
+    for (size_t i = 0; i < sizeof gib / sizeof *gib; i++)
+        if (plan->least <= (gib[i] << 30) / 10 * 9) return gib[i] << 30;
+    return 0;
 }
 
 static const struct {
@@ -214,7 +228,7 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
     tp_buf_printf(out, "{\"peak_bytes\": %llu, \"by_category\": {", (unsigned long long)plan->peak);
     for (size_t i = 0; i < sizeof categories / sizeof *categories; i++)
         tp_buf_printf(out, "%s\"%s\": %llu", i > 0 ? ", " : "", categories[i].name, (unsigned long long)category(plan, i));
-    tp_buf_printf(out, "}, \"flops_per_step\": %.0f, \"seconds_per_step\": ", plan->flops_f32 + plan->flops_bf16);
+    tp_buf_printf(out, "}, \"flops_per_step\": %.0f, \"seconds_per_step\": ", plan->flops_f32 + plan->flops_narrow);
     if (plan->seconds_per_step > 0)
         tp_buf_printf(out, "%.4g", plan->seconds_per_step);
     else
@@ -222,10 +236,12 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
     tp_buf_printf(out,
                   ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d, "
                   "\"remade_layers\": %d, \"recomputed_layers\": %d, "
-                  "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld}\n",
+                  "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld, \"least_bytes\": %llu, "
+                  "\"smallest_device_bytes\": %llu}\n",
                   (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
                   plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.recomputed_layers,
-                  (long long)plan->largest_batch, (long long)plan->largest_length);
+                  (long long)plan->largest_batch, (long long)plan->largest_length, (unsigned long long)plan->least,
+                  (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
 }
 
 void tp_plan_write_memory(const tp_plan *plan, tp_buf *out)
@@ -243,7 +259,7 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
                   (long long)plan->all_parameters,
                   plan->all_parameters > 0 ? 100.0 * (double)plan->trained_parameters / (double)plan->all_parameters : 0.0);
     tp_plan_write_memory(plan, out);
-    tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_bf16) * 1e-12,
+    tp_buf_printf(out, "\n%.4g TFLOP a step of up to %lld tokens", (plan->flops_f32 + plan->flops_narrow) * 1e-12,
                   (long long)(plan->shape.rows * plan->shape.accumulation));
     if (plan->seconds_per_step > 0) tp_buf_printf(out, ", about %.3g s", plan->seconds_per_step);
     const tp_plan_shape *shape = &plan->shape;
@@ -263,4 +279,10 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
             out,
             "fits: micro_batch_size up to %lld at this max_seq_length, max_seq_length up to %lld at this micro_batch_size\n",
             (long long)plan->largest_batch, (long long)plan->largest_length);
+    char least[32], device[32];
+    if (plan->least == 0) return;
+    tp_buf_printf(out, "at least %s", tp_format_bytes(plan->least, least));
+    uint64_t smallest = tp_plan_smallest_device(plan);
+    if (smallest > 0) tp_buf_printf(out, ": a device of %s would do", tp_format_bytes(smallest, device));
+    tp_buf_char(out, '\n');
 }

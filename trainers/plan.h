@@ -28,13 +28,15 @@ typedef struct tp_plan {
     uint64_t samples; /* KV cache, arena and copies of the factors that samples are decoded with */
     uint64_t save;    /* host copies while a checkpoint is written */
     uint64_t host;
-    uint64_t peak;                /* sum: what the process will hold at most, in bytes */
-    uint64_t arena;               /* capacity the step arena gets (activations, exactly) */
-    double flops_f32, flops_bf16; /* of one optimizer step, by precision of the product */
-    double bytes_moved;           /* of one optimizer step, by all kernels */
-    double seconds_per_step;      /* by the device's measured rate; 0: not known */
+    uint64_t peak;                  /* sum: what the process will hold at most, in bytes */
+    tp_attention_size attention;    /* the largest of the step */
+    uint64_t arena;                 /* capacity the step arena gets (activations, exactly) */
+    double flops_f32, flops_narrow; /* of one optimizer step, by precision of the product: f32, 16 bits */
+    double bytes_moved;             /* of one optimizer step, by all kernels */
+    double seconds_per_step;        /* by the device's measured rate; 0: not known */
     int64_t trained_parameters, all_parameters;
     int64_t largest_batch, largest_length; /* what tp_plan_largest found; 0: nobody asked */
+    uint64_t least;                        /* likewise: the peak at its smallest */
 } tp_plan;
 
 /* Runs one step of the shape on the dry backend. `shape_model` was opened there (tp_model_open or tp_model_from_config) and has
@@ -47,11 +49,14 @@ TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora,
 TP_API tp_status tp_plan_fit(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape, uint64_t limit,
                              tp_plan *plan) TP_MUST_CHECK;
 /* The largest micro-batch of rows of `length` tokens, all of them with labels, and the longest rows, up to `longest`, in a
- * micro-batch of `batch`, that fit into `limit` bytes; 0 if not even one does. fit: as tp_plan_fit, else as the shape says. */
+ * micro-batch of `batch`, that fit into `limit` bytes; 0 if not even one does; and the fewest bytes that the shape itself can
+ * do with. fit: as tp_plan_fit, else as the shape says. */
 TP_API tp_status tp_plan_largest(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape, bool fit,
                                  uint64_t limit, int64_t batch, int64_t length, int64_t longest, tp_plan *plan) TP_MUST_CHECK;
 /* {"peak_bytes": ..., "by_category": {...}, "flops_per_step": ..., "seconds_per_step": ...} */
 TP_API void tp_plan_write_json(const tp_plan *plan, tp_buf *out);
+/* The smallest usual memory, of a GPU or a machine, nine tenths of which hold plan->least; 0: none does. */
+TP_API uint64_t tp_plan_smallest_device(const tp_plan *plan);
 /* "memory 33.8 GiB: weights 15.5 GiB, ..." without an end of line. */
 TP_API void tp_plan_write_memory(const tp_plan *plan, tp_buf *out);
 /* The same as lines for people. */

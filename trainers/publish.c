@@ -1,5 +1,5 @@
 /* The adapter folder that a run leaves: PEFT's files, and beside them what using the adapter takes, the chat template and
- * generation_config.json. */
+ * generation_config.json, and what making it again takes, recipe.yaml. */
 #include <string.h>
 
 #include "base/json.h"
@@ -74,10 +74,16 @@ static tp_status copy_chat_template(tp_run *run, char **text)
 tp_status tp_run_publish_adapter(tp_run *run, const char *name)
 {
     char *path = tp_path_join(run->ctx, run->config->output.output_dir, name), *chat = NULL, *generation = NULL;
-    const char *extra[5] = {NULL};
-    tp_adapter_origin origin = {.tokenizer = run->state.tokenizer, .data = run->state.data};
+    const char *extra[7] = {NULL};
+    tp_buf recipe;
+    tp_adapter_origin origin = {.tokenizer = run->state.tokenizer, .data = run->state.data, .device = run->state.device};
     size_t n = 0;
-    tp_status status = path != NULL ? copy_chat_template(run, &chat) : TP_NOMEM;
+    tp_buf_init(&recipe, 0);
+    tp_run_write_recipe(run, &recipe);
+    tp_status status = path != NULL ? tp_buf_status(run->ctx, &recipe, "recipe.yaml") : TP_NOMEM;
+    extra[n++] = "recipe.yaml";
+    extra[n++] = tp_buf_cstr(&recipe);
+    if (status == TP_OK) status = copy_chat_template(run, &chat);
     if (status == TP_OK) status = read_generation(run, &generation);
     if (status == TP_OK && generation == NULL && run->tokenizer != NULL) status = make_generation(run, &generation);
     if (chat != NULL) {
@@ -89,6 +95,7 @@ tp_status tp_run_publish_adapter(tp_run *run, const char *name)
         extra[n++] = generation;
     }
     if (status == TP_OK) status = tp_adapter_save(run->ctx, run->lora, run->model, &origin, path, extra);
+    tp_buf_free(&recipe);
     tp_free(generation);
     tp_free(chat);
     tp_free(path);

@@ -94,6 +94,13 @@ static void to_hex(const uint8_t digest[32], char hex[65])
     for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 }
 
+/* What "auto" is on this device. */
+static int settled_precision(const tp_run *run, const tp_config *c)
+{
+    if (c->run.precision == TP_PRECISION_TF32) return TP_PRECISION_TF32;
+    return run->precision == TP_BF16 ? TP_PRECISION_BF16 : run->precision == TP_F16 ? TP_PRECISION_FP16 : TP_PRECISION_FP32;
+}
+
 /* Leaves what shapes the numbers: not where and how often the run writes, nor what it runs on. */
 static void neutralise(const tp_run *run, tp_config *c)
 {
@@ -113,8 +120,7 @@ static void neutralise(const tp_run *run, tp_config *c)
     c->run.threads = 0;
     c->run.memory_limit = 0;
     c->run.device = "auto";
-    if (c->run.precision != TP_PRECISION_TF32)
-        c->run.precision = run->precision == TP_BF16 ? TP_PRECISION_BF16 : TP_PRECISION_FP32;
+    c->run.precision = settled_precision(run, c);
 }
 
 /* Of the resolved recipe. */
@@ -177,28 +183,65 @@ static void list_changed_keys(tp_run *run, const char *checkpoint, char *out, si
     tp_problems_free(&problems);
 }
 
-/* Names everything that differs and was not accepted. */
+/* Something that two runs may differ in. */
+struct part {
+    const char *what;
+    bool differs;
+    unsigned accept;
+};
+
+/* Writes "recipe,data" into list: what differs and was not accepted. */
+static void list_differences(const tp_run *run, const struct part *parts, size_t n, char *list, size_t size)
+{
+    list[0] = '\0';
+    for (size_t i = 0; i < n; i++)
+        if (parts[i].differs && (run->options.accept & parts[i].accept) == 0)
+            snprintf(list + strlen(list), size - strlen(list), "%s%s", list[0] != '\0' ? "," : "", parts[i].what);
+}
+
 static tp_status check_identity(tp_run *run, const char *path, const tp_run_state *then, const tp_run_state *now)
 {
-    const struct {
-        const char *what;
-        bool differs;
-        unsigned accept;
-    } parts[] = {
+    const struct part parts[] = {
         {"recipe", strcmp(then->recipe, now->recipe) != 0, TP_ACCEPT_RECIPE},
         {"data", strcmp(then->data, now->data) != 0, TP_ACCEPT_DATA},
         {"base", strcmp(then->base, now->base) != 0, TP_ACCEPT_BASE},
         {"version", strcmp(then->version, now->version) != 0, TP_ACCEPT_VERSION},
         {"devices", strcmp(then->device, now->device) != 0, TP_ACCEPT_DEVICES},
     };
-    char list[128] = "", keys[256] = "";
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (parts[i].differs && (run->options.accept & parts[i].accept) == 0)
-            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] != '\0' ? "," : "", parts[i].what);
+    char list[128], keys[256] = "";
+    list_differences(run, parts, sizeof parts / sizeof *parts, list, sizeof list);
     if (list[0] == '\0') return TP_OK;
     if (tp_starts_with(list, "recipe")) list_changed_keys(run, path, keys, sizeof keys);
     return tp_fail(run->ctx, TP_CHECKPOINT, "%s was made with other settings: %s changed%s; --accept=%s goes on all the same",
                    path, list, keys, list);
+}
+
+/* What an adapter does not say cannot differ. */
+static bool differs(const char *then, const char *now)
+{
+    return then[0] != '\0' && strcmp(then, now) != 0;
+}
+
+/* The run that made options.like had the same files, version and kind of device. */
+static tp_status check_like(tp_run *run)
+{
+    const tp_run_state *now = &run->state;
+    tp_adapter_made then;
+    char list[128];
+    if (run->options.like == NULL) return TP_OK;
+    TP_TRY(tp_adapter_read_made(run->ctx, run->options.like, &then));
+    const struct part parts[] = {
+        {"data", differs(then.data, now->data) || differs(then.tokenizer, now->tokenizer), TP_ACCEPT_DATA},
+        {"base", differs(then.base, now->base), TP_ACCEPT_BASE},
+        {"version", differs(then.version, now->version), TP_ACCEPT_VERSION},
+        {"devices", differs(then.device, now->device), TP_ACCEPT_DEVICES},
+    };
+    list_differences(run, parts, sizeof parts / sizeof *parts, list, sizeof list);
+    if (list[0] == '\0') return TP_OK;
+    return tp_fail(run->ctx, TP_CHECKPOINT,
+                   "--like %s: that adapter was made from something else: %s changed; --accept=%s "
+                   "trains all the same",
+                   run->options.like, list, list);
 }
 
 /* ---- where to go on ---- */
@@ -244,11 +287,18 @@ static tp_status write_text(tp_run *run, const char *name, tp_buf *text)
     return status;
 }
 
+void tp_run_write_recipe(const tp_run *run, tp_buf *out)
+{
+    tp_config c = *run->config;
+    c.run.precision = settled_precision(run, &c);
+    tp_schema_write(&tp_recipe_schema, &c, out);
+}
+
 static tp_status write_settings(tp_run *run)
 {
     tp_buf text;
     tp_buf_init(&text, 0);
-    tp_schema_write(&tp_recipe_schema, run->config, &text);
+    tp_run_write_recipe(run, &text);
     TP_TRY(write_text(run, "recipe.yaml", &text));
     tp_plan_write_json(&run->plan, &text);
     return write_text(run, "plan.json", &text);
@@ -258,15 +308,14 @@ tp_status tp_run_prepare_folder(tp_run *run)
 {
     const tp_output_config *c = &run->config->output;
     char *path = NULL;
+    TP_TRY(fill_identity(run, &run->state));
+    TP_TRY(check_like(run));
     TP_TRY(tp_folder_make(run->ctx, c->output_dir));
     TP_TRY(lock_folder(run));
     TP_TRY(tp_checkpoint_sweep(run->ctx, c->output_dir));
     TP_TRY(find_checkpoint(run, &path));
     tp_status status = path != NULL ? read_checkpoint(run, path) : TP_OK;
-    if (status == TP_OK && path == NULL) {
-        if (c->overwrite && !resumes(run)) status = remove_ours(run);
-        if (status == TP_OK) status = fill_identity(run, &run->state);
-    }
+    if (status == TP_OK && path == NULL && c->overwrite && !resumes(run)) status = remove_ours(run);
     tp_free(path);
     if (status != TP_OK || run->finished) return status;
     return write_settings(run);

@@ -6,6 +6,7 @@
 #include "data/dataset.h"
 #include "trainers/checkpoint.h"
 #include "trainers/metrics.h"
+#include "trainers/replay.h"
 #include "trainers/sample.h"
 #include "trainers/schedule.h"
 #include "trainers/train.h"
@@ -33,7 +34,9 @@ struct tp_run {
     tp_pattern *patterns; /* rank and alpha patterns of the recipe */
     tp_tape *tape;
     tp_batch_buffers buffers;
-    tp_host_batch *group; /* [gradient_accumulation_steps] */
+    tp_replay *replay;
+    tp_host_batch *group; /* [gradient_accumulation_steps]: the micro-batches of step group_step (from 0; -1: none) */
+    int64_t group_step, group_n, group_labels, group_tokens;
     tp_host_batch eval_batch;
     float *losses; /* device [largest labels] */
     float *host_losses;
@@ -77,6 +80,8 @@ tp_status tp_run_resume(tp_run *run) TP_MUST_CHECK;
 tp_status tp_run_prepare_folder(tp_run *run) TP_MUST_CHECK;
 tp_status tp_run_save(tp_run *run, const char *why);
 tp_status tp_run_finish(tp_run *run) TP_MUST_CHECK;
+/* The recipe with everything settled, the precision too: training from it gives the same bytes on the same device. */
+void tp_run_write_recipe(const tp_run *run, tp_buf *out);
 /* trainers/publish.c: <output_dir>/<name>/, with all that using the adapter takes. */
 tp_status tp_run_publish_adapter(tp_run *run, const char *name) TP_MUST_CHECK;
 

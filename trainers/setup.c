@@ -1,5 +1,6 @@
 /* Opening a run, from the cheap to the costly: data, shapes, plan, then weights, slots, optimizer. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -10,6 +11,8 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
+#define RESERVE_SHARE 16 /* of the memory limit, one part for what kernels are only faster with */
+
 static tp_status open_device(tp_run *run)
 {
     tp_ctx *ctx = run->ctx;
@@ -18,11 +21,10 @@ static tp_status open_device(tp_run *run)
         run->owns_device = true;
     }
     ctx->seed = (uint64_t)run->config->run.seed;
-    int precision = run->config->run.precision;
-    run->precision = precision == TP_PRECISION_BF16   ? TP_BF16
-                     : precision == TP_PRECISION_AUTO ? ctx->device->auto_precision
-                                                      : TP_F32;
-    ctx->device->tf32 = precision == TP_PRECISION_TF32;
+    const char *word = tp_schema_field(&tp_recipe_schema, "precision")->words[run->config->run.precision];
+    char where[512];
+    if (tp_device_precision(ctx, word, &run->precision) != TP_OK)
+        return tp_fail_in(ctx, "%s: precision", tp_recipe_where(run->recipe, "precision", where, sizeof where));
     tp_ctx_init(&run->dry);
     run->dry.log = ctx->log;
     if (tp_device_open(&run->dry, "dry", 1, &run->dry.device) != TP_OK)
@@ -348,6 +350,20 @@ static uint64_t memory_limit(const tp_run *run)
     return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
+/* Some of what the plan leaves, if kernels are faster with it. */
+static tp_status reserve(tp_run *run, uint64_t limit)
+{
+    const tp_backend *backend = run->ctx->device->backend;
+    tp_plan *plan = &run->plan;
+    uint64_t bytes = 0;
+    if (backend->reserve == NULL || plan->peak > limit) return TP_OK;
+    const uint64_t left = limit - plan->peak, share = limit / RESERVE_SHARE;
+    TP_TRY(backend->reserve(run->ctx, &plan->attention, left < share ? left : share, &bytes));
+    plan->workspace += bytes;
+    plan->peak += bytes;
+    return TP_OK;
+}
+
 /* As many logits at once as fit, but for half a percent, into what the sweep needs anyway: the head's products are quicker. */
 static tp_status more_logits(tp_run *run, tp_lora *lora)
 {
@@ -404,6 +420,7 @@ static tp_status make_plan(tp_run *run)
                                                run->shape_model->config.max_positions, &run->plan));
     tp_lora_free(lora);
     TP_TRY(status);
+    TP_TRY(reserve(run, limit));
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
 
@@ -412,6 +429,9 @@ tp_status tp_run_fits(const tp_run *run)
     char need[32], have[32];
     uint64_t limit = memory_limit(run);
     if (run->plan.peak <= limit) return TP_OK;
+    if (run->plan.largest_batch == 0 && run->plan.largest_length == 0)
+        return tp_fail(run->ctx, TP_NOMEM, "the run needs %s, %s are there: no batch and no length would fit",
+                       tp_format_bytes(run->plan.peak, need), tp_format_bytes(limit, have));
     return tp_fail(
         run->ctx, TP_NOMEM,
         "the run needs %s, %s are there: lower micro_batch_size (up to %lld fits) or max_seq_length (up to %lld fits)%s",
@@ -436,6 +456,16 @@ static tp_status open_model(tp_run *run)
     return status;
 }
 
+/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
+ * grows, frequencies of some ropes are copied to the device for each length. TAPEFT_NO_GRAPHS is for comparisons. */
+static bool may_replay(const tp_run *run)
+{
+    const tp_plan_shape *shape = &run->plan.shape;
+    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
+    return !parks && !run->options.tune && !tp_rope_depends_on_length(&run->model->config.rope) &&
+           getenv("TAPEFT_NO_GRAPHS") == NULL;
+}
+
 static tp_status open_trainer(tp_run *run)
 {
     const tp_train_config *c = &run->config->train;
@@ -447,6 +477,8 @@ static tp_status open_trainer(tp_run *run)
     TP_TRY(tp_params_train(ctx, &run->lora->params));
     TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
     TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
+    tp_tape_set_state(run->tape, run->optim->step_state);
+    TP_TRY(tp_replay_open(ctx, may_replay(run), &run->replay));
     TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
     if (run->samples != NULL) TP_TRY(tp_samples_begin(ctx, run->samples, run->model));
     run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);
@@ -508,6 +540,7 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     tp_ctx *ctx = run->ctx;
     tp_metrics_close(run->metrics);
     tp_samples_close(run->samples);
+    tp_replay_close(run->replay);
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
     tp_batch_buffers_close(&run->buffers);

@@ -6,6 +6,7 @@
 #include "trainers/train.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -17,31 +18,37 @@ static bool told_to(const volatile sig_atomic_t *flag)
     return flag != NULL && *flag != 0;
 }
 
-/* The micro-batches of step `step` (from 0): the last group of an epoch may be short. */
-static tp_status next_group(tp_run *run, int64_t step, int64_t *n, int64_t *labels)
+/* The micro-batches of step `step` (from 0), unless they are there: the last group of an epoch may be short. */
+static tp_status get_group(tp_run *run, int64_t step)
 {
-    int64_t epoch = step / run->steps_per_epoch,
-            first = step % run->steps_per_epoch * run->config->train.gradient_accumulation_steps;
-    *n = run->micro_batches - first;
-    if (*n > run->config->train.gradient_accumulation_steps) *n = run->config->train.gradient_accumulation_steps;
-    *labels = 0;
-    for (int64_t i = 0; i < *n; i++) {
-        TP_TRY(tp_dataset_get(run->ctx, run->data, epoch, first + i, &run->group[i]));
-        *labels += run->group[i].n_labels;
+    int64_t most = run->config->train.gradient_accumulation_steps, first = step % run->steps_per_epoch * most;
+    if (run->group_step == step) return TP_OK;
+    run->group_step = -1;
+    run->group_n = run->micro_batches - first < most ? run->micro_batches - first : most;
+    run->group_labels = run->group_tokens = 0;
+    for (int64_t i = 0; i < run->group_n; i++) {
+        TP_TRY(tp_dataset_get(run->ctx, run->data, step / run->steps_per_epoch, first + i, &run->group[i]));
+        run->group_labels += run->group[i].n_labels;
+        run->group_tokens += run->group[i].n_tokens;
     }
+    run->group_step = step;
     return TP_OK;
 }
 
-/* Forward and backward of one micro-batch; its gradients are added, its loss (already divided by the step's labels) too. */
-static tp_status run_micro_batch(tp_run *run, const tp_host_batch *host, uint64_t counter, float grad_scale, double *loss)
+/* The same while the device is at work. What fails will fail again, in the step that it belongs to. */
+static void get_group_early(tp_run *run, int64_t step)
 {
-    tp_batch view = tp_host_batch_view(host), batch;
-    float value = 0;
-    if (host->n_labels == 0) return TP_OK; /* no labels, no gradient: contributes nothing */
-    TP_TRY(tp_batch_upload(run->ctx, &run->buffers, &view, &batch));
-    tp_tape_set_step(run->tape, counter);
+    if (run->ctx->device->backend->host_memory || step >= run->steps) return;
+    if (get_group(run, step) != TP_OK) tp_ctx_clear(run->ctx);
+}
+
+/* The kernels of a micro-batch: a tp_replay_pass. Only what is in the batch, and what lies in device memory, may differ from
+ * one to the next. */
+static tp_status forward_and_backward(void *state, const tp_batch *batch, uint64_t *trace)
+{
+    tp_run *run = state;
     tp_pass pass = {.tape = run->tape,
-                    .batch = &batch,
+                    .batch = batch,
                     .training = true,
                     .recompute_every = run->plan.shape.recompute_every,
                     .remade_layers = run->plan.shape.remade_layers,
@@ -49,33 +56,58 @@ static tp_status run_micro_batch(tp_run *run, const tp_host_batch *host, uint64_
                     .recomputed_rows = run->plan.shape.recomputed_rows,
                     .parked_inputs = run->plan.shape.parked_inputs};
     tp_cross_entropy_spec spec = {.head = &run->model->head.weight,
-                                  .rows = batch.label_rows,
-                                  .labels = batch.labels,
-                                  .n = batch.n_labels,
-                                  .grad_scale = grad_scale};
+                                  .rows = batch->label_rows,
+                                  .labels = batch->labels,
+                                  .n = batch->n_labels,
+                                  .state = run->optim->step_state};
     tp_tensor *total = tp_linear_cross_entropy(run->tape, tp_model_forward(run->model, &pass), &spec);
     tp_status status = tp_tape_status(run->tape);
-    if (status == TP_OK) status = run->ctx->device->backend->copy_out(run->ctx, &value, total->data, sizeof value);
     if (status == TP_OK) status = tp_tape_backward(run->tape, total);
+    *trace = tp_tape_trace(run->tape);
     tp_tape_reset(run->tape);
-    *loss += (double)value;
     return status;
+}
+
+/* Forward and backward of micro-batch i of the group; its gradients are added, its loss (divided by the step's labels) too. */
+static tp_status run_micro_batch(tp_run *run, int64_t i)
+{
+    int64_t most = run->config->train.gradient_accumulation_steps;
+    tp_batch host = tp_host_batch_view(&run->group[i]), batch;
+    if (host.n_labels == 0) return TP_OK; /* no labels, no gradient: contributes nothing */
+    TP_TRY(tp_batch_upload(run->ctx, &run->buffers, &host, &batch));
+    TP_TRY(tp_optim_micro_batch(run->ctx, run->optim, (uint64_t)(run->group_step * most + i), 1.0f / (float)run->group_labels));
+    return tp_replay_run(run->ctx, run->replay, &batch, forward_and_backward, run);
 }
 
 static tp_status dump_gradients(tp_run *run)
 {
+    tp_params *params = &run->lora->params;
+    tp_rows grads = {params->grads, TP_F32, params->elements};
+    tp_scale_args unscale = {.n = 1, .dim = params->elements, .x = grads, .y = grads, .alpha = 1 / run->optim->loss_scale},
+                  again = unscale;
     if (run->options.dump_gradients == NULL || run->state.step != 0) return TP_OK;
-    return tp_params_save(run->ctx, &run->lora->params, run->lora->params.grads, run->options.dump_gradients);
+    if (run->optim->loss_scale == 1) return tp_params_save(run->ctx, params, params->grads, run->options.dump_gradients);
+    again.alpha = run->optim->loss_scale;
+    TP_TRY(tp_run_scale(run->ctx, &unscale));
+    TP_TRY(tp_params_save(run->ctx, params, params->grads, run->options.dump_gradients));
+    return tp_run_scale(run->ctx, &again);
 }
 
-/* Running mean and variance of the loss; true if this one stands out (spike_zscore). Only losses that were used count. */
+/* How far above the mean a loss may be (spike_zscore). */
+static double loss_spread(const tp_run *run)
+{
+    const int64_t settle = 20;
+    double z = run->config->train.spike_zscore;
+    return z > 0 && run->state.loss_count >= settle ? z * sqrt(run->state.loss_var) : (double)INFINITY;
+}
+
+/* Running mean and variance of the loss; true if this one stands out, as the update saw too. Only losses that were used count.
+ */
 static bool is_spike(tp_run *run, double loss)
 {
     tp_run_state *s = &run->state;
-    double z = run->config->train.spike_zscore;
     const double memory = 0.98;
-    const int64_t settle = 20;
-    if (z > 0 && s->loss_count >= settle && loss - s->loss_mean > z * sqrt(s->loss_var)) return true;
+    if (loss - s->loss_mean > loss_spread(run)) return true;
     double d = s->loss_count > 0 ? loss - s->loss_mean : 0;
     if (s->loss_count == 0) s->loss_mean = loss;
     s->loss_mean += (1 - memory) * d;
@@ -84,12 +116,13 @@ static bool is_spike(tp_run *run, double loss)
     return false;
 }
 
-/* Guards that end a run: too many steps in a row without an update, or a loss that stays above the threshold. */
-static tp_status check_guards(tp_run *run, double loss, bool updated)
+/* Guards that end a run: too many steps in a row without an update, or a loss that stays above the threshold. A step that cost
+ * no more than half of the loss scale was a search for one, unless it was the loss that overflowed, which no scale prevents. */
+static tp_status check_guards(tp_run *run, double loss, bool updated, bool scale_fell)
 {
     const tp_train_config *c = &run->config->train;
     tp_run_state *s = &run->state;
-    s->skipped_in_row = updated ? 0 : s->skipped_in_row + 1;
+    s->skipped_in_row = updated ? 0 : s->skipped_in_row + (scale_fell && isfinite(loss) ? 0 : 1);
     if (s->skipped_in_row >= c->max_skipped_steps)
         return tp_fail(
             run->ctx, TP_NUMERIC,
@@ -103,30 +136,53 @@ static tp_status check_guards(tp_run *run, double loss, bool updated)
     return TP_OK;
 }
 
-/* One optimizer step: the group forward and backward, then the update. */
-static tp_status run_step(tp_run *run)
+static void say_skipped(tp_run *run, bool scale_fell)
 {
-    int64_t step = run->state.step, n, labels, tokens = 0;
-    double loss = 0, began = tp_now(), cpu_began = tp_cpu_seconds();
-    TP_TRY(next_group(run, step, &n, &labels));
+    char scale[64] = "";
+    if (scale_fell) snprintf(scale, sizeof scale, "; the loss scale falls to %g", run->state.scale.value);
+    tp_metrics_say(run->metrics, "step %lld: the loss or the gradient is not finite; the step is skipped%s",
+                   (long long)run->state.step + 1, scale);
+}
+
+/* The group forward and backward, then the update: all of it is with the device when this returns. */
+static tp_status start_step(tp_run *run, double rate)
+{
+    if (run->state.scale.value > 0) run->optim->loss_scale = (float)run->state.scale.value;
+    TP_TRY(tp_optim_begin(run->ctx, run->optim, rate, run->state.loss_mean, loss_spread(run)));
     TP_TRY(tp_params_zero_grads(run->ctx, &run->lora->params));
-    for (int64_t i = 0; i < n; i++) {
-        uint64_t counter = (uint64_t)(step * run->config->train.gradient_accumulation_steps + i);
-        TP_TRY(run_micro_batch(run, &run->group[i], counter, labels > 0 ? 1.0f / (float)labels : 0, &loss));
-        tokens += run->group[i].n_tokens;
+    for (int64_t i = 0; i < run->group_n; i++) {
+        tp_status status = run_micro_batch(run, i);
+        if (status == TP_DEVICE) tp_fail_in(run->ctx, "micro-batch %lld of %lld", (long long)i + 1, (long long)run->group_n);
+        TP_TRY(status);
     }
     TP_TRY(dump_gradients(run));
-    double rate = tp_schedule_rate(&run->schedule, step);
+    return tp_optim_update(run->ctx, run->optim);
+}
+
+/* One optimizer step. The device has the next group to begin with when it is done with this one. */
+static tp_status run_step(tp_run *run)
+{
+    int64_t step = run->state.step;
+    double rate = tp_schedule_rate(&run->schedule, step), began = tp_now(), cpu_began = tp_cpu_seconds();
     tp_optim_result result;
+    TP_TRY(get_group(run, step));
+    int64_t labels = run->group_labels, tokens = run->group_tokens;
+    tp_status status = start_step(run, rate);
+    if (status == TP_OK) {
+        get_group_early(run, step + 1);
+        status = tp_optim_end(run->ctx, run->optim, &result);
+    }
+    if (status == TP_DEVICE) tp_fail_in(run->ctx, "step %lld", (long long)step + 1);
+    TP_TRY(status);
+    double loss = result.loss_sum;
     bool spike = isfinite(loss) && is_spike(run, loss);
     if (spike)
         tp_metrics_say(run->metrics, "step %lld: loss %.4f stands out (spike_zscore); the step is skipped", (long long)step + 1,
                        loss);
-    TP_TRY(tp_optim_step(run->ctx, run->optim, rate, spike ? NAN : loss, &result));
-    if (!result.finite && !spike)
-        tp_metrics_say(run->metrics, "step %lld: the loss or the gradient is not finite; the step is skipped",
-                       (long long)step + 1);
-    TP_TRY(check_guards(run, loss, result.finite || spike));
+    double scale = run->state.scale.value;
+    bool scale_fell = tp_loss_scale_update(&run->state.scale, isfinite(result.grad_norm));
+    if (!result.finite && !spike) say_skipped(run, scale_fell);
+    TP_TRY(check_guards(run, loss, result.finite || spike, scale_fell));
     TP_TRY(tp_model_check(run->ctx, run->model));
     run->state.step = step + 1;
     run->state.updates = run->optim->steps;
@@ -139,6 +195,7 @@ static tp_status run_step(tp_run *run)
                              .loss = loss,
                              .grad_norm = result.grad_norm,
                              .learning_rate = rate,
+                             .loss_scale = scale,
                              .labels = labels,
                              .tokens = tokens,
                              .seconds = seconds,
@@ -265,11 +322,9 @@ tp_status tp_run_train(tp_run *run)
 /* One step's batches, and the held-out ones. */
 static tp_status tune_pass(tp_run *run)
 {
-    int64_t n, labels;
-    double loss = 0;
-    TP_TRY(next_group(run, 0, &n, &labels));
-    for (int64_t i = 0; i < n; i++)
-        TP_TRY(run_micro_batch(run, &run->group[i], 0, labels > 0 ? 1.0f / (float)labels : 0, &loss));
+    TP_TRY(get_group(run, 0));
+    TP_TRY(tp_optim_begin(run->ctx, run->optim, 0, 0, (double)INFINITY));
+    for (int64_t i = 0; i < run->group_n; i++) TP_TRY(run_micro_batch(run, i));
     if (run->held_out == NULL) return TP_OK;
     tp_evaluation ignored;
     return evaluate_held_out(run, &ignored);
@@ -286,6 +341,14 @@ tp_status tp_run_tune(tp_run *run, tp_buf *report)
     return status == TP_OK ? backend->tune_end(run->ctx, report) : status;
 }
 
+/* The checkpoint's loss scale, or the first one. */
+static void start_scale(tp_run *run)
+{
+    tp_loss_scale *scale = &run->state.scale;
+    double first = run->options.loss_scale > 0 ? run->options.loss_scale : run->precision == TP_F16 ? TP_LOSS_SCALE_FIRST : 0;
+    if (first == 0 || scale->value == 0) *scale = (tp_loss_scale){.value = first};
+}
+
 tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *config, const tp_train_options *options,
                       tp_run **result)
 {
@@ -296,10 +359,12 @@ tp_status tp_run_open(tp_ctx *ctx, const tp_recipe *recipe, const tp_config *con
                     .config = config,
                     .options = *options,
                     .lock = -1,
+                    .group_step = -1,
                     .opened = tp_now(),
                     .last_save = tp_now()};
     run->state.best_metric = NAN;
     tp_status status = tp_run_setup(run);
+    start_scale(run);
     if (status == TP_OK && !options->dry_run && !options->tune) status = tp_run_resume(run);
     if (status != TP_OK) return tp_run_close(run, status);
     *result = run;

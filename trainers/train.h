@@ -17,7 +17,7 @@
 
 typedef struct tp_run tp_run;
 
-/* What resuming may differ in, by --accept. */
+/* What resuming or repeating may differ in, by --accept. */
 typedef enum tp_accept {
     TP_ACCEPT_RECIPE = 1,
     TP_ACCEPT_DATA = 2,
@@ -30,6 +30,7 @@ typedef struct tp_train_options {
     const char *resume;         /* NULL: as the recipe says; "none", "auto" or a checkpoint's path */
     bool fresh_optimizer;       /* go on without the checkpoint's optimizer state */
     unsigned accept;            /* tp_accept bits */
+    const char *like;           /* adapter folder whose run is repeated: base, data, version, device must be its; or NULL */
     bool force;                 /* adapter_path made for another base */
     bool dry_run;               /* stop after the plan: nothing is written */
     bool tune;                  /* for tp_run_tune: nothing is written, not even a folder */
@@ -37,6 +38,7 @@ typedef struct tp_train_options {
     /* Set by signal handlers; NULL: never. stop: finish the step, save, PREEMPTED. save: save and go on. */
     const volatile sig_atomic_t *stop;
     volatile sig_atomic_t *save; /* set back to 0 when done */
+    double loss_scale;           /* the first one, in any precision: for tests. 0: TP_LOSS_SCALE_FIRST under fp16, else none */
     bool join;                   /* stack weights and park activations as on a device with memory of its own: for tests */
     bool progress;               /* a progress line on stderr */
     double process_start;        /* CLOCK_MONOTONIC seconds at the start of the process, for "time to first step" */

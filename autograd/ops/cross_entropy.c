@@ -2,8 +2,8 @@
  *
  * Logits of all tokens never exist at once: labelled rows are gathered, and a chunk of logits at a time is made, turned into
  * its loss and its gradient in place, and multiplied back into dx. W is frozen, so two products per chunk are all there is
- * (Liger, arXiv:2410.10989). Under bf16 the gradient is bf16 as well, since that product would round it. Backward only hands
- * the finished dx over. */
+ * (Liger, arXiv:2410.10989). Under bf16 and f16 the gradient has 16 bits as well, since that product would round it. Backward
+ * only hands the finished dx over. */
 #include "autograd/op.h"
 #include "autograd/ops.h"
 
@@ -60,7 +60,7 @@ static tp_status cross_entropy_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op cross_entropy_op = {.name = op_name, .backward = cross_entropy_backward};
+static const tp_op cross_entropy_op = {.name = op_name, .backward = cross_entropy_backward, .is_loss = true};
 
 /* One chunk: logits, losses, and (if wanted) dx in place of the gathered x. */
 static tp_status run_chunk(tp_tape *tape, const tp_cross_entropy_spec *spec, tp_rows x, int64_t dim, int64_t first, int64_t n,
@@ -88,10 +88,12 @@ static tp_status run_chunk(tp_tape *tape, const tp_cross_entropy_spec *spec, tp_
                                   .loss = losses + first,
                                   .grad_scale = spec->grad_scale,
                                   .want_grad = want_grad,
-                                  .narrow = tp_tape_precision(tape) == TP_BF16};
+                                  .narrow = tp_tape_precision(tape) != TP_F32,
+                                  .narrow_type = tp_tape_precision(tape),
+                                  .state = spec->state};
     TP_TRY(tp_run_cross_entropy(ctx, &loss));
     if (!want_grad) return TP_OK;
-    if (loss.narrow) z = (tp_rows){logits, TP_BF16, 2 * vocab};
+    if (loss.narrow) z = (tp_rows){logits, loss.narrow_type, 2 * vocab};
     tp_matmul_args backward = {
         .n = n, .m = dim, .k = vocab, .a = z, .b = *spec->head, .c = x, .alpha = 1, .precision = tp_tape_precision(tape)};
     return tp_run_matmul(ctx, &backward);
@@ -122,8 +124,9 @@ tp_tensor *tp_linear_cross_entropy(tp_tape *tape, tp_tensor *x, const tp_cross_e
     }
     tp_column_sum_args sum = {.n = n, .m = 1, .a = {each, TP_F32, 1}, .out = out->data};
     tp_scale_args scale = {.n = 1, .dim = 1, .x = tp_tensor_rows(out), .y = tp_tensor_rows(out), .alpha = spec->grad_scale};
-    if (!tp_op_ok(tape, op_name, tp_run_column_sum(ctx, &sum)) || !tp_op_ok(tape, op_name, tp_run_scale(ctx, &scale)))
-        return NULL;
+    tp_add_loss_args add = {out->data, spec->state};
+    if (!tp_op_ok(tape, op_name, tp_run_column_sum(ctx, &sum))) return NULL;
+    if (!tp_op_ok(tape, op_name, add.state != NULL ? tp_run_add_loss(ctx, &add) : tp_run_scale(ctx, &scale))) return NULL;
     tp_op_release(tape, logits);
     tp_op_release(tape, losses);
     if (!record) {

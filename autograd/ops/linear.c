@@ -13,12 +13,6 @@
 #include "autograd/op.h"
 #include "autograd/ops.h"
 
-/* When and where in the batch numbers are drawn. */
-struct draw {
-    uint64_t step;
-    int64_t row;
-};
-
 struct linear_record {
     tp_record record;
     tp_tensor *x, *bias, *residual;
@@ -26,7 +20,7 @@ struct linear_record {
     const tp_lowrank *terms; /* copied into the record's tail */
     tp_storage **u;
     int n_terms;
-    struct draw draw;
+    int64_t row; /* of the batch, where x begins: dropout counts from there */
 };
 
 static const char op_name[] = "linear";
@@ -36,16 +30,21 @@ static int64_t term_rows(const tp_lowrank *term, int64_t n)
     return (term->end > 0 ? term->end : n) - term->begin;
 }
 
-static tp_dropout_args dropout_of(tp_tape *tape, const tp_lowrank *term, struct draw draw, int64_t n, int64_t dim, tp_rows x,
+static tp_dropout_args dropout_of(tp_tape *tape, const tp_lowrank *term, int64_t row, int64_t n, int64_t dim, tp_rows x,
                                   tp_rows y)
 {
-    tp_rng_key key = {tp_tape_ctx(tape)->seed, TP_STREAM_DROPOUT + term->site, draw.step};
-    return (tp_dropout_args){
-        .n = n, .dim = dim, .x = x, .y = y, .p = term->dropout, .key = key, .first_row = draw.row + term->begin};
+    return (tp_dropout_args){.n = n,
+                             .dim = dim,
+                             .x = x,
+                             .y = y,
+                             .p = term->dropout,
+                             .key = {tp_tape_ctx(tape)->seed, TP_STREAM_DROPOUT + term->site, 0},
+                             .first_row = row + term->begin,
+                             .state = tp_tape_state(tape)};
 }
 
 /* The rows of x that a term sees, dropped if it asks for that; *made is scratch to release, or NULL. */
-static bool term_input(tp_tape *tape, const tp_lowrank *term, struct draw draw, const tp_tensor *x, tp_rows *input,
+static bool term_input(tp_tape *tape, const tp_lowrank *term, int64_t row, const tp_tensor *x, tp_rows *input,
                        tp_storage **made)
 {
     *input = tp_rows_from(tp_tensor_rows(x), term->begin, 0);
@@ -55,7 +54,7 @@ static bool term_input(tp_tape *tape, const tp_lowrank *term, struct draw draw, 
     *made = tp_op_alloc(tape, op_name, (size_t)n * (size_t)x->cols * tp_dtype_bytes(x->dtype));
     if (*made == NULL) return false;
     tp_rows dropped = {tp_storage_data(*made), x->dtype, x->cols};
-    tp_dropout_args args = dropout_of(tape, term, draw, n, x->cols, *input, dropped);
+    tp_dropout_args args = dropout_of(tape, term, row, n, x->cols, *input, dropped);
     *input = dropped;
     return tp_op_ok(tape, op_name, tp_run_dropout(tp_tape_ctx(tape), &args));
 }
@@ -73,8 +72,7 @@ static bool term_down(tp_tape *tape, const tp_lowrank *term, const tp_tensor *x,
     int64_t n = term_rows(term, x->rows);
     tp_storage *made;
     tp_rows input;
-    struct draw now = {tp_tape_step(tape), tp_tape_row(tape)};
-    if (!term_input(tape, term, now, x, &input, &made)) return false;
+    if (!term_input(tape, term, tp_tape_row(tape), x, &input, &made)) return false;
     tp_matmul_args down = {.n = n, .m = u.ld, .k = x->cols, .a = input, .b = matrix_of(term->a), .nt = true, .c = u};
     down.alpha = term->scaling;
     bool ok = tp_op_ok(tape, op_name, tp_op_product(tape, down));
@@ -155,7 +153,7 @@ static tp_status term_dx(tp_tape *tape, const struct linear_record *r, const tp_
     args.beta = dropped ? 0 : 1;
     TP_TRY(tp_op_product(tape, args));
     if (!dropped) return TP_OK;
-    tp_dropout_args dropout = dropout_of(tape, term, r->draw, n, in, target, dx);
+    tp_dropout_args dropout = dropout_of(tape, term, r->row, n, in, target, dx);
     dropout.accumulate = true;
     return tp_run_dropout(tp_tape_ctx(tape), &dropout);
 }
@@ -177,7 +175,7 @@ static tp_status term_backward(tp_tape *tape, const struct linear_record *r, int
     tp_storage *made = NULL;
     if (tp_wants_grad(term->a)) {
         tp_rows input;
-        if (!term_input(tape, term, r->draw, r->x, &input, &made)) return tp_tape_status(tape);
+        if (!term_input(tape, term, r->row, r->x, &input, &made)) return tp_tape_status(tape);
         tp_matmul_tn_args args = {.n = n, .m = rank, .k = in, .a = du, .b = input, .c = term->a->grad, .alpha = 1, .beta = 1};
         TP_TRY(tp_run_matmul_tn(ctx, &args));
     }
@@ -301,6 +299,6 @@ tp_tensor *tp_linear(tp_tape *tape, tp_tensor *x, const tp_linear_spec *spec)
     r->weight = spec->weight;
     r->terms = terms;
     r->n_terms = spec->n_terms;
-    r->draw = (struct draw){tp_tape_step(tape), tp_tape_row(tape)};
+    r->row = tp_tape_row(tape);
     return y;
 }

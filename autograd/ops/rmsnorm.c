@@ -10,13 +10,6 @@ struct rmsnorm_record {
     float eps;
 };
 
-/* x [N, cols] as rows of `dim`: as they are, or, of several groups, contiguous. */
-static tp_rows grouped(tp_rows rows, int64_t cols, int64_t dim)
-{
-    if (dim < cols) rows.ld = dim;
-    return rows;
-}
-
 static tp_status rmsnorm_backward(tp_tape *tape, tp_record *base)
 {
     struct rmsnorm_record *r = (struct rmsnorm_record *)base;
@@ -35,13 +28,14 @@ static tp_status rmsnorm_backward(tp_tape *tape, tp_record *base)
     if (dx.data == NULL) return tp_tape_status(tape);
     tp_rmsnorm_backward_args args = {.n = y->rows * (y->cols / dim),
                                      .dim = dim,
-                                     .x = grouped(tp_tensor_rows(r->x), y->cols, dim),
-                                     .dy = grouped(tp_tensor_grad_rows(y), y->cols, dim),
-                                     .dx = grouped(dx, y->cols, dim),
+                                     .x = tp_tensor_rows(r->x),
+                                     .dy = tp_tensor_grad_rows(y),
+                                     .dx = dx,
                                      .weight = r->weight->data,
                                      .rstd = tp_storage_data(base->saved[0]),
                                      .dweight = tp_wants_grad(r->weight) ? r->weight->grad : NULL,
-                                     .accumulate = accumulate};
+                                     .accumulate = accumulate,
+                                     .heads = y->cols / dim};
     TP_TRY(tp_run_rmsnorm_backward(tp_tape_ctx(tape), &args));
     tp_op_release(tape, unused);
     return TP_OK;
@@ -53,11 +47,12 @@ static tp_status run(tp_tape *tape, const tp_tensor *x, const tp_tensor *weight,
     int64_t dim = weight->cols;
     tp_rmsnorm_args args = {.n = x->rows * (x->cols / dim),
                             .dim = dim,
-                            .x = grouped(tp_tensor_rows(x), x->cols, dim),
-                            .y = grouped(tp_tensor_rows(y), x->cols, dim),
+                            .x = tp_tensor_rows(x),
+                            .y = tp_tensor_rows(y),
                             .weight = weight->data,
                             .rstd = rstd,
-                            .eps = eps};
+                            .eps = eps,
+                            .heads = x->cols / dim};
     return tp_run_rmsnorm(tp_tape_ctx(tape), &args);
 }
 
@@ -68,14 +63,14 @@ static tp_status rmsnorm_remake(tp_tape *tape, tp_record *base)
     return run(tape, r->x, r->weight, r->eps, base->out[0], tp_storage_data(base->saved[0]));
 }
 
-static const tp_op rmsnorm_op = {"rmsnorm", rmsnorm_backward, rmsnorm_remake};
+static const tp_op rmsnorm_op = {.name = "rmsnorm", .backward = rmsnorm_backward, .remake = rmsnorm_remake};
 
 tp_tensor *tp_rmsnorm(tp_tape *tape, tp_tensor *x, tp_tensor *weight, float eps)
 {
     const tp_tensor *inputs[] = {x, weight};
     if (!tp_op_begin(tape, rmsnorm_op.name, inputs, 2)) return NULL;
     int64_t dim = weight->cols;
-    if (dim == 0 || x->cols % dim != 0 || (dim < x->cols && x->ld != x->cols))
+    if (dim == 0 || x->cols % dim != 0)
         return tp_op_fail(tape, rmsnorm_op.name, TP_SHAPE, "x has %lld columns, the weight %lld values", (long long)x->cols,
                           (long long)dim);
     bool wants = tp_wants_grad(x) || tp_wants_grad(weight), record = wants && tp_tape_recording(tape);

@@ -67,7 +67,7 @@ static tp_status swiglu_remake(tp_tape *tape, tp_record *base)
     return run(tape, r->gate, r->up, base->out[0]);
 }
 
-static const tp_op swiglu_op = {op_name, swiglu_backward, swiglu_remake};
+static const tp_op swiglu_op = {.name = op_name, .backward = swiglu_backward, .remake = swiglu_remake};
 
 bool tp_swiglu_behind(tp_tensor *y, const tp_matmul_tn_args *args)
 {

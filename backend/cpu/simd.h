@@ -13,7 +13,7 @@
     X(column_sum) X(embedding) X(embedding_backward) X(gather_rows) X(scatter_rows) X(rmsnorm) \
     X(rmsnorm_backward) X(layernorm) X(layernorm_backward) X(rope_table) X(rope) X(attention) \
     X(attention_backward) X(swiglu) X(swiglu_backward) X(gelu) X(gelu_backward) X(add) \
-    X(scale) X(dropout) X(cross_entropy) X(grad_norm) X(adamw) X(sgd)
+    X(scale) X(dropout) X(cross_entropy) X(add_loss) X(grad_norm) X(adamw) X(sgd)
 /* clang-format on */
 
 typedef struct tp_simd {

@@ -1,31 +1,29 @@
-/* SwiGLU and GELU with their gradients. Everything between load and store is f32; bf16 is rounded once, at the end.
+/* SwiGLU and GELU with their gradients. Everything between load and store is f32; 16 bits are rounded once, at the end.
  *
- * With exact exponentials and divisions the kernels would be bound by arithmetic in bf16, where the last bits of f32 are
+ * With exact exponentials and divisions the kernels would be bound by arithmetic in 16 bits, where the last bits of f32 are
  * rounded away anyway: there the hardware's approximations are used (some 2^-21), in f32 the exact functions. */
 #include "backend/cuda/rows.cuh"
 
 namespace
 {
 
-template <typename T> __device__ __forceinline__ float sigmoid(float x);
+template <typename T> __device__ __forceinline__ float sigmoid(float x)
+{
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+}
 template <> __device__ __forceinline__ float sigmoid<float>(float x)
 {
     return 1.0f / (1.0f + expf(-x));
 }
-template <> __device__ __forceinline__ float sigmoid<__nv_bfloat16>(float x)
-{
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-}
 
-template <typename T> __device__ __forceinline__ float tanh_of(float x);
-template <> __device__ __forceinline__ float tanh_of<float>(float x)
-{
-    return tanhf(x);
-}
-template <> __device__ __forceinline__ float tanh_of<__nv_bfloat16>(float x)
+template <typename T> __device__ __forceinline__ float tanh_of(float x)
 {
     return 1.0f -
            __fdividef(2.0f, 1.0f + __expf(fminf(2.0f * x, 80.0f))); /* beyond 2^126 the quick division gives 0 too early */
+}
+template <> __device__ __forceinline__ float tanh_of<float>(float x)
+{
+    return tanhf(x);
 }
 
 template <typename T> struct swiglu_chunk {

@@ -53,10 +53,10 @@ template <typename T> struct piece {
     __device__ __forceinline__ void values(float (&x)[PIECE]) const
     {
         if constexpr (WORDS == 1) {
-            tp_unpack_bf16(words[0].x, x[0], x[1]);
-            tp_unpack_bf16(words[0].y, x[2], x[3]);
-            tp_unpack_bf16(words[0].z, x[4], x[5]);
-            tp_unpack_bf16(words[0].w, x[6], x[7]);
+            tp_unpack<T>(words[0].x, x[0], x[1]);
+            tp_unpack<T>(words[0].y, x[2], x[3]);
+            tp_unpack<T>(words[0].z, x[4], x[5]);
+            tp_unpack<T>(words[0].w, x[6], x[7]);
         } else {
             const uint32_t bits[PIECE] = {words[0].x, words[0].y, words[0].z, words[0].w,
                                           words[1].x, words[1].y, words[1].z, words[1].w};
@@ -314,7 +314,7 @@ rows rows_of(tp_rows x)
 
 bool lies_well(tp_rows x, int64_t head_dim)
 {
-    return tp_rows_aligned(x) && head_dim * (x.dtype == TP_BF16 ? 2 : 4) % 16 == 0;
+    return tp_rows_aligned(x) && head_dim * tp_cuda_size(x.dtype) % 16 == 0;
 }
 
 tp_status check(tp_ctx *ctx, const tp_attend_args *a)

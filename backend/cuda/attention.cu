@@ -2,12 +2,13 @@
  *
  * A block takes a tile of rows (query, head) and walks over the keys that they see, 64 at a time (f32: 32), keeping per row
  * the greatest score so far, the sum of exponentials and the weighted sum of v; all three are rescaled when a greater score
- * turns up. In bf16 the two products run on the tensor cores, whose results become their next operand without leaving the
- * registers; while the scores of a tile are computed its values are still arriving, and the next keys during the softmax.
+ * turns up. In bf16 and f16 the two products run on the tensor cores, whose results become their next operand without leaving
+ * the registers; while the scores of a tile are computed its values are still arriving, and the next keys during the softmax.
  *
  * Where there are too few tiles to fill a GPU (one token against a long cache), each tile's keys are cut into a number of
  * parts that depends on the shapes alone; a second kernel merges the parts by their log-sum-exp. */
 #include "backend/cuda/attention.cuh"
+#include "backend/cuda/cudnn.cuh"
 
 using namespace tp_attention;
 
@@ -21,18 +22,18 @@ constexpr int PARTS_MAX = 64;
 constexpr int MERGE_WARPS = 8;
 
 /* M: 16-row blocks of a warp. */
-template <int DIM, int M, int WARPS>
+template <typename T, int DIM, int M, int WARPS>
 __global__ void __launch_bounds__(WARPS * 32) attention_kernel(const __grid_constant__ params p)
 {
     constexpr int ROWS = WARPS * M * 16, THREADS = WARPS * 32;
     extern __shared__ __align__(16) unsigned char shared[];
-    bf16 *q = reinterpret_cast<bf16 *>(shared), *k = q + ROWS * tile_ld<DIM>, *v = k + KEYS * tile_ld<DIM>;
+    T *q = reinterpret_cast<T *>(shared), *k = q + ROWS * tile_ld<DIM>, *v = k + KEYS * tile_ld<DIM>;
     const query_tile t = find_query_tile<ROWS>(p);
     const key_walk<KEYS> walk(p, t.some_see);
     const span part = part_of(p, walk.n, t.split);
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * M * 16;
 
-    const auto load_keys = [&](bf16 *to, int step, const rows &own, const rows &prefix) {
+    const auto load_keys = [&](T *to, int step, const rows &own, const rows &prefix) {
         const key_tile tile = find_key_tile(p, t, walk, step);
         load_tile<KEYS, DIM, THREADS>(to, find_key_rows(p, tile.prefix ? prefix : own, t.kv_head, tile.row, tile.n),
                                       p.head_dim);
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(WARPS * 32) attention_kernel(const __grid_cons
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) store_result(p, t, to, row[m][h], h, greatest[m][h], sum[m][h], out[m]);
+        for (int h = 0; h < 2; h++) store_result<T>(p, t, to, row[m][h], h, greatest[m][h], sum[m][h], out[m]);
     }
 }
 
@@ -221,8 +222,10 @@ __global__ void __launch_bounds__(MERGE_WARPS * 32) merge_parts_kernel(const __g
             for (int w = 0; w < MERGE_WARPS; w++) total += sums[w][c];
             if (p.out.f32)
                 reinterpret_cast<float *>(out)[c] = total * inverse;
+            else if (p.f16)
+                reinterpret_cast<__half *>(out)[c] = tp_from_f32<__half>(total * inverse);
             else
-                reinterpret_cast<bf16 *>(out)[c] = __float2bfloat16_rn(total * inverse);
+                reinterpret_cast<bf16 *>(out)[c] = tp_from_f32<bf16>(total * inverse);
         }
     }
 }
@@ -260,11 +263,11 @@ void place_parts(tp_ctx *ctx, params *p)
     p->part_lse = p->part_out + (int64_t)(last->q_start + last->q_len) * p->heads * p->splits * p->head_dim;
 }
 
-template <int DIM, int M, int WARPS> tp_status launch(tp_ctx *ctx, const params *p)
+template <typename T, int DIM, int M, int WARPS> tp_status launch(tp_ctx *ctx, const params *p)
 {
-    constexpr size_t bytes = (size_t)(WARPS * M * 16 + 2 * KEYS) * tile_ld<DIM> * sizeof(bf16);
-    TP_CUDA_ALLOW_SHARED(ctx, "attention", (attention_kernel<DIM, M, WARPS>), bytes);
-    TP_CUDA_LAUNCH(ctx, "attention", (attention_kernel<DIM, M, WARPS>), (unsigned)(p->n_tiles * p->kv_heads * p->splits),
+    constexpr size_t bytes = (size_t)(WARPS * M * 16 + 2 * KEYS) * tile_ld<DIM> * sizeof(T);
+    TP_CUDA_ALLOW_SHARED(ctx, "attention", (attention_kernel<T, DIM, M, WARPS>), bytes);
+    TP_CUDA_LAUNCH(ctx, "attention", (attention_kernel<T, DIM, M, WARPS>), (unsigned)(p->n_tiles * p->kv_heads * p->splits),
                    WARPS * 32, bytes, *p);
     return TP_OK;
 }
@@ -299,9 +302,10 @@ tp_status launch_any(tp_ctx *ctx, const params *p, int tile, bool hopper)
     } else if (p->q.f32) {
         TP_ATTENTION_DIM(p->head_dim, DIM, { return launch_f32<DIM>(ctx, p); });
     } else if (tile == 16) {
-        TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch<DIM, 1, 1>(ctx, p)); });
+        TP_ATTENTION_TYPE(p, T, { TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch<T, DIM, 1, 1>(ctx, p)); }); });
     } else {
-        TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch < DIM, DIM <= 128 ? 2 : 1, 4 > (ctx, p)); });
+        TP_ATTENTION_TYPE(
+            p, T, { TP_ATTENTION_DIM(p->head_dim, DIM, { return (launch < T, DIM, DIM <= 128 ? 2 : 1, 4 > (ctx, p)); }); });
     }
     return TP_OK;
 }
@@ -310,13 +314,13 @@ tp_status launch_any(tp_ctx *ctx, const params *p, int tile, bool hopper)
 
 rows tp_attention::rows_of(tp_rows x, int64_t head_dim)
 {
-    const int size = x.dtype == TP_BF16 ? 2 : 4;
+    const int size = (int)tp_cuda_size(x.dtype);
     return {static_cast<unsigned char *>(x.data), x.ld * size, size == 4, tp_rows_aligned(x) && head_dim * size % 16 == 0};
 }
 
 tp_status tp_attention::clear(tp_ctx *ctx, const char *name, tp_rows x, int64_t n, int64_t columns)
 {
-    const size_t size = x.dtype == TP_BF16 ? 2 : 4;
+    const size_t size = (size_t)tp_cuda_size(x.dtype);
     if (n <= 0 || columns <= 0) return TP_OK;
     return tp_cuda_check(
         ctx, name,
@@ -343,9 +347,10 @@ tp_status tp_attention::begin(tp_ctx *ctx, const char *name, const tp_attention_
             return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", name, tp_dtype_name(a->q.dtype),
                            tp_dtype_name(other));
     }
-    if (a->n_prefix > 0) {
-        TP_TRY(tp_cuda_check_dtype(ctx, name, a->prefix_k.dtype));
-        TP_TRY(tp_cuda_check_dtype(ctx, name, a->prefix_v.dtype));
+    if (a->n_prefix > 0) { /* a prefix may be f32 beside 16 bits, or bf16 beside f32 */
+        const tp_dtype beside = a->q.dtype == TP_F32 ? TP_BF16 : a->q.dtype;
+        TP_TRY(tp_cuda_check_dtypes(ctx, name, beside, a->prefix_k.dtype));
+        TP_TRY(tp_cuda_check_dtypes(ctx, name, beside, a->prefix_v.dtype));
     }
     if (a->head_dim > HEAD_DIM_MAX)
         return tp_fail(ctx, TP_UNSUPPORTED, "%s: head_dim is %lld, the CUDA kernel takes at most %d", name,
@@ -359,6 +364,7 @@ tp_status tp_attention::begin(tp_ctx *ctx, const char *name, const tp_attention_
                            name, (long long)x->q_len, (long long)x->k_len);
     }
     *p = params{};
+    p->f16 = a->q.dtype == TP_F16;
     p->q = rows_of(a->q, a->head_dim);
     p->k = rows_of(a->k, a->head_dim);
     p->v = rows_of(a->v, a->head_dim);
@@ -410,6 +416,7 @@ extern "C" tp_status tp_cuda_attention(tp_ctx *ctx, const void *args)
         if (a->lse != nullptr)
             TP_CUDA_LAUNCH(ctx, "attention", fill_kernel, tp_cuda_blocks(ctx, n, 256), 256, 0, n, -INFINITY, a->lse);
     }
+    if (tp_dnn_attention(ctx, a)) return TP_OK;
     bool hopper;
     const int tile = tile_rows(ctx, &p, a, &hopper);
     for (int64_t s0 = 0; s0 < a->n_segments; s0 += p.n_segments) {

@@ -34,6 +34,7 @@ struct rows {
 
 struct params {
     rows q, k, v, out, prefix_k, prefix_v, dout, dq, dk, dv;
+    bool f16;              /* what is not f32 is f16, not bf16 */
     float *lse, *delta;
     const float *alibi;
     int heads, kv_heads, head_dim;
@@ -207,9 +208,10 @@ __device__ __forceinline__ float alibi_slope(const params &p, int kv_head, int r
 
 /* ---- tiles in shared memory ---- */
 
-__device__ __forceinline__ float read_value(const unsigned char *row, int column, bool f32)
+/* T, here and below: the 16-bit type of a kernel, bf16 or f16. Where nothing says otherwise it is bf16. */
+template <typename T = bf16> __device__ __forceinline__ float read_value(const unsigned char *row, int column, bool f32)
 {
-    return f32 ? reinterpret_cast<const float *>(row)[column] : __bfloat162float(reinterpret_cast<const bf16 *>(row)[column]);
+    return f32 ? reinterpret_cast<const float *>(row)[column] : tp_to_f32(reinterpret_cast<const T *>(row)[column]);
 }
 
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool there)
@@ -223,13 +225,13 @@ __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_gr
 /* Until at most PENDING of the thread's last groups are under way. */
 template <int PENDING> __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
-/* A bf16 tile's row is 16 bytes longer than its values: eight rows at the same column then lie in different banks. */
+/* The row of a tile of 16-bit values is 16 bytes longer than its values: eight rows at the same column then lie in different banks. */
 template <int DIM> constexpr int tile_ld = DIM + 8;
 
-/* to [ROWS][tile_ld<DIM>] = the rows in bf16, zeros behind head_dim and for rows that are not there. May still be under way
+/* to [ROWS][tile_ld<DIM>] = the rows in 16 bits, zeros behind head_dim and for rows that are not there. May still be under way
  * when it returns: copy_commit, copy_wait and a barrier come before the tile is read. */
-template <int ROWS, int DIM, int THREADS, typename Source>
-__device__ __forceinline__ void load_tile(bf16 *to, const Source &source, int head_dim)
+template <int ROWS, int DIM, int THREADS, typename T, typename Source>
+__device__ __forceinline__ void load_tile(T *to, const Source &source, int head_dim)
 {
     constexpr int CHUNKS = DIM / 8;
     const bool quick = source.x.aligned && !source.x.f32;
@@ -237,14 +239,14 @@ __device__ __forceinline__ void load_tile(bf16 *to, const Source &source, int he
     for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
         const int r = i / CHUNKS, c = i % CHUNKS * 8;
         const unsigned char *row = source.at(r);
-        bf16 *chunk = to + r * tile_ld<DIM> + c;
+        T *chunk = to + r * tile_ld<DIM> + c;
         if (quick) {
             const bool there = row != nullptr && c < head_dim;
             copy_async(chunk, there ? row + c * 2 : source.x.data, there);
         } else {
 #pragma unroll 1 /* rare: not worth eight copies in every kernel */
             for (int e = 0; e < 8; e++)
-                chunk[e] = __float2bfloat16_rn(row != nullptr && c + e < head_dim ? read_value(row, c + e, source.x.f32) : 0.0f);
+                chunk[e] = tp_from_f32<T>(row != nullptr && c + e < head_dim ? read_value<T>(row, c + e, source.x.f32) : 0.0f);
         }
     }
 }
@@ -275,16 +277,24 @@ __device__ __forceinline__ void load_tile_f32(float *to, const Source &source, i
 /* ---- tensor cores ----
  *
  * mma.m16n8k16: c [16, 8] f32 += a [16, 16] b [16, 8]. Lane l holds of c rows l/4 (c[0], c[1]) and l/4 + 8 (c[2], c[3]),
- * columns 2 (l%4) and the next; two c side by side, packed to bf16, are an a. */
+ * columns 2 (l%4) and the next; two c side by side, packed to 16 bits, are an a. */
 
+template <typename T = bf16>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#define TP_MMA(type)                                                                                                   \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "  \
+                 "{%0,%1,%2,%3};"                                                                                      \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+    if constexpr (tp_same<T, bf16>::yes)
+        TP_MMA("bf16");
+    else
+        TP_MMA("f16");
+#undef TP_MMA
 }
 
-__device__ __forceinline__ void load_matrices(uint32_t (&x)[4], const bf16 *row)
+__device__ __forceinline__ void load_matrices(uint32_t (&x)[4], const void *row)
 {
     const unsigned address = (unsigned)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -293,7 +303,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], const bf16 *row)
                  : "memory");
 }
 
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], const bf16 *row)
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], const void *row)
 {
     const unsigned address = (unsigned)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -303,12 +313,12 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], const
 }
 
 /* c [M*16, N*8] = a b^T over DIM: a is the warp's M*16 rows of one tile, b the N*8 rows of another. */
-template <int M, int N, int DIM>
-__device__ __forceinline__ void multiply_nt(float (&c)[M][N][4], const bf16 *a, const bf16 *b)
+template <int M, int N, int DIM, typename T>
+__device__ __forceinline__ void multiply_nt(float (&c)[M][N][4], const T *a, const T *b)
 {
     const int lane = threadIdx.x % 32;
-    const bf16 *a_row = a + (lane % 16) * tile_ld<DIM> + lane / 16 * 8;
-    const bf16 *b_row = b + (lane / 16 * 8 + lane % 8) * tile_ld<DIM> + lane / 8 % 2 * 8;
+    const T *a_row = a + (lane % 16) * tile_ld<DIM> + lane / 16 * 8;
+    const T *b_row = b + (lane / 16 * 8 + lane % 8) * tile_ld<DIM> + lane / 8 % 2 * 8;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -326,29 +336,29 @@ __device__ __forceinline__ void multiply_nt(float (&c)[M][N][4], const bf16 *a, 
             load_matrices(y, b_row + n * 8 * tile_ld<DIM> + k);
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                mma(c[m][n], x[m], y[0], y[1]);
-                mma(c[m][n + 1], x[m], y[2], y[3]);
+                mma<T>(c[m][n], x[m], y[0], y[1]);
+                mma<T>(c[m][n + 1], x[m], y[2], y[3]);
             }
         }
     }
 }
 
-/* c [M*16, COLUMNS] += w b: w [M*16, K*8] are results of multiply_nt, rounded to bf16; b is K*8 rows of a tile, from the
+/* c [M*16, COLUMNS] += w b: w [M*16, K*8] are results of multiply_nt, rounded to 16 bits; b is K*8 rows of a tile, from the
  * column on that the pointer stands at. */
-template <int M, int K, int DIM, int COLUMNS>
-__device__ __forceinline__ void multiply_add(float (&c)[M][COLUMNS / 8][4], const float (&w)[M][K][4], const bf16 *b)
+template <int M, int K, int DIM, int COLUMNS, typename T>
+__device__ __forceinline__ void multiply_add(float (&c)[M][COLUMNS / 8][4], const float (&w)[M][K][4], const T *b)
 {
     const int lane = threadIdx.x % 32;
-    const bf16 *b_row = b + (lane % 16) * tile_ld<DIM> + lane / 16 * 8;
+    const T *b_row = b + (lane % 16) * tile_ld<DIM> + lane / 16 * 8;
 #pragma unroll
     for (int k = 0; k < K; k += 2) {
         uint32_t x[M][4];
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            x[m][0] = tp_pack_bf16(w[m][k][0], w[m][k][1]);
-            x[m][1] = tp_pack_bf16(w[m][k][2], w[m][k][3]);
-            x[m][2] = tp_pack_bf16(w[m][k + 1][0], w[m][k + 1][1]);
-            x[m][3] = tp_pack_bf16(w[m][k + 1][2], w[m][k + 1][3]);
+            x[m][0] = tp_pack<T>(w[m][k][0], w[m][k][1]);
+            x[m][1] = tp_pack<T>(w[m][k][2], w[m][k][3]);
+            x[m][2] = tp_pack<T>(w[m][k + 1][0], w[m][k + 1][1]);
+            x[m][3] = tp_pack<T>(w[m][k + 1][2], w[m][k + 1][3]);
         }
 #pragma unroll
         for (int n = 0; n < COLUMNS / 8; n += 2) {
@@ -356,22 +366,23 @@ __device__ __forceinline__ void multiply_add(float (&c)[M][COLUMNS / 8][4], cons
             load_matrices_transposed(y, b_row + k * 8 * tile_ld<DIM> + n * 8);
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                mma(c[m][n], x[m], y[0], y[1]);
-                mma(c[m][n + 1], x[m], y[2], y[3]);
+                mma<T>(c[m][n], x[m], y[0], y[1]);
+                mma<T>(c[m][n + 1], x[m], y[2], y[3]);
             }
         }
     }
 }
 
-/* Two neighbouring values of a row of bf16, of which `left` are within the head. */
+/* Two neighbouring values of a row, of which `left` are within the head. */
+template <typename T>
 __device__ __forceinline__ void store_pair(unsigned char *row, int column, int left, bool aligned, float a, float b)
 {
-    bf16 *to = reinterpret_cast<bf16 *>(row) + column;
+    T *to = reinterpret_cast<T *>(row) + column;
     if (aligned && left >= 2) {
-        *reinterpret_cast<uint32_t *>(to) = tp_pack_bf16(a, b);
+        *reinterpret_cast<uint32_t *>(to) = tp_pack<T>(a, b);
     } else {
-        if (left > 0) to[0] = __float2bfloat16_rn(a);
-        if (left > 1) to[1] = __float2bfloat16_rn(b);
+        if (left > 0) to[0] = tp_from_f32<T>(a);
+        if (left > 1) to[1] = tp_from_f32<T>(b);
     }
 }
 
@@ -461,7 +472,7 @@ __device__ __forceinline__ void softmax_step(const params &p, const query_tile &
 }
 
 /* A row, finished, goes to its place: sum over all columns, values n * 8 + lane % 4 * 2 and the next of o[n]. */
-template <int N>
+template <typename T, int N>
 __device__ __forceinline__ void store_result(const params &p, const query_tile &t, const query_rows &to, int row, int h, float greatest,
                                              float sum, const float (&o)[N][4])
 {
@@ -477,7 +488,7 @@ __device__ __forceinline__ void store_result(const params &p, const query_tile &
         const int column = n * 8 + lane % 4 * 2, left = p.head_dim - column;
         const float a = o[n][h * 2] * inverse, b = o[n][h * 2 + 1] * inverse;
         if (result.part == nullptr) {
-            store_pair(result.out, column, left, p.out.aligned, a, b);
+            store_pair<T>(result.out, column, left, p.out.aligned, a, b);
         } else {
             if (left > 0) result.part[column] = a;
             if (left > 1) result.part[column + 1] = b;
@@ -541,14 +552,15 @@ __device__ __forceinline__ bool all_seen(const params &p, const owned_keys &t, i
 }
 
 /* Stores two neighbouring sums of a key's row, or adds them. */
+template <typename T>
 __device__ __forceinline__ void store_sums(const params &p, const rows &x, unsigned char *row, int column, float a, float b)
 {
     const int left = p.head_dim - column;
     if (p.accumulate) {
-        if (left > 0) a += read_value(row, column, false);
-        if (left > 1) b += read_value(row, column + 1, false);
+        if (left > 0) a += read_value<T>(row, column, false);
+        if (left > 1) b += read_value<T>(row, column + 1, false);
     }
-    store_pair(row, column, left, x.aligned, a, b);
+    store_pair<T>(row, column, left, x.aligned, a, b);
 }
 
 /* ---- f32: 256 threads, tiles of 32 rows ----
@@ -610,7 +622,7 @@ int64_t fill_segments(params *p, const tp_attention_args *a, int64_t s0, int64_t
 /* Whether rows of queries, or of keys, lie outside all segments. */
 bool has_gaps(const tp_attention_args *a, int64_t n_rows, bool keys);
 
-/* attention_hopper.cu: kernels on Hopper's own tensor core instructions, for what they take: bf16, aligned, heads of up to
+/* attention_hopper.cu: kernels on Hopper's own tensor core instructions, for what they take: bf16 or f16, aligned, heads of up to
  * 128. The functions say how many rows, or keys, their tiles have. */
 bool hopper_takes(tp_ctx *ctx, const params *p);
 int hopper_forward_rows(const params *p);
@@ -637,6 +649,18 @@ tp_status clear(tp_ctx *ctx, const char *name, tp_rows x, int64_t n, int64_t col
             __VA_ARGS__                                      \
         } else {                                             \
             constexpr int DIM = 256;                         \
+            __VA_ARGS__                                      \
+        }                                                    \
+    } while (0)
+
+/* Runs the statements with the 16-bit type T. */
+#define TP_ATTENTION_TYPE(p, T, ...)                         \
+    do {                                                     \
+        if ((p)->f16) {                                      \
+            using T = __half;                                \
+            __VA_ARGS__                                      \
+        } else {                                             \
+            using T = tp_attention::bf16;                    \
             __VA_ARGS__                                      \
         }                                                    \
     } while (0)

@@ -7,9 +7,10 @@
  * products instead of five, and needs neither atomics, nor waiting for turns, nor f32 copies of dQ: the bits are always the
  * same.
  *
- * In bf16, P and dS are results of tensor cores that become operands of the next product without leaving the registers: the
- * first kernel computes them transposed, [key][row], the second as they stand. */
+ * In bf16 and f16, P and dS are results of tensor cores that become operands of the next product without leaving the registers:
+ * the first kernel computes them transposed, [key][row], the second as they stand. */
 #include "backend/cuda/attention.cuh"
+#include "backend/cuda/cudnn.cuh"
 
 using namespace tp_attention;
 
@@ -43,6 +44,9 @@ template <int LANES> __global__ void __launch_bounds__(256) delta_kernel(const _
             if (p.out.f32) {
                 tp_load_some<8>(reinterpret_cast<const float *>(out) + c, p.head_dim - c, aligned, x);
                 tp_load_some<8>(reinterpret_cast<const float *>(dout) + c, p.head_dim - c, aligned, y);
+            } else if (p.f16) {
+                tp_load_some<8>(reinterpret_cast<const __half *>(out) + c, p.head_dim - c, aligned, x);
+                tp_load_some<8>(reinterpret_cast<const __half *>(dout) + c, p.head_dim - c, aligned, y);
             } else {
                 tp_load_some<8>(reinterpret_cast<const bf16 *>(out) + c, p.head_dim - c, aligned, x);
                 tp_load_some<8>(reinterpret_cast<const bf16 *>(dout) + c, p.head_dim - c, aligned, y);
@@ -61,11 +65,11 @@ template <int LANES> __global__ void __launch_bounds__(256) delta_kernel(const _
     }
 }
 
-template <int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kernel(const __grid_constant__ params p)
+template <typename T, int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kernel(const __grid_constant__ params p)
 {
     constexpr int COLUMNS = SUM_COLUMNS<DIM>, ROWS = STEP<DIM>, LD = tile_ld<DIM>;
     extern __shared__ __align__(16) unsigned char shared[];
-    bf16 *k = reinterpret_cast<bf16 *>(shared), *v = k + KEY_ROWS * LD, *q = v + KEY_ROWS * LD, *dout = q + ROWS * LD;
+    T *k = reinterpret_cast<T *>(shared), *v = k + KEY_ROWS * LD, *q = v + KEY_ROWS * LD, *dout = q + ROWS * LD;
     const owned_keys t = find_owned_keys<KEY_ROWS>(p);
     const int lane = threadIdx.x % 32, warp_key = threadIdx.x / 32 * 16, first_column = blockIdx.y * COLUMNS;
 
@@ -125,17 +129,18 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) key_gradient_kerne
 #pragma unroll
         for (int n = 0; n < COLUMNS / 8; n++) {
             const int column = first_column + n * 8 + lane % 4 * 2;
-            store_sums(p, p.dk, dk_row, column, dk[0][n][h * 2] * p.scale, dk[0][n][h * 2 + 1] * p.scale);
-            store_sums(p, p.dv, dv_row, column, dv[0][n][h * 2], dv[0][n][h * 2 + 1]);
+            store_sums<T>(p, p.dk, dk_row, column, dk[0][n][h * 2] * p.scale, dk[0][n][h * 2 + 1] * p.scale);
+            store_sums<T>(p, p.dv, dv_row, column, dv[0][n][h * 2], dv[0][n][h * 2 + 1]);
         }
     }
 }
 
-template <int DIM> __global__ void __launch_bounds__(THREADS) query_gradient_kernel(const __grid_constant__ params p)
+template <typename T, int DIM>
+__global__ void __launch_bounds__(THREADS) query_gradient_kernel(const __grid_constant__ params p)
 {
     constexpr int KEYS = STEP<DIM>, LD = tile_ld<DIM>;
     extern __shared__ __align__(16) unsigned char shared[];
-    bf16 *q = reinterpret_cast<bf16 *>(shared), *dout = q + KEY_ROWS * LD, *k = dout + KEY_ROWS * LD, *v = k + KEYS * LD;
+    T *q = reinterpret_cast<T *>(shared), *dout = q + KEY_ROWS * LD, *k = dout + KEY_ROWS * LD, *v = k + KEYS * LD;
     const query_tile t = find_query_tile<KEY_ROWS>(p);
     const key_walk<KEYS> walk(p, t.some_see);
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
@@ -193,8 +198,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) query_gradient_ker
 #pragma unroll
         for (int n = 0; n < DIM / 8; n++) {
             const int column = n * 8 + lane % 4 * 2;
-            store_pair(row, column, p.head_dim - column, p.dq.aligned, dq[0][n][h * 2] * p.scale,
-                       dq[0][n][h * 2 + 1] * p.scale);
+            store_pair<T>(row, column, p.head_dim - column, p.dq.aligned, dq[0][n][h * 2] * p.scale,
+                          dq[0][n][h * 2 + 1] * p.scale);
         }
     }
 }
@@ -317,20 +322,20 @@ template <int DIM> __global__ void __launch_bounds__(F32_THREADS) query_gradient
 
 constexpr const char *NAME = "attention_backward";
 
-template <int DIM> tp_status launch_keys(tp_ctx *ctx, const params *p)
+template <typename T, int DIM> tp_status launch_keys(tp_ctx *ctx, const params *p)
 {
-    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>)*tile_ld<DIM> * sizeof(bf16);
+    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>)*tile_ld<DIM> * sizeof(T);
     const dim3 grid((unsigned)(p->n_tiles * p->kv_heads), DIM / SUM_COLUMNS<DIM>);
-    TP_CUDA_ALLOW_SHARED(ctx, NAME, key_gradient_kernel<DIM>, bytes);
-    TP_CUDA_LAUNCH(ctx, NAME, key_gradient_kernel<DIM>, grid, THREADS, bytes, *p);
+    TP_CUDA_ALLOW_SHARED(ctx, NAME, (key_gradient_kernel<T, DIM>), bytes);
+    TP_CUDA_LAUNCH(ctx, NAME, (key_gradient_kernel<T, DIM>), grid, THREADS, bytes, *p);
     return TP_OK;
 }
 
-template <int DIM> tp_status launch_queries(tp_ctx *ctx, const params *p)
+template <typename T, int DIM> tp_status launch_queries(tp_ctx *ctx, const params *p)
 {
-    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>)*tile_ld<DIM> * sizeof(bf16);
-    TP_CUDA_ALLOW_SHARED(ctx, NAME, query_gradient_kernel<DIM>, bytes);
-    TP_CUDA_LAUNCH(ctx, NAME, query_gradient_kernel<DIM>, (unsigned)(p->n_tiles * p->kv_heads), THREADS, bytes, *p);
+    constexpr size_t bytes = (size_t)(2 * KEY_ROWS + 2 * STEP<DIM>)*tile_ld<DIM> * sizeof(T);
+    TP_CUDA_ALLOW_SHARED(ctx, NAME, (query_gradient_kernel<T, DIM>), bytes);
+    TP_CUDA_LAUNCH(ctx, NAME, (query_gradient_kernel<T, DIM>), (unsigned)(p->n_tiles * p->kv_heads), THREADS, bytes, *p);
     return TP_OK;
 }
 
@@ -382,7 +387,7 @@ tp_status run_keys(tp_ctx *ctx, params *p, const tp_attention_backward_args *b)
         } else if (p->q.f32) {
             TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_keys_f32<DIM>(ctx, p)); });
         } else {
-            TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_keys<DIM>(ctx, p)); });
+            TP_ATTENTION_TYPE(p, T, { TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY((launch_keys<T, DIM>(ctx, p))); }); });
         }
     }
     return TP_OK;
@@ -400,7 +405,7 @@ tp_status run_queries(tp_ctx *ctx, params *p, const tp_attention_backward_args *
         } else if (p->q.f32) {
             TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_queries_f32<DIM>(ctx, p)); });
         } else {
-            TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY(launch_queries<DIM>(ctx, p)); });
+            TP_ATTENTION_TYPE(p, T, { TP_ATTENTION_DIM(p->head_dim, DIM, { TP_TRY((launch_queries<T, DIM>(ctx, p))); }); });
         }
     }
     return TP_OK;
@@ -426,6 +431,7 @@ extern "C" tp_status tp_cuda_attention_backward(tp_ctx *ctx, const void *args)
     p.dv = rows_of(b->dv, a->head_dim);
     p.delta = b->delta;
     if (a->head_dim <= 0) return TP_OK;
+    if (!has_gaps(a, a->n_q, false) && !has_gaps(a, b->n_k, true) && tp_dnn_attention_backward(ctx, b)) return TP_OK;
     const int64_t items = a->n_q * a->heads;
     if (hopper_takes(ctx, &p)) {
         if (items > (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float)))

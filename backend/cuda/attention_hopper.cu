@@ -1,5 +1,5 @@
-/* Attention and its gradient on Hopper's tensor core instructions (hopper.cuh), for bf16 and heads of up to 128 channels; the
- * same algorithms as in attention.cu and attention_backward.cu.
+/* Attention and its gradient on Hopper's tensor core instructions (hopper.cuh), for bf16, f16 and heads of up to 128 channels;
+ * the same algorithms as in attention.cu and attention_backward.cu.
  *
  * A block is three or four warpgroups. The first copies: tiles of one side pass through a ring of stages in shared memory, each
  * with a barrier that says it is full and one that says it is empty. The others own 64 rows each of one tile of the other side
@@ -149,7 +149,7 @@ template <int N> struct ring {
 };
 
 /* softmax_step in the units of the tensor cores: one multiply-add and the hardware's exponential an element. What the product's
- * rounding costs, 2^-24 of the exponent, is far below what rounding the weights to bf16 does. */
+ * rounding costs, 2^-24 of the exponent, is far below what rounding the weights to 16 bits does. */
 template <int N>
 __device__ __forceinline__ void quick_softmax_step(const params &p, const query_tile &t, const key_tile &tile,
                                                    const int (&row)[2], const span (&seen)[2], float (&s)[N][4],
@@ -203,7 +203,7 @@ __device__ __forceinline__ void quick_softmax_step(const params &p, const query_
 
 #endif
 
-template <int DIM>
+template <typename T, int DIM>
 __global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
@@ -260,24 +260,24 @@ __global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_k
             keys.wait_full(0);
             see_copies();
             arrive();
-            tile_multiply_nt<KEYS, DIM, ROWS>(s, q, group_row, k);
+            tile_multiply_nt<T, KEYS, DIM, ROWS>(s, q, group_row, k);
             commit();
             wait<0>();
             keys.release(0);
             hold(s);
             quick_softmax_step(p, t, find_key_tile(p, t, walk, part.first), row, seen, s, greatest, sum, shrink);
-            pack(weights, s);
+            pack<T>(weights, s);
         }
         for (int step = 1; step < steps; step++) {
             keys.wait_full(step);
             values.wait_full(step - 1);
             see_copies();
             arrive();
-            tile_multiply_nt<KEYS, DIM, ROWS>(s, q, group_row, k + step % STAGES * TILE);
+            tile_multiply_nt<T, KEYS, DIM, ROWS>(s, q, group_row, k + step % STAGES * TILE);
             commit();
             hold(out);
             arrive();
-            tile_multiply_add<KEYS, DIM>(out, weights, v + (step - 1) % STAGES * TILE);
+            tile_multiply_add<T, KEYS, DIM>(out, weights, v + (step - 1) % STAGES * TILE);
             commit();
             wait<1>();
             keys.release(step);
@@ -291,21 +291,21 @@ __global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_k
 #pragma unroll
                 for (int i = 0; i < 4; i++) out[n][i] *= shrink[i / 2];
             }
-            pack(weights, s);
+            pack<T>(weights, s);
         }
         if (steps > 0) {
             values.wait_full(steps - 1);
             see_copies();
             hold(out);
             arrive();
-            tile_multiply_add<KEYS, DIM>(out, weights, v + (steps - 1) % STAGES * TILE);
+            tile_multiply_add<T, KEYS, DIM>(out, weights, v + (steps - 1) % STAGES * TILE);
             commit();
             wait<0>();
             hold(out);
         }
         const query_rows to = {p, p.out, t.s, t.kv_head, t.first, t.end};
 #pragma unroll
-        for (int h = 0; h < 2; h++) store_result(p, t, to, row[h], h, greatest[h], sum[h], out);
+        for (int h = 0; h < 2; h++) store_result<T>(p, t, to, row[h], h, greatest[h], sum[h], out);
     }
 #endif
 }
@@ -407,7 +407,7 @@ __device__ __forceinline__ void quick_finish(float &score, float &dp, row_terms 
 #endif
 
 /* The sums of a block that owns keys: dv += P^T dout, dk += dS^T q; of one that owns rows: dq += dS k. */
-template <int DIM>
+template <typename T, int DIM>
 __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
@@ -449,9 +449,9 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
         const int shift = t.s.k_len - t.s.q_len;
         const auto scores = [&](int step, auto split) {
             arrive();
-            tile_multiply_nt<STEP, DIM, ROWS>(s, room.owned[0], group_key, room.passing_at(0, step));
+            tile_multiply_nt<T, STEP, DIM, ROWS>(s, room.owned[0], group_key, room.passing_at(0, step));
             if constexpr (decltype(split)::value) commit();
-            tile_multiply_nt<STEP, DIM, ROWS>(ds, room.owned[1], group_key, room.passing_at(1, step));
+            tile_multiply_nt<T, STEP, DIM, ROWS>(ds, room.owned[1], group_key, room.passing_at(1, step));
             commit();
         };
         /* both s and ds: scores that are scaled, capped or shifted */
@@ -517,12 +517,12 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
         const auto sum_values = [&](int step) {
             hold(dv);
             arrive();
-            tile_multiply_add<STEP, DIM>(dv, s_weights, room.passing_at(1, step));
+            tile_multiply_add<T, STEP, DIM>(dv, s_weights, room.passing_at(1, step));
         };
         const auto sum_keys = [&](int step) {
             hold(dk);
             arrive();
-            tile_multiply_add<STEP, DIM>(dk, ds_weights, room.passing_at(0, step));
+            tile_multiply_add<T, STEP, DIM>(dk, ds_weights, room.passing_at(0, step));
             commit();
         };
         if constexpr (DIM <= 64) {
@@ -543,8 +543,8 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
                     sum_keys(step);
                 },
                 [&]() {
-                    pack(s_weights, s);
-                    pack(ds_weights, ds);
+                    pack<T>(s_weights, s);
+                    pack<T>(ds_weights, ds);
                 });
         } else {
             room.walk(
@@ -559,8 +559,8 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
                         weigh_shaped(step);
                     else
                         weigh_slopes(step);
-                    pack(s_weights, s);
-                    pack(ds_weights, ds);
+                    pack<T>(s_weights, s);
+                    pack<T>(ds_weights, ds);
                     sum_values(step);
                     sum_keys(step);
                 });
@@ -576,15 +576,15 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
 #pragma unroll
             for (int n = 0; n < DIM / 8; n++) {
                 const int column = n * 8 + lane % 4 * 2;
-                store_sums(p, p.dk, dk_row, column, dk[n][h * 2] * p.scale, dk[n][h * 2 + 1] * p.scale);
-                store_sums(p, p.dv, dv_row, column, dv[n][h * 2], dv[n][h * 2 + 1]);
+                store_sums<T>(p, p.dk, dk_row, column, dk[n][h * 2] * p.scale, dk[n][h * 2 + 1] * p.scale);
+                store_sums<T>(p, p.dv, dv_row, column, dv[n][h * 2], dv[n][h * 2 + 1]);
             }
         }
     }
 #endif
 }
 
-template <int DIM>
+template <typename T, int DIM>
 __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradient_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
@@ -631,8 +631,8 @@ __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradi
             walk.n,
             [&](int step) {
                 arrive();
-                tile_multiply_nt<STEP, DIM, ROWS>(s, room.owned[0], group_row, room.passing_at(0, step));
-                tile_multiply_nt<STEP, DIM, ROWS>(ds, room.owned[1], group_row, room.passing_at(1, step));
+                tile_multiply_nt<T, STEP, DIM, ROWS>(s, room.owned[0], group_row, room.passing_at(0, step));
+                tile_multiply_nt<T, STEP, DIM, ROWS>(ds, room.owned[1], group_row, room.passing_at(1, step));
                 commit();
             },
             [&](int step) {
@@ -667,10 +667,10 @@ __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradi
             [&](int step) {
                 hold(dq);
                 arrive();
-                tile_multiply_add<STEP, DIM>(dq, weights, room.passing_at(0, step));
+                tile_multiply_add<T, STEP, DIM>(dq, weights, room.passing_at(0, step));
                 commit();
             },
-            [&]() { pack(weights, ds); });
+            [&]() { pack<T>(weights, ds); });
         hold(dq);
         const query_rows to = {p, p.dq, t.s, t.kv_head, t.first, t.end};
 #pragma unroll
@@ -680,7 +680,8 @@ __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradi
 #pragma unroll
             for (int n = 0; n < DIM / 8; n++) {
                 const int column = n * 8 + lane % 4 * 2;
-                store_pair(row, column, p.head_dim - column, p.dq.aligned, dq[n][h * 2] * p.scale, dq[n][h * 2 + 1] * p.scale);
+                store_pair<T>(row, column, p.head_dim - column, p.dq.aligned, dq[n][h * 2] * p.scale,
+                              dq[n][h * 2 + 1] * p.scale);
             }
         }
     }
@@ -705,7 +706,7 @@ bool tp_attention::hopper_takes(tp_ctx *ctx, const params *p)
     }
     if (tp_cuda_of(ctx)->capability != 90 || p->head_dim > 128) return false;
     cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, hopper_forward_kernel<64>) == cudaSuccess && attributes.ptxVersion >= 90;
+    return cudaFuncGetAttributes(&attributes, (hopper_forward_kernel<bf16, 64>)) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
 int tp_attention::hopper_forward_rows(const params *p)
@@ -723,34 +724,34 @@ int tp_attention::hopper_query_rows(const params *p)
     return p->head_dim <= 64 ? (int)query_cut<64>::ROWS : (int)query_cut<128>::ROWS;
 }
 
-template <int DIM> static tp_status forward(tp_ctx *ctx, const params *p)
+template <typename T, int DIM> static tp_status forward(tp_ctx *ctx, const params *p)
 {
-    return launch(ctx, "attention", hopper_forward_kernel<DIM>, p, forward_cut<DIM>::THREADS, forward_bytes<DIM>);
+    return launch(ctx, "attention", hopper_forward_kernel<T, DIM>, p, forward_cut<DIM>::THREADS, forward_bytes<DIM>);
 }
 
-template <int DIM> static tp_status key_gradient(tp_ctx *ctx, const params *p)
+template <typename T, int DIM> static tp_status key_gradient(tp_ctx *ctx, const params *p)
 {
-    return launch(ctx, "attention_backward", hopper_key_gradient_kernel<DIM>, p, key_cut<DIM>::THREADS,
+    return launch(ctx, "attention_backward", hopper_key_gradient_kernel<T, DIM>, p, key_cut<DIM>::THREADS,
                   backward_bytes<DIM, key_cut<DIM>::ROWS>);
 }
 
-template <int DIM> static tp_status query_gradient(tp_ctx *ctx, const params *p)
+template <typename T, int DIM> static tp_status query_gradient(tp_ctx *ctx, const params *p)
 {
-    return launch(ctx, "attention_backward", hopper_query_gradient_kernel<DIM>, p, query_cut<DIM>::THREADS,
+    return launch(ctx, "attention_backward", hopper_query_gradient_kernel<T, DIM>, p, query_cut<DIM>::THREADS,
                   backward_bytes<DIM, query_cut<DIM>::ROWS>);
 }
 
 tp_status tp_attention::hopper_forward(tp_ctx *ctx, const params *p)
 {
-    return p->head_dim <= 64 ? forward<64>(ctx, p) : forward<128>(ctx, p);
+    TP_ATTENTION_TYPE(p, T, { return p->head_dim <= 64 ? forward<T, 64>(ctx, p) : forward<T, 128>(ctx, p); });
 }
 
 tp_status tp_attention::hopper_key_gradient(tp_ctx *ctx, const params *p)
 {
-    return p->head_dim <= 64 ? key_gradient<64>(ctx, p) : key_gradient<128>(ctx, p);
+    TP_ATTENTION_TYPE(p, T, { return p->head_dim <= 64 ? key_gradient<T, 64>(ctx, p) : key_gradient<T, 128>(ctx, p); });
 }
 
 tp_status tp_attention::hopper_query_gradient(tp_ctx *ctx, const params *p)
 {
-    return p->head_dim <= 64 ? query_gradient<64>(ctx, p) : query_gradient<128>(ctx, p);
+    TP_ATTENTION_TYPE(p, T, { return p->head_dim <= 64 ? query_gradient<T, 64>(ctx, p) : query_gradient<T, 128>(ctx, p); });
 }

@@ -135,7 +135,7 @@ typedef struct description {
 
 static cudaDataType_t type_of(tp_dtype dtype)
 {
-    return dtype == TP_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    return dtype == TP_BF16 ? CUDA_R_16BF : dtype == TP_F16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
 /* A row-major matrix with rows of `cols`: for cuBLASLt, columns of that many rows. */

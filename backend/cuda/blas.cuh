@@ -6,7 +6,7 @@
 
 /* c [n, m] = alpha * left * right + beta * add + bias. left is [n, k] or, transposed, stored as [k, n]; right is [k, m] or,
  * transposed, stored as [m, k]. All are row-major with distances ld between stored rows. left and right are both f32 (exact
- * products, no tf32) or both bf16; sums are f32; c is f32, or bf16 if they are. */
+ * products, no tf32), both bf16 or both f16; sums are f32; c is f32, or what they are. */
 typedef struct tp_product {
     int64_t n, m, k; /* none of them 0 */
     tp_dtype type;   /* of left and right */

@@ -62,10 +62,16 @@ struct entropy_params {
     const int32_t *labels;
     float *loss;
     float grad_scale;
+    const tp_step_state *state; /* NULL: grad_scale counts */
     bool want_grad;
     int members;   /* blocks of a cluster */
     int64_t width; /* columns of each, a multiple of CHUNK */
 };
+
+__device__ __forceinline__ float scale_of(const entropy_params &p)
+{
+    return p.state != nullptr ? p.state->grad_scale * p.state->loss_scale : p.grad_scale;
+}
 
 __device__ __forceinline__ void store_loss(const entropy_params &p, int64_t row, exp_sum all, float correct)
 {
@@ -216,7 +222,8 @@ __global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_
         }
         if (own_label) store_loss(p, row, all, correct);
         if (!p.want_grad) continue;
-        const float factor = p.grad_scale / all.sum, own_factor = __expf(shift_of(own.greatest) - all.greatest) * factor;
+        const float scale = scale_of(p), factor = scale / all.sum;
+        const float own_factor = __expf(shift_of(own.greatest) - all.greatest) * factor;
         Gradient *const to = reinterpret_cast<Gradient *>(p.logits + row * p.ld) + first;
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
@@ -224,7 +231,7 @@ __global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_
             for (int i = 0; i < CHUNK; i++) v[k][i] *= own_factor;
             tp_store_some<CHUNK>(to + held_column(k), count - held_column(k), p.aligned, v[k]);
         }
-        if (own_label) to[label] = tp_from_f32<Gradient>(fmaf(__expf(correct - all.greatest), factor, -p.grad_scale));
+        if (own_label) to[label] = tp_from_f32<Gradient>(fmaf(__expf(correct - all.greatest), factor, -scale));
     }
     if (p.members > 1) tp_cluster::meet(); /* the others have read this block's sums */
 }
@@ -253,14 +260,14 @@ template <typename Gradient> __global__ void __launch_bounds__(THREADS) cross_en
         const exp_sum all = block_merge(own, shared); /* a barrier: the label's logit is read before it is written */
         if (threadIdx.x == 0) store_loss(p, row, all, correct);
         if (!p.want_grad) continue;
-        const float factor = p.grad_scale / all.sum;
+        const float scale = scale_of(p), factor = scale / all.sum;
         const int64_t steps = (p.vocab + THREADS * WIDE - 1) / (THREADS * WIDE);
         for (int64_t step = 0; step < steps; step++) {
             const int64_t c = ((NARROW ? step : steps - 1 - step) * THREADS + threadIdx.x) * WIDE;
             if (c < p.vocab) tp_load_some<WIDE>(x + c, p.vocab - c, p.aligned, v);
             if (NARROW) __syncthreads(); /* what lies where these gradients go has been read by all */
             if (c >= p.vocab) continue;
-            turn(v, (int)(label - c), all.greatest, factor, p.grad_scale);
+            turn(v, (int)(label - c), all.greatest, factor, scale);
             tp_store_some<WIDE>(reinterpret_cast<Gradient *>(x) + c, p.vocab - c, p.aligned, v);
         }
     }
@@ -295,6 +302,13 @@ template <typename Gradient> tp_status launch(tp_ctx *ctx, const entropy_params 
     return TP_OK;
 }
 
+__global__ void add_loss_kernel(tp_add_loss_args a)
+{
+    const float loss = __fmul_rn(*a.loss, a.state->grad_scale);
+    *a.loss = loss;
+    a.state->loss_sum += (double)loss;
+}
+
 } // namespace
 
 extern "C" tp_status tp_cuda_cross_entropy(tp_ctx *ctx, const void *args)
@@ -305,6 +319,13 @@ extern "C" tp_status tp_cuda_cross_entropy(tp_ctx *ctx, const void *args)
     p.rows = a->n, p.vocab = a->vocab, p.ld = a->ld, p.logits = a->logits;
     p.aligned = tp_pointer_aligned(a->logits) && a->ld % 4 == 0;
     p.labels = a->labels, p.loss = a->loss;
-    p.grad_scale = a->grad_scale, p.want_grad = a->want_grad;
-    return a->narrow ? launch<__nv_bfloat16>(ctx, p) : launch<float>(ctx, p);
+    p.grad_scale = a->grad_scale, p.state = a->state, p.want_grad = a->want_grad;
+    if (!a->narrow) return launch<float>(ctx, p);
+    return a->narrow_type == TP_F16 ? launch<__half>(ctx, p) : launch<__nv_bfloat16>(ctx, p);
+}
+
+extern "C" tp_status tp_cuda_add_loss(tp_ctx *ctx, const void *args)
+{
+    TP_CUDA_LAUNCH(ctx, "add_loss", add_loss_kernel, 1, 1, 0, *static_cast<const tp_add_loss_args *>(args));
+    return TP_OK;
 }

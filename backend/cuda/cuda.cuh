@@ -26,6 +26,7 @@
 #define TP_CUDA_TICKETS            16
 
 struct tp_cublas;
+struct tp_cudnn;
 
 struct tp_cuda {
     tp_device device; /* first: a tp_device * of this backend is a tp_cuda * */
@@ -54,6 +55,9 @@ struct tp_cuda {
     } allowed[TP_CUDA_ALLOWED]; /* dynamic shared memory that kernels were allowed: asking again costs as much as a launch */
     int n_allowed;
     void *tensor_maps; /* cuTensorMapEncodeTiled, or NULL where the code for this GPU does not use them (tensor_map.cuh) */
+    struct tp_cudnn *dnn;       /* cudnn.cu; NULL until a call could use it */
+    unsigned char *reserved;    /* device memory beside the workspace, for attention's gradient by cuDNN */
+    size_t reserved_bytes;
 };
 
 static inline tp_cuda *tp_cuda_of(tp_ctx *ctx);
@@ -64,14 +68,21 @@ tp_status tp_cuda_check(tp_ctx *ctx, const char *name, cudaError_t error);
 /* A copy in device memory of at most TP_CUDA_UPLOAD_BYTES bytes of host memory, which may change after the call. Valid until
  * the next upload, in the order of the stream; a kernel uploads one thing. The same bytes as last time cost nothing. */
 tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t bytes, const void **device);
-/* UNSUPPORTED unless f32 or bf16. */
+/* UNSUPPORTED unless f32, bf16 or f16; of two arrays, also if one is bf16 and the other f16. */
 tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype);
+tp_status tp_cuda_check_dtypes(tp_ctx *ctx, const char *name, tp_dtype a, tp_dtype b);
 
 /* matmul.cu: opens cuBLASLt, and closes it (NULL: nothing). */
 tp_status tp_cuda_blas_open(tp_ctx *ctx, tp_cuda *cuda);
 void tp_cuda_blas_close(struct tp_cublas *blas);
 /* "13.1.0", for descriptions. */
 void tp_cuda_blas_version(const struct tp_cublas *blas, char out[32]);
+
+/* cudnn.cu: closes cuDNN (NULL: nothing). "9.14.0" or "none", for descriptions; opens it. */
+void tp_cuda_dnn_close(struct tp_cudnn *cudnn);
+void tp_cuda_dnn_version(tp_cuda *cuda, char out[32]);
+/* tp_backend.reserve. */
+tp_status tp_cuda_reserve(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes);
 
 /* blas.cu: tp_backend.tune_begin and tune_end. */
 void tp_cuda_tune_begin(tp_device *device);
@@ -107,17 +118,43 @@ static inline tp_cuda *tp_cuda_of(tp_ctx *ctx)
 /* Lets a kernel take more than 48 KiB of dynamic shared memory; before its launch. */
 #define TP_CUDA_ALLOW_SHARED(ctx, name, kernel, bytes) TP_TRY(tp_cuda_allow_shared(ctx, name, (const void *)(kernel), bytes))
 
-/* Runs the statements with the type T for a dtype: TP_CUDA_DTYPE(args->x.dtype, T, { TP_CUDA_LAUNCH(...); }). Nests. */
+/* Runs the statements with the type T for a dtype: TP_CUDA_DTYPE(args->x.dtype, T, { TP_CUDA_LAUNCH(...); }). */
 #define TP_CUDA_DTYPE(dtype, T, ...)        \
     do {                                    \
         if ((dtype) == TP_BF16) {           \
             using T = __nv_bfloat16;        \
+            __VA_ARGS__                     \
+        } else if ((dtype) == TP_F16) {     \
+            using T = __half;               \
             __VA_ARGS__                     \
         } else {                            \
             using T = float;                \
             __VA_ARGS__                     \
         }                                   \
     } while (0)
+
+/* The same within it, for an array beside one of type A: f32, or the 16-bit type of A. bf16 and f16 do not meet in a kernel
+ * (tp_cuda_check_dtypes). */
+#define TP_CUDA_DTYPE_BESIDE(A, dtype, T, ...)           \
+    do {                                                 \
+        if ((dtype) == TP_BF16) {                        \
+            using T = tp_beside<A, __nv_bfloat16>::type; \
+            __VA_ARGS__                                  \
+        } else if ((dtype) == TP_F16) {                  \
+            using T = tp_beside<A, __half>::type;        \
+            __VA_ARGS__                                  \
+        } else {                                         \
+            using T = float;                             \
+            __VA_ARGS__                                  \
+        }                                                \
+    } while (0)
+
+template <typename A, typename B> struct tp_beside {
+    typedef A type;
+};
+template <typename B> struct tp_beside<float, B> {
+    typedef B type;
+};
 
 /* The same for a condition: B is a constant. */
 #define TP_CUDA_BOOL(condition, B, ...)     \
@@ -141,6 +178,12 @@ static inline int64_t tp_cuda_min(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+/* Bytes of a value of activations. */
+static inline int64_t tp_cuda_size(tp_dtype dtype)
+{
+    return dtype == TP_F32 ? 4 : 2;
+}
+
 /* Blocks for `items` in a loop with a stride of the whole grid: enough to fill the GPU, not more than there is work. */
 static inline unsigned tp_cuda_blocks(tp_ctx *ctx, int64_t items, int64_t items_per_block)
 {
@@ -148,6 +191,13 @@ static inline unsigned tp_cuda_blocks(tp_ctx *ctx, int64_t items, int64_t items_
 }
 
 /* ---- values ---- */
+
+template <typename A, typename B> struct tp_same {
+    static constexpr bool yes = false;
+};
+template <typename A> struct tp_same<A, A> {
+    static constexpr bool yes = true;
+};
 
 __device__ __forceinline__ float tp_to_f32(float x) { return x; }
 __device__ __forceinline__ float tp_to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -157,7 +207,10 @@ template <typename T> __device__ __forceinline__ T tp_from_f32(float x);
 template <> __device__ __forceinline__ float tp_from_f32<float>(float x) { return x; }
 template <> __device__ __forceinline__ __nv_bfloat16 tp_from_f32<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
+template <> __device__ __forceinline__ __half tp_from_f32<__half>(float x) { return __float2half_rn(x); }
+
 __device__ __forceinline__ float tp_round_bf16(float x) { return __bfloat162float(__float2bfloat16_rn(x)); }
+template <typename T> __device__ __forceinline__ float tp_round(float x) { return tp_to_f32(tp_from_f32<T>(x)); }
 
 /* N consecutive values by accesses of 16 bytes (or the whole, if it is less): p aligned to that. */
 template <int N> __device__ __forceinline__ void tp_load(const float *p, float (&x)[N])
@@ -186,21 +239,42 @@ __device__ __forceinline__ uint32_t tp_pack_bf16(float low, float high)
     return *reinterpret_cast<const uint32_t *>(&pair);
 }
 
-template <int N> __device__ __forceinline__ void tp_load(const __nv_bfloat16 *p, float (&x)[N])
+/* The same for either 16-bit type. */
+template <typename T> __device__ __forceinline__ void tp_unpack(uint32_t pair, float &low, float &high)
+{
+    if constexpr (tp_same<T, __nv_bfloat16>::yes) {
+        tp_unpack_bf16(pair, low, high);
+    } else {
+        const float2 x = __half22float2(*reinterpret_cast<const __half2 *>(&pair));
+        low = x.x, high = x.y;
+    }
+}
+
+template <typename T> __device__ __forceinline__ uint32_t tp_pack(float low, float high)
+{
+    if constexpr (tp_same<T, __nv_bfloat16>::yes) {
+        return tp_pack_bf16(low, high);
+    } else {
+        const __half2 pair = __floats2half2_rn(low, high);
+        return *reinterpret_cast<const uint32_t *>(&pair);
+    }
+}
+
+template <int N, typename T> __device__ __forceinline__ void tp_load(const T *p, float (&x)[N])
 {
     if constexpr (N % 8 == 0) {
 #pragma unroll
         for (int i = 0; i < N; i += 8) {
             const uint4 v = *reinterpret_cast<const uint4 *>(p + i);
-            tp_unpack_bf16(v.x, x[i], x[i + 1]);
-            tp_unpack_bf16(v.y, x[i + 2], x[i + 3]);
-            tp_unpack_bf16(v.z, x[i + 4], x[i + 5]);
-            tp_unpack_bf16(v.w, x[i + 6], x[i + 7]);
+            tp_unpack<T>(v.x, x[i], x[i + 1]);
+            tp_unpack<T>(v.y, x[i + 2], x[i + 3]);
+            tp_unpack<T>(v.z, x[i + 4], x[i + 5]);
+            tp_unpack<T>(v.w, x[i + 6], x[i + 7]);
         }
     } else if constexpr (N == 4) {
         const uint2 v = *reinterpret_cast<const uint2 *>(p);
-        tp_unpack_bf16(v.x, x[0], x[1]);
-        tp_unpack_bf16(v.y, x[2], x[3]);
+        tp_unpack<T>(v.x, x[0], x[1]);
+        tp_unpack<T>(v.y, x[2], x[3]);
     } else {
 #pragma unroll
         for (int i = 0; i < N; i++) x[i] = tp_to_f32(p[i]);
@@ -218,19 +292,19 @@ template <int N> __device__ __forceinline__ void tp_store(float *p, const float 
     }
 }
 
-template <int N> __device__ __forceinline__ void tp_store(__nv_bfloat16 *p, const float (&x)[N])
+template <int N, typename T> __device__ __forceinline__ void tp_store(T *p, const float (&x)[N])
 {
     if constexpr (N % 8 == 0) {
 #pragma unroll
         for (int i = 0; i < N; i += 8) {
-            *reinterpret_cast<uint4 *>(p + i) = make_uint4(tp_pack_bf16(x[i], x[i + 1]), tp_pack_bf16(x[i + 2], x[i + 3]),
-                                                           tp_pack_bf16(x[i + 4], x[i + 5]), tp_pack_bf16(x[i + 6], x[i + 7]));
+            *reinterpret_cast<uint4 *>(p + i) = make_uint4(tp_pack<T>(x[i], x[i + 1]), tp_pack<T>(x[i + 2], x[i + 3]),
+                                                           tp_pack<T>(x[i + 4], x[i + 5]), tp_pack<T>(x[i + 6], x[i + 7]));
         }
     } else if constexpr (N == 4) {
-        *reinterpret_cast<uint2 *>(p) = make_uint2(tp_pack_bf16(x[0], x[1]), tp_pack_bf16(x[2], x[3]));
+        *reinterpret_cast<uint2 *>(p) = make_uint2(tp_pack<T>(x[0], x[1]), tp_pack<T>(x[2], x[3]));
     } else {
 #pragma unroll
-        for (int i = 0; i < N; i++) p[i] = tp_from_f32<__nv_bfloat16>(x[i]);
+        for (int i = 0; i < N; i++) p[i] = tp_from_f32<T>(x[i]);
     }
 }
 
@@ -260,7 +334,7 @@ template <int N, typename T> __device__ __forceinline__ void tp_store_some(T *p,
 /* Whether every row starts where 16-byte accesses may. */
 static inline bool tp_rows_aligned(tp_rows x)
 {
-    return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.ld * (x.dtype == TP_BF16 ? 2 : 4) % 16 == 0;
+    return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.ld * tp_cuda_size(x.dtype) % 16 == 0;
 }
 
 static inline bool tp_pointer_aligned(const void *p)

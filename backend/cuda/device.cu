@@ -26,8 +26,16 @@ tp_status tp_cuda_check(tp_ctx *ctx, const char *name, cudaError_t error)
 
 tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype)
 {
-    if (dtype == TP_F32 || dtype == TP_BF16) return TP_OK;
-    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32 or bf16, got %s", name, tp_dtype_name(dtype));
+    if (dtype == TP_F32 || dtype == TP_BF16 || dtype == TP_F16) return TP_OK;
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: expected f32, bf16 or f16, got %s", name, tp_dtype_name(dtype));
+}
+
+tp_status tp_cuda_check_dtypes(tp_ctx *ctx, const char *name, tp_dtype a, tp_dtype b)
+{
+    TP_TRY(tp_cuda_check_dtype(ctx, name, a));
+    TP_TRY(tp_cuda_check_dtype(ctx, name, b));
+    if (a == b || a == TP_F32 || b == TP_F32) return TP_OK;
+    return tp_fail(ctx, TP_UNSUPPORTED, "%s: one array is %s, another %s", name, tp_dtype_name(a), tp_dtype_name(b));
 }
 
 tp_status tp_cuda_allow_shared(tp_ctx *ctx, const char *name, const void *kernel, size_t bytes)
@@ -50,6 +58,7 @@ static void cuda_close(tp_device *device)
     /* Failures here have no one to be told to: the process gives everything back when it ends. */
     (void)cudaSetDevice(cuda->index);
     if (cuda->stream != NULL) (void)cudaStreamSynchronize(cuda->stream);
+    tp_cuda_dnn_close(cuda->dnn);
     tp_cuda_blas_close(cuda->blas);
     for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++) {
         if (cuda->staged[i] != NULL) (void)cudaEventDestroy(cuda->staged[i]);
@@ -63,6 +72,7 @@ static void cuda_close(tp_device *device)
     (void)cudaFreeHost(cuda->staging);
     (void)cudaFree(cuda->upload);
     (void)cudaFree(cuda->workspace);
+    (void)cudaFree(cuda->reserved);
     if (cuda->stream != NULL) (void)cudaStreamDestroy(cuda->stream);
     tp_free(cuda->uploaded);
     tp_free(cuda);
@@ -97,6 +107,7 @@ static tp_status read_properties(tp_ctx *ctx, tp_cuda *cuda)
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->device.memory_bytes = p.totalGlobalMem;
     cuda->device.auto_precision = p.major >= 8 ? TP_BF16 : TP_F32;
+    cuda->device.f16 = true;
     cudaFuncAttributes attributes;
     if (cudaFuncGetAttributes(&attributes, (const void *)probe) != cudaSuccess) {
         (void)cudaGetLastError();
@@ -161,17 +172,18 @@ static void cuda_describe(tp_device *device, tp_buf *json)
     cudaDeviceProp p;
     int driver = 0, runtime = 0;
     size_t free_bytes = 0, total_bytes = 0;
-    char blas[32];
+    char blas[32], dnn[32];
     if (cudaSetDevice(cuda->index) != cudaSuccess || cudaGetDeviceProperties(&p, cuda->index) != cudaSuccess) return;
     (void)cudaDriverGetVersion(&driver);
     (void)cudaRuntimeGetVersion(&runtime);
     (void)cudaMemGetInfo(&free_bytes, &total_bytes);
     tp_cuda_blas_version(cuda->blas, blas);
+    tp_cuda_dnn_version(cuda, dnn);
     tp_buf_printf(json, "\"model\": \"%s\", \"index\": %d, \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d", p.name,
                   cuda->index, p.major, p.minor, p.multiProcessorCount);
     tp_buf_printf(json, ", \"memory_bytes\": %zu, \"free_bytes\": %zu", total_bytes, free_bytes);
-    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\"", driver / 1000,
-                  driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas);
+    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\", \"cudnn\": \"%s\"", driver / 1000,
+                  driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas, dnn);
 }
 
 /* ---- memory ---- */
@@ -233,7 +245,11 @@ static tp_status cuda_copy_in(tp_ctx *ctx, void *device_memory, const void *host
 {
     unsigned char *to = (unsigned char *)device_memory, *room;
     const unsigned char *from = (const unsigned char *)host;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     TP_TRY(enter(ctx));
+    TP_TRY(tp_cuda_check(ctx, "copy to the device", cudaStreamIsCapturing(tp_cuda_of(ctx)->stream, &capture)));
+    if (capture != cudaStreamCaptureStatusNone) /* a replay would read what staging holds by then */
+        return tp_fail(ctx, TP_DEVICE, "copy to the device: not while kernels are recorded");
     for (size_t got; bytes > 0; to += got, from += got, bytes -= got) {
         TP_TRY(stage(ctx, bytes, &room, &got));
         memcpy(room, from, got);
@@ -397,6 +413,7 @@ extern "C" const tp_backend tp_cuda_backend = {
     .wait_beside = cuda_wait_beside,
     .tune_begin = tp_cuda_tune_begin,
     .tune_end = tp_cuda_tune_end,
+    .reserve = tp_cuda_reserve,
     .describe = cuda_describe,
     .kernels =
         {

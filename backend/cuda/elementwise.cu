@@ -69,11 +69,14 @@ template <typename X, typename Y> struct dropout_chunk {
     uint32_t threshold; /* a number is kept if its upper 24 bits are at least this */
     float keep_scale;
     bool accumulate;
+    const tp_step_state *state;
     __device__ void operator()(int64_t row, int64_t column, int64_t count) const
     {
         uint32_t numbers[12] = {};
         float a[TP_CHUNK], before[TP_CHUNK];
-        draw(key, (first_row + (uint64_t)row) * dim + (uint64_t)column, numbers);
+        tp_rng_key now = key;
+        if (state != nullptr) now.step = state->draw;
+        draw(now, (first_row + (uint64_t)row) * dim + (uint64_t)column, numbers);
         x.load(row, column, count, a);
 #pragma unroll
         for (int i = 0; i < TP_CHUNK; i++) a[i] = (numbers[i] >> 8) >= threshold ? __fmul_rn(a[i], keep_scale) : 0.0f;
@@ -109,7 +112,7 @@ template <typename T> struct column_term {
 
 tp_status clear_rows(tp_ctx *ctx, const char *name, tp_rows x, int64_t rows, int64_t columns)
 {
-    const size_t size = x.dtype == TP_BF16 ? 2 : 4;
+    const size_t size = (size_t)tp_cuda_size(x.dtype);
     if (rows <= 0 || columns <= 0) return TP_OK;
     return tp_cuda_check(
         ctx, name,
@@ -121,12 +124,13 @@ tp_status clear_rows(tp_ctx *ctx, const char *name, tp_rows x, int64_t rows, int
 extern "C" tp_status tp_cuda_add(tp_ctx *ctx, const void *args)
 {
     const tp_add_args *a = static_cast<const tp_add_args *>(args);
-    TP_TRY(tp_cuda_check_dtype(ctx, "add", a->x.dtype));
-    TP_TRY(tp_cuda_check_dtype(ctx, "add", a->y.dtype));
-    TP_TRY(tp_cuda_check_dtype(ctx, "add", a->z.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "add", a->x.dtype, a->y.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "add", a->x.dtype, a->z.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "add", a->y.dtype, a->z.dtype));
     TP_CUDA_DTYPE(a->x.dtype, X, {
-        TP_CUDA_DTYPE(a->y.dtype, Y, {
-            TP_CUDA_DTYPE(a->z.dtype, Z, {
+        TP_CUDA_DTYPE_BESIDE(X, a->y.dtype, Y, {
+            typedef tp_beside<X, Y>::type W;
+            TP_CUDA_DTYPE_BESIDE(W, a->z.dtype, Z, {
                 const add_chunk<X, Y, Z> body = {tp_typed<X>(a->x), tp_typed<Y>(a->y), tp_typed<Z>(a->z)};
                 return tp_for_chunks(ctx, "add", a->n, a->dim, body);
             });
@@ -139,9 +143,9 @@ extern "C" tp_status tp_cuda_scale(tp_ctx *ctx, const void *args)
     const tp_scale_args *a = static_cast<const tp_scale_args *>(args);
     TP_TRY(tp_cuda_check_dtype(ctx, "scale", a->y.dtype));
     if (a->alpha == 0.0f) return clear_rows(ctx, "scale", a->y, a->n, a->dim);
-    TP_TRY(tp_cuda_check_dtype(ctx, "scale", a->x.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "scale", a->x.dtype, a->y.dtype));
     TP_CUDA_DTYPE(a->x.dtype, X, {
-        TP_CUDA_DTYPE(a->y.dtype, Y, {
+        TP_CUDA_DTYPE_BESIDE(X, a->y.dtype, Y, {
             const scale_chunk<X, Y> body = {tp_typed<X>(a->x), tp_typed<Y>(a->y), a->alpha};
             return tp_for_chunks(ctx, "scale", a->n, a->dim, body);
         });
@@ -151,15 +155,15 @@ extern "C" tp_status tp_cuda_scale(tp_ctx *ctx, const void *args)
 extern "C" tp_status tp_cuda_dropout(tp_ctx *ctx, const void *args)
 {
     const tp_dropout_args *a = static_cast<const tp_dropout_args *>(args);
-    TP_TRY(tp_cuda_check_dtype(ctx, "dropout", a->x.dtype));
-    TP_TRY(tp_cuda_check_dtype(ctx, "dropout", a->y.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "dropout", a->x.dtype, a->y.dtype));
     /* uniform >= p, where uniform = u24 * 2^-24, is u24 >= ceil(p * 2^24), all exact in double */
     const uint32_t threshold = (uint32_t)ceil((double)a->p * 16777216.0);
     const float keep_scale = (float)(1.0 / (1.0 - (double)a->p));
     TP_CUDA_DTYPE(a->x.dtype, X, {
-        TP_CUDA_DTYPE(a->y.dtype, Y, {
+        TP_CUDA_DTYPE_BESIDE(X, a->y.dtype, Y, {
             const dropout_chunk<X, Y> body = {tp_typed<X>(a->x), tp_typed<Y>(a->y), a->key,     (uint64_t)a->first_row,
-                                              (uint64_t)a->dim,  threshold,         keep_scale, a->accumulate};
+                                              (uint64_t)a->dim,  threshold,         keep_scale, a->accumulate,
+                                              a->state};
             return tp_for_chunks(ctx, "dropout", a->n, a->dim, body);
         });
     });
@@ -168,10 +172,9 @@ extern "C" tp_status tp_cuda_dropout(tp_ctx *ctx, const void *args)
 extern "C" tp_status tp_cuda_gather_rows(tp_ctx *ctx, const void *args)
 {
     const tp_gather_rows_args *a = static_cast<const tp_gather_rows_args *>(args);
-    TP_TRY(tp_cuda_check_dtype(ctx, "gather_rows", a->in.dtype));
-    TP_TRY(tp_cuda_check_dtype(ctx, "gather_rows", a->out.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "gather_rows", a->in.dtype, a->out.dtype));
     TP_CUDA_DTYPE(a->in.dtype, X, {
-        TP_CUDA_DTYPE(a->out.dtype, Y, {
+        TP_CUDA_DTYPE_BESIDE(X, a->out.dtype, Y, {
             const move_chunk<X, Y, false> body = {tp_typed<X>(a->in), tp_typed<Y>(a->out), a->index};
             return tp_for_chunks(ctx, "gather_rows", a->n, a->dim, body);
         });
@@ -181,12 +184,11 @@ extern "C" tp_status tp_cuda_gather_rows(tp_ctx *ctx, const void *args)
 extern "C" tp_status tp_cuda_scatter_rows(tp_ctx *ctx, const void *args)
 {
     const tp_scatter_rows_args *a = static_cast<const tp_scatter_rows_args *>(args);
-    TP_TRY(tp_cuda_check_dtype(ctx, "scatter_rows", a->in.dtype));
-    TP_TRY(tp_cuda_check_dtype(ctx, "scatter_rows", a->out.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "scatter_rows", a->in.dtype, a->out.dtype));
     /* the places are distinct: as many as there are rows leave none over */
     if (a->zero_rest && a->n != a->rows) TP_TRY(clear_rows(ctx, "scatter_rows", a->out, a->rows, a->dim));
     TP_CUDA_DTYPE(a->in.dtype, X, {
-        TP_CUDA_DTYPE(a->out.dtype, Y, {
+        TP_CUDA_DTYPE_BESIDE(X, a->out.dtype, Y, {
             const move_chunk<X, Y, true> body = {tp_typed<X>(a->in), tp_typed<Y>(a->out), a->index};
             return tp_for_chunks(ctx, "scatter_rows", a->n, a->dim, body);
         });

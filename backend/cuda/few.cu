@@ -482,6 +482,7 @@ bool linears_fit(const tp_linears_args *a)
         const tp_linears_part *part = &a->parts[i];
         const tp_lowrank_args *l = part->lowrank;
         if (!readable(&part->w, a->k) || part->w.rows >= INT32_MAX || part->y.dtype != a->parts[0].y.dtype) return false;
+        if (part->y.dtype == TP_F16) return false;
         if (exact_in_bf16(&part->w) != exact_in_bf16(&a->parts[0].w) || part->w.round_bf16 != a->parts[0].w.round_bf16)
             return false;
         if (l != NULL && (!lowrank_readable(l) || (l->down.data != NULL && !readable(&l->down, a->k)))) return false;

@@ -10,7 +10,7 @@
 #ifndef TP_BACKEND_CUDA_HOPPER_CUH
 #define TP_BACKEND_CUDA_HOPPER_CUH
 
-#include <stdint.h>
+#include "backend/cuda/cuda.cuh"
 
 /* Whether this pass compiles for a GPU that has them. */
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -95,78 +95,106 @@ __device__ __forceinline__ float quick_exp2(float x)
 
 #define TP_REGISTERS(x) "+f"(x[0]), "+f"(x[1]), "+f"(x[2]), "+f"(x[3])
 
-/* d = or += a b^T: both from shared memory. */
+/* d = or += a b^T: both from shared memory, both of type T. */
+template <typename T>
 __device__ __forceinline__ void multiply_nt(float (&d)[8][4], uint64_t a, uint64_t b, int add)
 {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "%32, %33, p, 1, 1, 0, 0;\n}\n"
-                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7])
-                 : "l"(a), "l"(b), "r"(add)
-                 : "memory");
+#define TP_WGMMA(type) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, " \
+                 "%32, %33, p, 1, 1, 0, 0;\n}\n" \
+                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7]) \
+                 : "l"(a), "l"(b), "r"(add) \
+                 : "memory")
+    if constexpr (tp_same<T, __nv_bfloat16>::yes)
+        TP_WGMMA("bf16");
+    else
+        TP_WGMMA("f16");
+#undef TP_WGMMA
 }
 
+template <typename T>
 __device__ __forceinline__ void multiply_nt(float (&d)[16][4], uint64_t a, uint64_t b, int add)
 {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "%64, %65, p, 1, 1, 0, 0;\n}\n"
-                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7]), TP_REGISTERS(d[8]), TP_REGISTERS(d[9]), TP_REGISTERS(d[10]), TP_REGISTERS(d[11]), TP_REGISTERS(d[12]), TP_REGISTERS(d[13]), TP_REGISTERS(d[14]), TP_REGISTERS(d[15])
-                 : "l"(a), "l"(b), "r"(add)
-                 : "memory");
+#define TP_WGMMA(type) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
+                 "%64, %65, p, 1, 1, 0, 0;\n}\n" \
+                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7]), TP_REGISTERS(d[8]), TP_REGISTERS(d[9]), TP_REGISTERS(d[10]), TP_REGISTERS(d[11]), TP_REGISTERS(d[12]), TP_REGISTERS(d[13]), TP_REGISTERS(d[14]), TP_REGISTERS(d[15]) \
+                 : "l"(a), "l"(b), "r"(add) \
+                 : "memory")
+    if constexpr (tp_same<T, __nv_bfloat16>::yes)
+        TP_WGMMA("bf16");
+    else
+        TP_WGMMA("f16");
+#undef TP_WGMMA
 }
 
 /* d += a b: a from registers. */
+template <typename T>
 __device__ __forceinline__ void multiply_add(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b)
 {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
-                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
-                 : "memory");
+#define TP_WGMMA(type) \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, " \
+                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n" \
+                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7]) \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) \
+                 : "memory")
+    if constexpr (tp_same<T, __nv_bfloat16>::yes)
+        TP_WGMMA("bf16");
+    else
+        TP_WGMMA("f16");
+#undef TP_WGMMA
 }
 
+template <typename T>
 __device__ __forceinline__ void multiply_add(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b)
 {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
-                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7]), TP_REGISTERS(d[8]), TP_REGISTERS(d[9]), TP_REGISTERS(d[10]), TP_REGISTERS(d[11]), TP_REGISTERS(d[12]), TP_REGISTERS(d[13]), TP_REGISTERS(d[14]), TP_REGISTERS(d[15])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
-                 : "memory");
+#define TP_WGMMA(type) \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
+                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n" \
+                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7]), TP_REGISTERS(d[8]), TP_REGISTERS(d[9]), TP_REGISTERS(d[10]), TP_REGISTERS(d[11]), TP_REGISTERS(d[12]), TP_REGISTERS(d[13]), TP_REGISTERS(d[14]), TP_REGISTERS(d[15]) \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) \
+                 : "memory")
+    if constexpr (tp_same<T, __nv_bfloat16>::yes)
+        TP_WGMMA("bf16");
+    else
+        TP_WGMMA("f16");
+#undef TP_WGMMA
 }
 
 /* d [64, N] = a b^T over DIM: a is 64 rows of a tile of A_ROWS, from row a_row on; b all N rows of a tile. Issued only. */
-template <int N, int DIM, int A_ROWS>
+template <typename T, int N, int DIM, int A_ROWS>
 __device__ __forceinline__ void tile_multiply_nt(float (&d)[N / 8][4], uint32_t a, int a_row, uint32_t b)
 {
 #pragma unroll
     for (int k = 0; k < DIM / 16; k++) {
         const uint32_t in_row = k % 4 * 32;
-        multiply_nt(d, descriptor(a + a_row * 128 + k / 4 * A_ROWS * 128 + in_row, 16), descriptor(b + k / 4 * N * 128 + in_row, 16), k > 0);
+        multiply_nt<T>(d, descriptor(a + a_row * 128 + k / 4 * A_ROWS * 128 + in_row, 16), descriptor(b + k / 4 * N * 128 + in_row, 16), k > 0);
     }
 }
 
-/* d [64, DIM] += w b: w [64, K] in registers as bf16, b a tile of K rows. Issued only. */
-template <int K, int DIM>
+/* d [64, DIM] += w b: w [64, K] in registers as T, b a tile of K rows. Issued only. */
+template <typename T, int K, int DIM>
 __device__ __forceinline__ void tile_multiply_add(float (&d)[DIM / 8][4], const uint32_t (&w)[K / 16][4], uint32_t b)
 {
 #pragma unroll
-    for (int k = 0; k < K / 16; k++) multiply_add(d, w[k], descriptor(b + k * 16 * 128, K * 128));
+    for (int k = 0; k < K / 16; k++) multiply_add<T>(d, w[k], descriptor(b + k * 16 * 128, K * 128));
 }
 
 /* Results of one product as the first factor of the next. */
-template <int N> __device__ __forceinline__ void pack(uint32_t (&w)[N / 2][4], const float (&s)[N][4])
+template <typename T, int N> __device__ __forceinline__ void pack(uint32_t (&w)[N / 2][4], const float (&s)[N][4])
 {
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
-        w[n / 2][0] = tp_pack_bf16(s[n][0], s[n][1]);
-        w[n / 2][1] = tp_pack_bf16(s[n][2], s[n][3]);
-        w[n / 2][2] = tp_pack_bf16(s[n + 1][0], s[n + 1][1]);
-        w[n / 2][3] = tp_pack_bf16(s[n + 1][2], s[n + 1][3]);
+        w[n / 2][0] = tp_pack<T>(s[n][0], s[n][1]);
+        w[n / 2][1] = tp_pack<T>(s[n][2], s[n][3]);
+        w[n / 2][2] = tp_pack<T>(s[n + 1][0], s[n + 1][1]);
+        w[n / 2][3] = tp_pack<T>(s[n + 1][2], s[n + 1][3]);
     }
 }
 

@@ -1,10 +1,10 @@
 /* Matrix products: what cuBLASLt can read stays where it is, the rest is converted into the workspace, slice by slice.
  *
- * Both sides of a product have one type. It is bf16 if the precision says so, or if both sides hold bf16 values anyway (their
- * products are exact in f32); else f32. A side of another type, a quantized weight, a weight in GGUF's rotary row order: each
- * is unpacked in slices, the left side by rows and the right side by columns of the result, so that every slice gives finished
- * elements and no sum is rounded in between. A few cases that cuBLASLt lacks (a bf16 result of f32 products, a beta and a
- * residual at once) go through f32 sums in the workspace. */
+ * Both sides of a product have one type. It is bf16 (or f16) if the precision says so, or if both sides hold such values anyway
+ * (their products are exact in f32); else f32. A side of another type, a quantized weight, a weight in GGUF's rotary row order:
+ * each is unpacked in slices, the left side by rows and the right side by columns of the result, so that every slice gives
+ * finished elements and no sum is rounded in between. A few cases that cuBLASLt lacks (a 16-bit result of f32 products, a beta
+ * and a residual at once) go through f32 sums in the workspace. */
 #include "backend/cuda/blas.cuh"
 #include "backend/cuda/decode.cuh"
 #include "backend/cuda/few.cuh"
@@ -14,25 +14,20 @@
 #define RIGHT_SLICE_BYTES ((int64_t)32 << 20)
 #define THREADS           256
 
-/* Leading dimension of a converted piece: rows start at 16 bytes in either type. */
+/* Leading dimension of a converted piece: rows start at 16 bytes in any type. */
 static int64_t piece_ld(int64_t cols)
 {
     return tp_cuda_ceil(cols, 8) * 8;
 }
 
-static int64_t size_of(tp_dtype dtype)
-{
-    return dtype == TP_BF16 ? 2 : 4;
-}
-
 static void *offset(const void *data, int64_t elements, tp_dtype dtype)
 {
-    return (char *)const_cast<void *>(data) + elements * size_of(dtype);
+    return (char *)const_cast<void *>(data) + elements * tp_cuda_size(dtype);
 }
 
 /* ---- conversions ---- */
 
-/* to[i] = from[i]; a block takes 8 * THREADS columns of a row. With `rest`, what bf16 rounding lost goes there as a second
+/* to[i] = from[i]; a block takes 8 * THREADS columns of a row. With `rest`, what rounding lost goes there as a second
  * piece. */
 template <typename From, typename To>
 __global__ void convert_rows(const From *from, int64_t from_ld, int64_t n, int64_t cols, bool aligned, To *to, To *rest,
@@ -46,7 +41,7 @@ __global__ void convert_rows(const From *from, int64_t from_ld, int64_t n, int64
         tp_store<8>(to + row * to_ld + c, x);
         if (rest != NULL) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) x[i] -= tp_round_bf16(x[i]);
+            for (int i = 0; i < 8; i++) x[i] -= tp_round<To>(x[i]);
             tp_store<8>(rest + row * to_ld + c, x);
         }
     }
@@ -65,7 +60,7 @@ __global__ void convert_thin_rows(const From *from, int64_t from_ld, int64_t n, 
         tp_store<8>(to + row * to_ld + c, x);
         if (rest != NULL) {
 #pragma unroll
-            for (int k = 0; k < 8; k++) x[k] -= tp_round_bf16(x[k]);
+            for (int k = 0; k < 8; k++) x[k] -= tp_round<To>(x[k]);
             tp_store<8>(rest + row * to_ld + c, x);
         }
     }
@@ -82,8 +77,9 @@ static tp_status convert(tp_ctx *ctx, const char *name, tp_rows from, int64_t n,
 {
     const bool aligned = tp_rows_aligned(from);
     const int64_t ld = piece_ld(cols);
+    TP_TRY(tp_cuda_check_dtypes(ctx, name, from.dtype, type));
     TP_CUDA_DTYPE(from.dtype, From, {
-        TP_CUDA_DTYPE(type, To, {
+        TP_CUDA_DTYPE_BESIDE(From, type, To, {
             if (cols < 8 * THREADS / 2)
                 TP_CUDA_LAUNCH(ctx, name, (convert_thin_rows<From, To>), tp_cuda_blocks(ctx, n * (ld / 8), THREADS), THREADS, 0,
                                (const From *)from.data, from.ld, n, cols, aligned, (To *)to, (To *)rest, ld);
@@ -132,10 +128,10 @@ static tp_status unpack(tp_ctx *ctx, const char *name, const tp_matrix *w, int64
     return TP_OK;
 }
 
-__global__ void round_bias(const float *bias, int64_t m, __nv_bfloat16 *out)
+template <typename T> __global__ void round_bias(const float *bias, int64_t m, T *out)
 {
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i < m) out[i] = tp_from_f32<__nv_bfloat16>(bias[i]);
+    if (i < m) out[i] = tp_from_f32<T>(bias[i]);
 }
 
 /* c = alpha * sums + beta * c + bias + residual; sums NULL: without them. */
@@ -169,25 +165,25 @@ typedef struct job {
     unsigned char *left, *right, *sums, *bias; /* in the workspace; sums and bias may be unused */
 } job;
 
-/* Values that bf16 holds exactly. */
-static bool holds_bf16(const tp_matrix *b)
+/* Values that a 16-bit type holds exactly. */
+static bool holds(const tp_matrix *b, tp_dtype type)
 {
-    return b->format == TP_FORMAT_BF16 || b->round_bf16;
+    return type == TP_F16 ? b->format == TP_FORMAT_F16 && !b->round_bf16 : b->format == TP_FORMAT_BF16 || b->round_bf16;
 }
 
 /* Whether cuBLASLt can read b as it lies. */
 static bool readable(const tp_matrix *b, tp_dtype type)
 {
-    return b->format == (type == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32) && b->rope_pairs <= 0 &&
-           !(b->round_bf16 && b->format == TP_FORMAT_F32) &&
-           reinterpret_cast<uintptr_t>(b->data) % (uintptr_t)size_of(type) == 0;
+    return b->format == tp_format_of(type) && b->rope_pairs <= 0 && !(b->round_bf16 && b->format != TP_FORMAT_BF16) &&
+           reinterpret_cast<uintptr_t>(b->data) % (uintptr_t)tp_cuda_size(type) == 0;
 }
 
 static job plan_job(const tp_matmul_args *args)
 {
     job j = {};
     j.args = args;
-    j.type = args->precision == TP_BF16 || (args->a.dtype == TP_BF16 && holds_bf16(&args->b)) ? TP_BF16 : TP_F32;
+    j.type = args->precision;
+    if (j.type == TP_F32 && args->a.dtype != TP_F32 && holds(&args->b, args->a.dtype)) j.type = args->a.dtype;
     j.along_k = args->nt != args->b.transposed;
     j.convert_left = args->a.dtype != j.type;
     j.convert_right = !readable(&args->b, j.type);
@@ -198,14 +194,14 @@ static job plan_job(const tp_matmul_args *args)
         j.beta = 1, j.add = args->residual, j.add_ld = args->residual_ld;
     else
         j.through_sums = args->residual != NULL;
-    if (j.type == TP_F32 && args->c.dtype == TP_BF16) j.through_sums = true;
+    if (args->c.dtype != TP_F32 && args->c.dtype != j.type) j.through_sums = true;
     return j;
 }
 
 /* Bytes of the workspace that columns of b take when they are unpacked. */
 static int64_t right_bytes(const job *j, int64_t cols)
 {
-    return (j->along_k ? cols * piece_ld(j->args->k) : j->args->k * piece_ld(cols)) * size_of(j->type);
+    return (j->along_k ? cols * piece_ld(j->args->k) : j->args->k * piece_ld(cols)) * tp_cuda_size(j->type);
 }
 
 /* Cuts the product so that its pieces fit: columns first, for a weight's slice should stay in L2, then rows. */
@@ -214,7 +210,7 @@ static tp_status cut_job(tp_ctx *ctx, job *j)
     const tp_matmul_args *args = j->args;
     unsigned char *at = tp_cuda_of(ctx)->workspace;
     int64_t left = (int64_t)TP_CUDA_WORKSPACE_BYTES;
-    if (args->bias != NULL && args->c.dtype == TP_BF16 && !j->through_sums) {
+    if (args->bias != NULL && args->c.dtype != TP_F32 && !j->through_sums) {
         const int64_t bytes = tp_cuda_ceil(args->m * 2, 256) * 256;
         j->bias = at, at += bytes, left -= bytes;
     }
@@ -226,7 +222,7 @@ static tp_status cut_job(tp_ctx *ctx, job *j)
         const int64_t bytes = tp_cuda_ceil(right_bytes(j, j->slice_cols), 256) * 256;
         j->right = at, at += bytes, left -= bytes;
     }
-    const int64_t left_row = j->convert_left ? piece_ld(args->k) * size_of(j->type) : 0;
+    const int64_t left_row = j->convert_left ? piece_ld(args->k) * tp_cuda_size(j->type) : 0;
     const int64_t sums_row = j->through_sums ? piece_ld(j->slice_cols) * 4 : 0;
     j->slice_rows = args->n;
     if (left_row + sums_row > 0) j->slice_rows = tp_cuda_min(args->n, (left - 256) / (left_row + sums_row));
@@ -278,7 +274,7 @@ static tp_status prepare_right(tp_ctx *ctx, const job *j, int64_t col, int64_t m
         if (j->along_k) return unpack(ctx, "matmul", &args->b, col, m, 0, args->k, j->type, j->right);
         return unpack(ctx, "matmul", &args->b, 0, args->k, col, m, j->type, j->right);
     }
-    p->right_ld = tp_matrix_row_bytes(&args->b) / size_of(j->type);
+    p->right_ld = tp_matrix_row_bytes(&args->b) / tp_cuda_size(j->type);
     p->right = offset(args->b.data, j->along_k ? col * p->right_ld : col, j->type);
     return TP_OK;
 }
@@ -286,9 +282,12 @@ static tp_status prepare_right(tp_ctx *ctx, const job *j, int64_t col, int64_t m
 static tp_status run_job(tp_ctx *ctx, const job *j)
 {
     const tp_matmul_args *args = j->args;
-    if (j->bias != NULL)
-        TP_CUDA_LAUNCH(ctx, "matmul", round_bias, (unsigned)tp_cuda_ceil(args->m, THREADS), THREADS, 0, args->bias, args->m,
-                       (__nv_bfloat16 *)j->bias);
+    if (j->bias != NULL) {
+        TP_CUDA_DTYPE(args->c.dtype, T, {
+            TP_CUDA_LAUNCH(ctx, "matmul", round_bias<T>, (unsigned)tp_cuda_ceil(args->m, THREADS), THREADS, 0, args->bias,
+                           args->m, (T *)j->bias);
+        });
+    }
     for (int64_t row = 0; row < args->n; row += j->slice_rows) {
         const int64_t n = tp_cuda_min(j->slice_rows, args->n - row);
         tp_rows a = {offset(args->a.data, row * args->a.ld, args->a.dtype), args->a.dtype, args->a.ld};
@@ -367,11 +366,12 @@ static tp_status multiply_tn(tp_ctx *ctx, const tp_matmul_tn_args *args, int64_t
     return tp_cuda_product(ctx, "matmul_tn", &p);
 }
 
-/* One side is f32, the other bf16. The f32 side, in practice the thin one, becomes the sum of two bf16 pieces, which keeps 16
- * of its 24 bits; products with each are added in f32. */
+/* One side is f32, the other bf16 or f16. The f32 side, in practice the thin one, becomes the sum of two pieces of that type,
+ * which keeps 16 (or 22) of its 24 bits; products with each are added in f32. */
 static tp_status multiply_mixed(tp_ctx *ctx, const tp_matmul_tn_args *args)
 {
     const bool split_a = args->a.dtype == TP_F32;
+    const tp_dtype type = split_a ? args->b.dtype : args->a.dtype;
     const int64_t cols = split_a ? args->m : args->k, ld = piece_ld(cols);
     const int64_t slice = (int64_t)TP_CUDA_WORKSPACE_BYTES / (4 * ld) / 8 * 8;
     if (slice <= 0)
@@ -381,8 +381,8 @@ static tp_status multiply_mixed(tp_ctx *ctx, const tp_matmul_tn_args *args)
         const int64_t n = tp_cuda_min(slice, args->n - row);
         tp_rows a = {offset(args->a.data, row * args->a.ld, args->a.dtype), args->a.dtype, args->a.ld};
         tp_rows b = {offset(args->b.data, row * args->b.ld, args->b.dtype), args->b.dtype, args->b.ld};
-        tp_rows upper = {tp_cuda_of(ctx)->workspace, TP_BF16, ld}, lower = {offset(upper.data, n * ld, TP_BF16), TP_BF16, ld};
-        TP_TRY(convert(ctx, "matmul_tn", split_a ? a : b, n, cols, TP_BF16, upper.data, lower.data));
+        tp_rows upper = {tp_cuda_of(ctx)->workspace, type, ld}, lower = {offset(upper.data, n * ld, type), type, ld};
+        TP_TRY(convert(ctx, "matmul_tn", split_a ? a : b, n, cols, type, upper.data, lower.data));
         TP_TRY(multiply_tn(ctx, args, n, split_a ? upper : a, split_a ? b : upper, beta));
         TP_TRY(multiply_tn(ctx, args, n, split_a ? lower : a, split_a ? b : lower, 1));
     }
@@ -392,8 +392,7 @@ static tp_status multiply_mixed(tp_ctx *ctx, const tp_matmul_tn_args *args)
 extern "C" tp_status tp_cuda_matmul_tn(tp_ctx *ctx, const void *arguments)
 {
     const tp_matmul_tn_args *args = (const tp_matmul_tn_args *)arguments;
-    TP_TRY(tp_cuda_check_dtype(ctx, "matmul_tn", args->a.dtype));
-    TP_TRY(tp_cuda_check_dtype(ctx, "matmul_tn", args->b.dtype));
+    TP_TRY(tp_cuda_check_dtypes(ctx, "matmul_tn", args->a.dtype, args->b.dtype));
     if (args->m <= 0 || args->k <= 0) return TP_OK;
     if (args->n <= 0) {
         const dim3 grid((unsigned)tp_cuda_min(args->m, 65536), (unsigned)tp_cuda_ceil(args->k, THREADS));

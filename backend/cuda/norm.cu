@@ -13,6 +13,32 @@ constexpr int HELD = 4, NARROW_HELD = 3; /* chunks per thread; of rows that a wa
 constexpr int HELD_THREADS = 256, LONG_THREADS = 1024;
 constexpr int64_t HELD_COLUMNS = HELD_THREADS * TP_CHUNK * HELD;
 
+/* Rows that may be heads of tokens: then `heads` of them, `columns` apart, lie in each row of the array. */
+template <typename T> struct norm_rows {
+    tp_typed_rows<T> tokens;
+    unsigned heads, columns;
+    __device__ T *at(int64_t row, int64_t column) const
+    {
+        if (heads <= 1) return tokens.at(row, column);
+        return tokens.at((unsigned)row / heads, (int64_t)((unsigned)row % heads) * columns + column);
+    }
+    __device__ void load(int64_t row, int64_t column, int64_t count, float (&x)[TP_CHUNK]) const
+    {
+        tp_load_some<TP_CHUNK>(at(row, column), count, tokens.aligned, x);
+    }
+    __device__ void store(int64_t row, int64_t column, int64_t count, const float (&x)[TP_CHUNK]) const
+    {
+        tp_store_some<TP_CHUNK>(at(row, column), count, tokens.aligned, x);
+    }
+};
+
+template <typename T> norm_rows<T> norm_rows_of(tp_rows rows, int64_t heads, int64_t columns)
+{
+    tp_typed_rows<T> tokens = tp_typed<T>(rows);
+    if (heads > 1) tokens.aligned = tokens.aligned && columns * (int64_t)sizeof(T) % 16 == 0;
+    return {tokens, (unsigned)heads, (unsigned)columns};
+}
+
 /* Threads for rows of `columns` values: x along a row, y over rows of a block. */
 dim3 norm_block(int64_t columns)
 {
@@ -53,14 +79,14 @@ template <int N> struct row_chunks {
     }
 };
 
-/* A chunk as it lies in memory: in bf16 half the registers of its values. */
+/* A chunk as it lies in memory: in 16 bits half the registers of its values. */
 template <typename T> struct packed {
     static constexpr int WORDS = TP_CHUNK * (int)sizeof(T) / 4;
     uint32_t words[WORDS];
-    __device__ __forceinline__ void load(const tp_typed_rows<T> &rows, int64_t row, int64_t column, int64_t count)
+    __device__ __forceinline__ void load(const norm_rows<T> &rows, int64_t row, int64_t column, int64_t count)
     {
         const T *p = rows.at(row, column);
-        if (rows.aligned && count >= TP_CHUNK) {
+        if (rows.tokens.aligned && count >= TP_CHUNK) {
 #pragma unroll
             for (int i = 0; i < WORDS; i += 4) {
                 const uint4 v = *reinterpret_cast<const uint4 *>(reinterpret_cast<const uint32_t *>(p) + i);
@@ -74,7 +100,7 @@ template <typename T> struct packed {
 #pragma unroll
         for (int i = 0; i < WORDS; i++) {
             if constexpr (sizeof(T) == 2)
-                words[i] = tp_pack_bf16(x[2 * i], x[2 * i + 1]);
+                words[i] = tp_pack<T>(x[2 * i], x[2 * i + 1]);
             else
                 words[i] = __float_as_uint(x[i]);
         }
@@ -84,7 +110,7 @@ template <typename T> struct packed {
 #pragma unroll
         for (int i = 0; i < WORDS; i++) {
             if constexpr (sizeof(T) == 2)
-                tp_unpack_bf16(words[i], x[2 * i], x[2 * i + 1]);
+                tp_unpack<T>(words[i], x[2 * i], x[2 * i + 1]);
             else
                 x[i] = __uint_as_float(words[i]);
         }
@@ -107,12 +133,12 @@ constexpr int resident_threads = N == NARROW_HELD && sizeof(T) == 2 ? 1024
                                  : sizeof(T) == 2 && !LAYER         ? 768
                                                                     : 512;
 
-/* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to bf16 before the weight. A short row's
+/* y = w (x - mean) rstd + b; RMSNorm has no mean and no b, and rounds x rstd to 16 bits before the weight. A short row's
  * successor is under way while it is summed. */
 template <typename T, bool LAYER, int N>
 __global__ void __launch_bounds__(N == 0 ? LONG_THREADS : HELD_THREADS,
                                   N == 0 ? 1 : resident_threads<T, LAYER, N> / HELD_THREADS)
-    norm_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> y, tp_typed_rows<const float> weight,
+    norm_kernel(int64_t rows, int64_t columns, norm_rows<T> x, norm_rows<T> y, tp_typed_rows<const float> weight,
                 tp_typed_rows<const float> bias, float *mean_out, float *rstd_out, float eps)
 {
     constexpr bool LONG = N == 0;
@@ -165,7 +191,7 @@ __global__ void __launch_bounds__(N == 0 ? LONG_THREADS : HELD_THREADS,
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
                 float normal = (v[i] - mean) * rstd;
-                if (!LAYER && sizeof(T) == 2) normal = tp_round_bf16(normal);
+                if (!LAYER && sizeof(T) == 2) normal = tp_round<T>(normal);
                 v[i] = w[i] * normal;
                 if (LAYER) v[i] += b[i];
             }
@@ -177,7 +203,7 @@ __global__ void __launch_bounds__(N == 0 ? LONG_THREADS : HELD_THREADS,
 /* With g = w dy and xh = (x - mean) rstd:  dx (+)= rstd (g - mean(g) - xh mean(g xh)); RMSNorm lacks mean(g). */
 template <typename T, bool LAYER, bool LONG>
 __global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
-    norm_backward_kernel(int64_t rows, int64_t columns, tp_typed_rows<T> x, tp_typed_rows<T> dy, tp_typed_rows<T> dx,
+    norm_backward_kernel(int64_t rows, int64_t columns, norm_rows<T> x, norm_rows<T> dy, norm_rows<T> dx,
                          tp_typed_rows<const float> weight, const float *mean_in, const float *rstd_in, bool accumulate)
 {
     constexpr int N = LONG ? 1 : HELD;
@@ -238,7 +264,7 @@ __global__ void __launch_bounds__(LONG ? LONG_THREADS : HELD_THREADS)
 
 /* dy xh, whose sum down a column is the gradient of the weight; or dy alone, the bias's. */
 template <typename T, bool LAYER, bool BIAS> struct weight_term {
-    tp_typed_rows<T> x, dy;
+    norm_rows<T> x, dy;
     const float *mean, *rstd;
     __device__ void operator()(int64_t row, int64_t column, int64_t count, float (&out)[TP_CHUNK]) const
     {
@@ -264,6 +290,7 @@ struct norm_arrays {
     const float *weight, *bias;
     float *mean, *rstd;
     float eps;
+    int64_t heads;
 };
 
 template <typename T, bool LAYER, int N> tp_status launch_norm(tp_ctx *ctx, const char *name, const norm_arrays &a)
@@ -272,8 +299,8 @@ template <typename T, bool LAYER, int N> tp_status launch_norm(tp_ctx *ctx, cons
     const int64_t at_once = N == 0 ? 16 : resident_threads<T, LAYER, N> / (int)(block.x * block.y);
     const int64_t most = (at_once > 0 ? at_once : 1) * tp_cuda_of(ctx)->multiprocessors;
     TP_CUDA_LAUNCH(ctx, name, (norm_kernel<T, LAYER, N>), (unsigned)tp_cuda_min(tp_cuda_ceil(a.n, block.y), most), block, 0,
-                   a.n, a.dim, tp_typed<T>(a.x), tp_typed<T>(a.y), vector_of(a.weight), vector_of(a.bias), a.mean, a.rstd,
-                   a.eps);
+                   a.n, a.dim, norm_rows_of<T>(a.x, a.heads, a.dim), norm_rows_of<T>(a.y, a.heads, a.dim), vector_of(a.weight),
+                   vector_of(a.bias), a.mean, a.rstd, a.eps);
     return TP_OK;
 }
 
@@ -285,10 +312,11 @@ template <typename T, bool LAYER> tp_status norm(tp_ctx *ctx, const char *name, 
     return launch_norm<T, LAYER, HELD>(ctx, name, a);
 }
 
-template <typename T, bool LAYER> tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backward_args *a)
+template <typename T, bool LAYER>
+tp_status norm_backward(tp_ctx *ctx, const char *name, const tp_layernorm_backward_args *a, int64_t heads)
 {
     const dim3 block = norm_block(a->dim);
-    const tp_typed_rows<T> x = tp_typed<T>(a->x), dy = tp_typed<T>(a->dy);
+    const norm_rows<T> x = norm_rows_of<T>(a->x, heads, a->dim), dy = norm_rows_of<T>(a->dy, heads, a->dim);
     if (a->n <= 0 || a->dim <= 0) return TP_OK;
     if (a->dweight != nullptr) {
         const weight_term<T, LAYER, false> term = {x, dy, a->mean, a->rstd};
@@ -300,7 +328,8 @@ template <typename T, bool LAYER> tp_status norm_backward(tp_ctx *ctx, const cha
     }
     TP_CUDA_BOOL(a->dim > HELD_COLUMNS, LONG, {
         TP_CUDA_LAUNCH(ctx, name, (norm_backward_kernel<T, LAYER, LONG>), tp_cuda_blocks(ctx, a->n, block.y), block, 0, a->n,
-                       a->dim, x, dy, tp_typed<T>(a->dx), vector_of(a->weight), a->mean, a->rstd, a->accumulate);
+                       a->dim, x, dy, norm_rows_of<T>(a->dx, heads, a->dim), vector_of(a->weight), a->mean, a->rstd,
+                       a->accumulate);
     });
     return TP_OK;
 }
@@ -311,7 +340,7 @@ extern "C" tp_status tp_cuda_rmsnorm(tp_ctx *ctx, const void *args)
 {
     const tp_rmsnorm_args *a = static_cast<const tp_rmsnorm_args *>(args);
     TP_TRY(tp_check_same_dtype(ctx, "rmsnorm", a->x.dtype, a->y.dtype));
-    const norm_arrays same = {a->n, a->dim, a->x, a->y, a->weight, nullptr, nullptr, a->rstd, a->eps};
+    const norm_arrays same = {a->n, a->dim, a->x, a->y, a->weight, nullptr, nullptr, a->rstd, a->eps, a->heads};
     TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm<T, false>(ctx, "rmsnorm", same))); });
     return TP_OK;
 }
@@ -320,7 +349,7 @@ extern "C" tp_status tp_cuda_layernorm(tp_ctx *ctx, const void *args)
 {
     const tp_layernorm_args *a = static_cast<const tp_layernorm_args *>(args);
     TP_TRY(tp_check_same_dtype(ctx, "layernorm", a->x.dtype, a->y.dtype));
-    const norm_arrays same = {a->n, a->dim, a->x, a->y, a->weight, a->bias, a->mean, a->rstd, a->eps};
+    const norm_arrays same = {a->n, a->dim, a->x, a->y, a->weight, a->bias, a->mean, a->rstd, a->eps, 1};
     TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm<T, true>(ctx, "layernorm", same))); });
     return TP_OK;
 }
@@ -332,7 +361,7 @@ extern "C" tp_status tp_cuda_rmsnorm_backward(tp_ctx *ctx, const void *args)
     TP_TRY(tp_check_same_dtype(ctx, "rmsnorm_backward", a->x.dtype, a->dx.dtype));
     const tp_layernorm_backward_args same = {a->n,    a->dim,  a->x,       a->dy,   a->dx,        a->weight,
                                              nullptr, a->rstd, a->dweight, nullptr, a->accumulate};
-    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm_backward<T, false>(ctx, "rmsnorm_backward", &same))); });
+    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm_backward<T, false>(ctx, "rmsnorm_backward", &same, a->heads))); });
     return TP_OK;
 }
 
@@ -341,6 +370,6 @@ extern "C" tp_status tp_cuda_layernorm_backward(tp_ctx *ctx, const void *args)
     const tp_layernorm_backward_args *a = static_cast<const tp_layernorm_backward_args *>(args);
     TP_TRY(tp_check_same_dtype(ctx, "layernorm_backward", a->x.dtype, a->dy.dtype));
     TP_TRY(tp_check_same_dtype(ctx, "layernorm_backward", a->x.dtype, a->dx.dtype));
-    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm_backward<T, true>(ctx, "layernorm_backward", a))); });
+    TP_CUDA_DTYPE(a->x.dtype, T, { TP_TRY((norm_backward<T, true>(ctx, "layernorm_backward", a, 1))); });
     return TP_OK;
 }

@@ -41,11 +41,12 @@ __global__ void __launch_bounds__(1024) norm_kernel(int64_t n, const double *sum
     for (int64_t i = first; i < end; i++) total += sums[i];
     total = tp_block_sum(total, shared);
     if (threadIdx.x != 0) return;
-    const double norm = sqrt(total);
+    const double norm = sqrt(total) / (double)state->loss_scale;
     const double clip = state->max_norm > 0 ? (double)state->max_norm / (norm + 1e-6) : 1.0;
     state->norm = norm;
-    state->finite = isfinite(norm) && isfinite(state->loss_sum);
-    state->clip = clip < 1.0 ? (float)clip : 1.0f;
+    const bool spike = state->loss_sum - state->loss_mean > state->loss_spread;
+    state->finite = isfinite(norm) && isfinite(state->loss_sum) && !spike;
+    state->clip = (clip < 1.0 ? (float)clip : 1.0f) / state->loss_scale;
 }
 
 struct adamw_factors {

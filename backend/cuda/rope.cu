@@ -18,15 +18,15 @@ __global__ void rope_table_kernel(int64_t items, int64_t half, const int32_t *po
     }
 }
 
-template <typename T> __device__ __forceinline__ float rounded(float x);
-template <> __device__ __forceinline__ float rounded<float>(float x)
-{
-    return x;
-}
-template <> __device__ __forceinline__ float rounded<__nv_bfloat16>(float x)
-{
-    return tp_round_bf16(x);
-}
+/* A pair of either 16-bit type, and arithmetic that rounds. */
+template <typename T> struct pair_of {
+    typedef __nv_bfloat162 type;
+    static __device__ __forceinline__ type round(float low, float high) { return __floats2bfloat162_rn(low, high); }
+};
+template <> struct pair_of<__half> {
+    typedef __half2 type;
+    static __device__ __forceinline__ type round(float low, float high) { return __floats2half2_rn(low, high); }
+};
 
 /* item / groups; a division of 32 bits where they hold the items is several times as quick. */
 __device__ __forceinline__ int64_t quotient(int64_t item, int64_t groups, bool small)
@@ -34,22 +34,23 @@ __device__ __forceinline__ int64_t quotient(int64_t item, int64_t groups, bool s
     return small ? (int64_t)((uint32_t)item / (uint32_t)groups) : item / groups;
 }
 
-/* The four products of 2 x 8 pairs of bf16, two values an instruction: each is rounded to bf16, and so is the sum, as the
+/* The four products of 2 x 8 pairs in 16 bits, two values an instruction: each is rounded, and so is the sum, as the
  * reference does. a, b: the halves of a head; c, s: cosine and sine. */
+template <typename T>
 __device__ __forceinline__ void turn_pairs(uint4 &a, uint4 &b, const float (&c)[TP_CHUNK], const float (&s)[TP_CHUNK])
 {
+    typedef typename pair_of<T>::type pair;
     uint32_t *const x = reinterpret_cast<uint32_t *>(&a), *const y = reinterpret_cast<uint32_t *>(&b);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const __nv_bfloat162 cosine = __floats2bfloat162_rn(c[2 * i], c[2 * i + 1]);
-        const __nv_bfloat162 sine = __floats2bfloat162_rn(s[2 * i], s[2 * i + 1]);
-        const __nv_bfloat162 x0 = *reinterpret_cast<__nv_bfloat162 *>(x + i), x1 = *reinterpret_cast<__nv_bfloat162 *>(y + i);
-        *reinterpret_cast<__nv_bfloat162 *>(x + i) = __hsub2_rn(__hmul2_rn(x0, cosine), __hmul2_rn(x1, sine));
-        *reinterpret_cast<__nv_bfloat162 *>(y + i) = __hadd2_rn(__hmul2_rn(x1, cosine), __hmul2_rn(x0, sine));
+        const pair cosine = pair_of<T>::round(c[2 * i], c[2 * i + 1]), sine = pair_of<T>::round(s[2 * i], s[2 * i + 1]);
+        const pair x0 = *reinterpret_cast<pair *>(x + i), x1 = *reinterpret_cast<pair *>(y + i);
+        *reinterpret_cast<pair *>(x + i) = __hsub2_rn(__hmul2_rn(x0, cosine), __hmul2_rn(x1, sine));
+        *reinterpret_cast<pair *>(y + i) = __hadd2_rn(__hmul2_rn(x1, cosine), __hmul2_rn(x0, sine));
     }
 }
 
-/* The pair (x, y) becomes (x cos - y sin, y cos + x sin). In bf16 the reference rounds cos, sin, each product, and the sum;
+/* The pair (x, y) becomes (x cos - y sin, y cos + x sin). In 16 bits the reference rounds cos, sin, each product, and the sum;
  * f32 rounds each product and the sum by itself. The chunk's row stands for (token, heads), its columns for pairs. */
 template <typename T> struct rope_chunk {
     tp_typed_rows<T> x; /* aligned: each half of each head as well */
@@ -70,8 +71,8 @@ template <typename T> struct rope_chunk {
         }
 #pragma unroll
         for (int i = 0; i < TP_CHUNK; i++) {
-            c[i] = rounded<T>(c[i]);
-            s[i] = rounded<T>(inverse ? -s[i] : s[i]);
+            c[i] = tp_round<T>(c[i]);
+            s[i] = tp_round<T>(inverse ? -s[i] : s[i]);
         }
 #pragma unroll
         for (int h = 0; h < HEADS_AT_ONCE; h++) {
@@ -79,8 +80,8 @@ template <typename T> struct rope_chunk {
 #pragma unroll
             for (int i = 0; i < TP_CHUNK; i++) {
                 const float x0 = a[h][i], x1 = b[h][i];
-                const float ac = rounded<T>(__fmul_rn(x0, c[i])), bs = rounded<T>(__fmul_rn(x1, s[i]));
-                const float bc = rounded<T>(__fmul_rn(x1, c[i])), as = rounded<T>(__fmul_rn(x0, s[i]));
+                const float ac = tp_round<T>(__fmul_rn(x0, c[i])), bs = tp_round<T>(__fmul_rn(x1, s[i]));
+                const float bc = tp_round<T>(__fmul_rn(x1, c[i])), as = tp_round<T>(__fmul_rn(x0, s[i]));
                 a[h][i] = __fsub_rn(ac, bs);
                 b[h][i] = __fadd_rn(bc, as);
             }
@@ -90,9 +91,9 @@ template <typename T> struct rope_chunk {
     }
 };
 
-/* The same in bf16 where every chunk is aligned and all there. */
-struct aligned_rope_chunk {
-    tp_typed_rows<__nv_bfloat16> x;
+/* The same in 16 bits where every chunk is aligned and all there. */
+template <typename T> struct aligned_rope_chunk {
+    tp_typed_rows<T> x;
     const float *cosine, *sine;
     int64_t heads, head_dim, half, groups;
     bool inverse, small;
@@ -100,7 +101,7 @@ struct aligned_rope_chunk {
     {
         const int64_t row = quotient(item, groups, small), first = (item - row * groups) * HEADS_AT_ONCE;
         const bool both = first + 1 < heads;
-        __nv_bfloat16 *const at = x.at(row, first * head_dim + column), *const next = both ? at + head_dim : at;
+        T *const at = x.at(row, first * head_dim + column), *const next = both ? at + head_dim : at;
         uint4 *const places[4] = {reinterpret_cast<uint4 *>(at), reinterpret_cast<uint4 *>(at + half),
                                   reinterpret_cast<uint4 *>(next), reinterpret_cast<uint4 *>(next + half)};
         uint4 v[4];
@@ -111,8 +112,8 @@ struct aligned_rope_chunk {
         tp_load<TP_CHUNK>(sine + row * half + column, s);
 #pragma unroll
         for (int i = 0; i < TP_CHUNK; i++) s[i] = inverse ? -s[i] : s[i];
-        turn_pairs(v[0], v[1], c, s);
-        turn_pairs(v[2], v[3], c, s);
+        turn_pairs<T>(v[0], v[1], c, s);
+        turn_pairs<T>(v[2], v[3], c, s);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if (i < 2 || both) *places[i] = v[i];
@@ -120,6 +121,24 @@ struct aligned_rope_chunk {
     }
 };
 static_assert(HEADS_AT_ONCE == 2, "aligned_rope_chunk takes two heads");
+
+template <typename T> tp_status rotate(tp_ctx *ctx, const tp_rope_args *a)
+{
+    rope_chunk<T> body = {
+        tp_typed<T>(a->x), a->cos, a->sin, a->heads, a->head_dim, a->half, tp_cuda_ceil(a->heads, HEADS_AT_ONCE),
+        a->inverse,        false,  false};
+    body.x.aligned = body.x.aligned && a->head_dim % TP_CHUNK == 0 && a->half % TP_CHUNK == 0;
+    body.table_aligned = a->half % 4 == 0 && tp_pointer_aligned(a->cos) && tp_pointer_aligned(a->sin);
+    body.small = a->n * body.groups <= INT32_MAX;
+    if constexpr (sizeof(T) == 2) {
+        if (body.x.aligned && body.table_aligned) {
+            const aligned_rope_chunk<T> quick = {body.x,  a->cos,      a->sin,     a->heads,  a->head_dim,
+                                                 a->half, body.groups, a->inverse, body.small};
+            return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, quick);
+        }
+    }
+    return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, body);
+}
 
 } // namespace
 
@@ -137,25 +156,5 @@ extern "C" tp_status tp_cuda_rope(tp_ctx *ctx, const void *args)
 {
     const tp_rope_args *a = static_cast<const tp_rope_args *>(args);
     TP_TRY(tp_cuda_check_dtype(ctx, "rope", a->x.dtype));
-    TP_CUDA_DTYPE(a->x.dtype, T, {
-        rope_chunk<T> body = {
-            tp_typed<T>(a->x), a->cos, a->sin, a->heads, a->head_dim, a->half, tp_cuda_ceil(a->heads, HEADS_AT_ONCE),
-            a->inverse,        false,  false};
-        body.x.aligned = body.x.aligned && a->head_dim % TP_CHUNK == 0 && a->half % TP_CHUNK == 0;
-        body.table_aligned = a->half % 4 == 0 && tp_pointer_aligned(a->cos) && tp_pointer_aligned(a->sin);
-        body.small = a->n * body.groups <= INT32_MAX;
-        if (a->x.dtype == TP_BF16 && body.x.aligned && body.table_aligned) {
-            const aligned_rope_chunk quick = {tp_typed<__nv_bfloat16>(a->x),
-                                              a->cos,
-                                              a->sin,
-                                              a->heads,
-                                              a->head_dim,
-                                              a->half,
-                                              body.groups,
-                                              a->inverse,
-                                              body.small};
-            return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, quick);
-        }
-        return tp_for_chunks(ctx, "rope", a->n * body.groups, a->half, body);
-    });
+    TP_CUDA_DTYPE(a->x.dtype, T, { return rotate<T>(ctx, a); });
 }

@@ -1,6 +1,6 @@
 /* Loops over rows of activations, and sums down their columns, for the kernels that memory bounds.
  *
- * Rows are cut into chunks of 8 values: one access of 16 bytes in bf16, two in f32. A loop gives each thread chunks of the
+ * Rows are cut into chunks of 8 values: one access of 16 bytes in bf16 and f16, two in f32. A loop gives each thread chunks of the
  * grid's size apart, so neighbours read neighbours, and any n and dim fit. What happens to a chunk is an object with
  *
  *   __device__ void operator()(int64_t row, int64_t column, int64_t count) const
@@ -65,7 +65,7 @@ template <typename T> static tp_typed_rows<T> tp_typed(tp_rows x)
     return {static_cast<T *>(x.data), x.ld, tp_rows_aligned(x)};
 }
 
-/* Fails unless both are f32 or both bf16. */
+/* Fails unless both are f32, both bf16 or both f16. */
 static inline tp_status tp_check_same_dtype(tp_ctx *ctx, const char *name, tp_dtype a, tp_dtype b)
 {
     TP_TRY(tp_cuda_check_dtype(ctx, name, a));

@@ -152,6 +152,15 @@ static tp_tensor *rmsnorm(tp_tape *tape, tp_tensor **in)
 {
     return tp_rmsnorm(tape, in[0], in[1], 1e-5f);
 }
+/* Rows with a gap, and a part of their columns. */
+static tp_tensor *rmsnorm_of_view(tp_tape *tape, tp_tensor **in)
+{
+    tp_tensor *views[2];
+    const int64_t sizes[] = {6, 2};
+    tp_tape_set_room(tape, 3);
+    tp_split(tape, tp_scale(tape, in[0], 1), sizes, 2, views);
+    return without_room(tape, tp_rmsnorm(tape, views[0], in[1], 1e-5f));
+}
 static tp_tensor *rmsnorm_reused(tp_tape *tape, tp_tensor **in)
 {
     return tp_add(tape, tp_rmsnorm(tape, in[0], in[1], 1e-5f), in[0]);
@@ -331,6 +340,7 @@ static const gradcheck_case cases[] = {{"linear", LINEAR_INPUTS, linear, false, 
 }
 , {"matmul", {{3, 5, X}, {4, 5, P}}, 2, matmul, false, 0}, {"rmsnorm", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm, false, 0},
     {"rmsnorm per head", {{3, 6, X}, {1, 3, P}}, 2, rmsnorm, false, 0},
+    {"rmsnorm per head, of a view", {{3, 8, X}, {1, 3, P}}, 2, rmsnorm_of_view, false, 0},
     {"rmsnorm and its input", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm_reused, false, 0},
     {"layernorm", {{3, 7, X}, {1, 7, P}, {1, 7, P}}, 3, layernorm, false, 0},
     {"layernorm without bias", {{2, 9, X}, {1, 9, P}}, 2, layernorm_no_bias, false, 0},

@@ -8,6 +8,8 @@
  *     ...
  *     run_both(&b, TP_KERNEL_add, &args, "5 x 33");
  *
+ * The CPU has no f16: where the GPU gets that, the CPU gets the same values as f32, and its results are rounded afterwards.
+ *
  * Where no GPU opens, every test says so and is skipped. */
 #ifndef TP_TESTS_BACKEND_ON_BOTH_H
 #define TP_TESTS_BACKEND_ON_BOTH_H
@@ -73,15 +75,25 @@ static inline float random_value(void)
 {
     return (float)(int32_t)random_bits() / 2147483648.0f;
 } /* [-1, 1] */
+/* What is not f32: bf16, and in programs that set f16_too f16 in every second call of run_both. */
+static bool f16_too;
+static tp_dtype narrow_dtype = TP_BF16;
+
 static inline tp_dtype random_dtype(void)
 {
-    return below(2) == 0 ? TP_F32 : TP_BF16;
+    return below(2) == 0 ? TP_F32 : narrow_dtype;
+}
+
+/* A tolerance, or another number, that stands for a few roundings: f16 keeps three bits more than bf16. */
+static inline double by_dtype(tp_dtype dtype, double bf16, double f32)
+{
+    return dtype == TP_BF16 ? bf16 : dtype == TP_F16 ? bf16 / 8 : f32;
 }
 
 /* ---- buffers ---- */
 
-/* How far results may lie apart: relative * |expected| + absolute; for bf16 results one unit of the last place more, since
- * values that differ by any little may round to neighbours. */
+/* How far results may lie apart: relative * |expected| + absolute; for bf16 and f16 results one unit of the last place more,
+ * since values that differ by any little may round to neighbours. */
 typedef struct tolerance {
     double relative, absolute;
     bool exact;
@@ -97,7 +109,7 @@ typedef struct both {
     struct buffer {
         unsigned char *host;
         size_t bytes, shift; /* shift: bytes that the device's copy is away from an aligned address */
-        tp_dtype dtype;      /* F32, BF16, I32, or U8: a tp_step_state */
+        tp_dtype dtype;      /* F32, BF16, F16, I32, or U8: a tp_step_state */
         bool output, scratch;
         size_t row, used; /* in elements; row > 0: what comes behind the first `used` ones of a row may be anything */
         tolerance tolerance;
@@ -107,8 +119,16 @@ typedef struct both {
         int buffer;
         size_t offset; /* bytes into the buffer */
     } fields[MAX_BUFFERS];
-    int n_buffers, n_fields;
+    tp_dtype *types[MAX_BUFFERS]; /* in the arguments, those that are F16: F32 for the CPU */
+    int n_buffers, n_fields, n_types;
 } both;
+
+static inline void bind_type(both *b, tp_dtype *type)
+{
+    if (*type != TP_F16) return;
+    assert_true(b->n_types < MAX_BUFFERS);
+    b->types[b->n_types++] = type;
+}
 
 static inline void bind_field(both *b, void *field, int buffer)
 {
@@ -140,10 +160,7 @@ static inline void fill(void *data, size_t n, tp_dtype dtype, double size)
 {
     for (size_t i = 0; i < n; i++) {
         float x = (float)size * random_value();
-        if (dtype == TP_BF16)
-            ((uint16_t *)data)[i] = tp_f32_to_bf16(x);
-        else
-            ((float *)data)[i] = x;
+        tp_convert_from_f32(dtype, &x, 1, (char *)data + i * tp_dtype_bytes(dtype));
     }
 }
 
@@ -152,7 +169,8 @@ static inline void rows_in(both *b, tp_rows *rows, int64_t n, int64_t cols, tp_d
 {
     static const int64_t gaps[] = {0, 0, 3, 8};
     *rows = (tp_rows){NULL, dtype, cols + gaps[below(4)]};
-    size_t count = (size_t)(n * rows->ld), bytes = dtype == TP_BF16 ? 2 : 4;
+    size_t count = (size_t)(n * rows->ld), bytes = tp_dtype_bytes(dtype);
+    bind_type(b, &rows->dtype);
     fill(new_buffer(b, &rows->data, count * bytes, dtype), count, dtype, size);
     if (below(4) == 0) b->buffers[b->n_buffers - 1].shift = bytes;
 }
@@ -189,7 +207,8 @@ static inline int32_t *ints_in(both *b, void *field, int64_t n, int64_t limit)
     return ints;
 }
 
-/* The pointer at `field` is so many bytes behind the one at `other`, which is bound already. */
+/* The pointer at `field` is so many bytes behind the one at `other`, which is bound already. (The dtype of rows is bound
+ * apart.) */
 static inline void within_buffer(both *b, void *field, const void *other, size_t offset)
 {
     unsigned char *start;
@@ -214,6 +233,16 @@ static inline void same_buffer(both *b, void *field, const void *other)
 
 /* ---- running ---- */
 
+/* From one dtype to another, n values at any address. */
+static inline void convert_values(tp_dtype from, const void *src, tp_dtype to, void *dst, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float x;
+        tp_convert_to_f32(from, (const char *)src + i * tp_dtype_bytes(from), 1, &x);
+        tp_convert_from_f32(to, &x, 1, (char *)dst + i * tp_dtype_bytes(to));
+    }
+}
+
 /* Runs on one device and returns the buffers as they are afterwards. */
 static inline void run_on(both *b, tp_device *device, int kernel, const void *args, const char *text,
                           unsigned char *results[MAX_BUFFERS])
@@ -224,36 +253,66 @@ static inline void run_on(both *b, tp_device *device, int kernel, const void *ar
     tp_ctx ctx;
     tp_ctx_init(&ctx);
     ctx.device = device;
+    for (int i = 0; i < b->n_types; i++) *b->types[i] = device == opened.cpu ? TP_F32 : TP_F16;
     for (int i = 0; i < b->n_buffers; i++) {
         struct buffer *buffer = &b->buffers[i];
-        memory[i] = backend->alloc(&ctx, device, buffer->bytes + buffer->shift + GUARD_BYTES);
+        bool widen = device == opened.cpu && buffer->dtype == TP_F16;
+        size_t bytes = widen ? 2 * buffer->bytes : buffer->bytes;
+        memory[i] = backend->alloc(&ctx, device, bytes + buffer->shift + GUARD_BYTES);
         if (memory[i] == NULL) fail_msg("%s", ctx.message);
-        assert_ok(&ctx, backend->copy_in(&ctx, memory[i] + buffer->shift, buffer->host, buffer->bytes));
-        assert_ok(&ctx, backend->copy_in(&ctx, memory[i] + buffer->shift + buffer->bytes, guard, GUARD_BYTES));
+        if (widen)
+            convert_values(TP_F16, buffer->host, TP_F32, memory[i] + buffer->shift, buffer->bytes / 2);
+        else
+            assert_ok(&ctx, backend->copy_in(&ctx, memory[i] + buffer->shift, buffer->host, buffer->bytes));
+        assert_ok(&ctx, backend->copy_in(&ctx, memory[i] + buffer->shift + bytes, guard, GUARD_BYTES));
     }
     for (int i = 0; i < b->n_fields; i++) {
-        void *pointer = memory[b->fields[i].buffer] + b->buffers[b->fields[i].buffer].shift + b->fields[i].offset;
+        const struct buffer *buffer = &b->buffers[b->fields[i].buffer];
+        bool widened = device == opened.cpu && buffer->dtype == TP_F16;
+        void *pointer = memory[b->fields[i].buffer] + buffer->shift + b->fields[i].offset * (widened ? 2 : 1);
         memcpy(b->fields[i].field, &pointer, sizeof pointer);
     }
     if (backend->kernels[kernel](&ctx, args) != TP_OK) fail_msg("%s: %s: %s", backend->name, text, ctx.message);
     for (int i = 0; i < b->n_buffers; i++) {
         struct buffer *buffer = &b->buffers[i];
+        bool widened = device == opened.cpu && buffer->dtype == TP_F16;
+        size_t bytes = widened ? 2 * buffer->bytes : buffer->bytes;
         results[i] = malloc(buffer->bytes + 16);
         assert_non_null(results[i]);
-        if (backend->copy_out(&ctx, results[i], memory[i] + buffer->shift, buffer->bytes) != TP_OK)
+        if (widened)
+            convert_values(TP_F32, memory[i] + buffer->shift, TP_F16, results[i], buffer->bytes / 2);
+        else if (backend->copy_out(&ctx, results[i], memory[i] + buffer->shift, buffer->bytes) != TP_OK)
             fail_msg("%s: %s", text, ctx.message);
-        assert_ok(&ctx, backend->copy_out(&ctx, after, memory[i] + buffer->shift + buffer->bytes, GUARD_BYTES));
+        assert_ok(&ctx, backend->copy_out(&ctx, after, memory[i] + buffer->shift + bytes, GUARD_BYTES));
         if (memcmp(guard, after, sizeof guard) != 0)
             fail_msg("%s: %s: wrote behind the end of buffer %d", backend->name, text, i);
         if (!buffer->output && !buffer->scratch && memcmp(results[i], buffer->host, buffer->bytes) != 0)
             fail_msg("%s: %s: wrote to the input in buffer %d", backend->name, text, i);
-        backend->free(device, memory[i], buffer->bytes + buffer->shift + GUARD_BYTES);
+        backend->free(device, memory[i], bytes + buffer->shift + GUARD_BYTES);
+    }
+}
+
+/* A call on the CPU that makes inputs of what is tested: its results are what buffers hold from then on. */
+static inline void run_before(both *b, int kernel, const void *args, const char *text)
+{
+    unsigned char *results[MAX_BUFFERS];
+    bool scratch[MAX_BUFFERS];
+    for (int i = 0; i < b->n_buffers; i++) {
+        scratch[i] = b->buffers[i].scratch;
+        b->buffers[i].scratch = true;
+    }
+    run_on(b, opened.cpu, kernel, args, text, results);
+    for (int i = 0; i < b->n_buffers; i++) {
+        b->buffers[i].scratch = scratch[i];
+        memcpy(b->buffers[i].host, results[i], b->buffers[i].bytes);
+        free(results[i]);
     }
 }
 
 static inline double value_at(const unsigned char *data, tp_dtype dtype, size_t i)
 {
     if (dtype == TP_BF16) return (double)tp_bf16_to_f32(((const uint16_t *)(const void *)data)[i]);
+    if (dtype == TP_F16) return (double)tp_f16_to_f32(((const uint16_t *)(const void *)data)[i]);
     if (dtype == TP_I32) return (double)((const int32_t *)(const void *)data)[i];
     return (double)((const float *)(const void *)data)[i];
 }
@@ -262,7 +321,7 @@ static inline bool near(double got, double want, tolerance t, tp_dtype dtype)
 {
     if (isnan(want) || isinf(want)) return isnan(want) ? isnan(got) : got == want;
     if (t.exact) return got == want;
-    double limit = (t.relative + (dtype == TP_BF16 ? 0x1p-7 : 0)) * fabs(want) + t.absolute;
+    double limit = (t.relative + by_dtype(dtype, 0x1p-7, 0)) * fabs(want) + t.absolute;
     return fabs(got - want) <= limit;
 }
 
@@ -272,12 +331,12 @@ static inline void compare(const struct buffer *buffer, int index, const unsigne
     if (buffer->dtype == TP_U8) {
         const tp_step_state *a = (const void *)want, *b = (const void *)got;
         if (a->finite != b->finite || !near((double)b->clip, (double)a->clip, buffer->tolerance, TP_F32) ||
-            !near(b->norm, a->norm, buffer->tolerance, TP_F32))
-            fail_msg("%s: got norm %.17g, clip %.9g, finite %d; expected %.17g, %.9g, %d", text, b->norm, (double)b->clip,
-                     b->finite, a->norm, (double)a->clip, a->finite);
+            !near(b->norm, a->norm, buffer->tolerance, TP_F32) || !near(b->loss_sum, a->loss_sum, buffer->tolerance, TP_F32))
+            fail_msg("%s: got norm %.17g, clip %.9g, finite %d, loss %.17g; expected %.17g, %.9g, %d, %.17g", text, b->norm,
+                     (double)b->clip, b->finite, b->loss_sum, a->norm, (double)a->clip, a->finite, a->loss_sum);
         return;
     }
-    size_t n = buffer->bytes / (buffer->dtype == TP_BF16 ? 2 : 4);
+    size_t n = buffer->bytes / tp_dtype_bytes(buffer->dtype);
     for (size_t i = 0; i < n; i++) {
         if (buffer->row > 0 && i % buffer->row >= buffer->used) continue;
         double g = value_at(got, buffer->dtype, i), w = value_at(want, buffer->dtype, i);
@@ -303,6 +362,7 @@ static inline void run_both(both *b, int kernel, const void *args, const char *t
         free(b->buffers[i].host);
     }
     memset(b, 0, sizeof *b);
+    if (f16_too) narrow_dtype = narrow_dtype == TP_BF16 ? TP_F16 : TP_BF16;
 }
 
 #endif

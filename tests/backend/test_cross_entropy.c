@@ -27,7 +27,8 @@ static void check_entropy(void *data, const char *isa)
         assert_near((double)a->loss[r], loss, 16 * 0x1p-24 + rounding(TP_F32, loss), "%s: loss[%lld], vocab %lld", isa,
                     (long long)r, (long long)a->vocab);
         for (int64_t c = 0; c < a->vocab; c++) {
-            double p = exp((double)x[c] - greatest) / sum, scale = (double)a->grad_scale;
+            double p = exp((double)x[c] - greatest) / sum,
+                   scale = (double)(a->state != NULL ? a->state->grad_scale * a->state->loss_scale : a->grad_scale);
             if (!a->want_grad) {
                 assert_true(got[c] == x[c]);
                 continue;
@@ -47,7 +48,10 @@ static void check_entropy(void *data, const char *isa)
 static void try_entropy(int64_t n, int64_t vocab, double size, bool want_grad, float grad_scale, bool narrow)
 {
     int64_t ld = vocab + 3;
-    entropy_case t = {.a = {n, vocab, new_floats(n * ld, size), ld, NULL, new_floats(n, 1), grad_scale, want_grad, narrow}};
+    entropy_case t = {
+        .a = {n, vocab, new_floats(n * ld, size), ld, NULL, new_floats(n, 1), grad_scale, want_grad, narrow, TP_BF16, NULL}};
+    tp_step_state now = {.grad_scale = grad_scale / 4, .loss_scale = 4};
+    if (vocab % 2 == 0) t.a.grad_scale = 100, t.a.state = &now; /* the state's counts */
     int32_t *labels = malloc((size_t)n * 4 + 4);
     assert_non_null(labels);
     for (int64_t i = 0; i < n; i++) labels[i] = (int32_t)((i * 7919 + vocab - 1) % vocab);
@@ -99,16 +103,35 @@ static void test_not_finite(void **state)
             int32_t label = 1;
             for (int c = 0; c < 130; c++) x[c] = (float)c;
             x[place] = NAN;
-            tp_cross_entropy_args a = {1, 130, x, 130, &label, &loss, 1.0f, true, false};
+            tp_cross_entropy_args a = {1, 130, x, 130, &label, &loss, 1.0f, true, false, TP_BF16, NULL};
             assert_ok(&ctx, tp_run_cross_entropy(&ctx, &a));
             assert_true(isnan(loss) && isnan(x[0]) && isnan(x[129]));
         }
     }
 }
 
+static void test_add_loss(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        if (!devices[i].there) continue;
+        tp_ctx ctx;
+        tp_ctx_init(&ctx);
+        ctx.device = devices[i].device[0];
+        float loss = 3.7f;
+        tp_step_state now = {.grad_scale = 0.3f, .loss_sum = 1e-9};
+        tp_add_loss_args a = {&loss, &now};
+        assert_ok(&ctx, tp_run_add_loss(&ctx, &a));
+        assert_true(loss == 3.7f * 0.3f && now.loss_sum == 1e-9 + (double)loss);
+        now.grad_scale = NAN;
+        assert_ok(&ctx, tp_run_add_loss(&ctx, &a));
+        assert_true(isnan(loss) && isnan(now.loss_sum));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_sizes),
-                                       cmocka_unit_test(test_not_finite)};
+                                       cmocka_unit_test(test_not_finite), cmocka_unit_test(test_add_loss)};
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -1,4 +1,4 @@
-/* Every CUDA kernel but products and tables (test_cuda_matmul.c) against the CPU's, over odd sizes, both dtypes, and rows that
+/* Every CUDA kernel but products and tables (test_cuda_matmul.c) against the CPU's, over odd sizes, all dtypes, and rows that
  * start at odd addresses. The GPU adds in another order than the CPU and has its own exp, tanh, sin and cos; tolerances are
  * some units of 2^-24 of the magnitudes that are added. */
 #include "tests/backend/on_both.h"
@@ -39,6 +39,7 @@ static void test_add(void **state)
         } else { /* z is y */
             make_output(&b, EXACT);
             a.z = a.y;
+            bind_type(&b, &a.z.dtype);
             same_buffer(&b, &a.z.data, &a.y.data);
         }
         run_both(&b, TP_KERNEL_add, &a, text_of(text, "add", a.n, a.dim, a.z.dtype));
@@ -61,6 +62,22 @@ static void test_scale(void **state)
     }
 }
 
+static tp_step_state *state_buffer(both *b, void *field)
+{
+    tp_step_state *s = new_buffer(b, field, sizeof *s, TP_U8);
+    *s = (tp_step_state){.learning_rate = 1e-3f,
+                         .bias1 = 0.271f,
+                         .bias2 = 0.0297f,
+                         .loss_scale = 1,
+                         .clip = 0.7f,
+                         .finite = 1,
+                         .loss_sum = 3,
+                         .loss_spread = (double)INFINITY,
+                         .draw = ((uint64_t)7 << 32) + 5,
+                         .grad_scale = 0.3f};
+    return s;
+}
+
 static void test_dropout(void **state)
 {
     (void)state;
@@ -74,6 +91,7 @@ static void test_dropout(void **state)
         a.first_row = i % 3 == 0 ? ((int64_t)1 << 33) + 5 : i;
         rows_in(&b, &a.x, a.n, a.dim, random_dtype(), 1);
         rows_out(&b, &a.y, a.n, a.dim, random_dtype(), within(1e-6, 1e-6));
+        if (i % 4 == 1) state_buffer(&b, &a.state);
         run_both(&b, TP_KERNEL_dropout, &a, text_of(text, "dropout", a.n, a.dim, a.x.dtype));
     }
 }
@@ -124,6 +142,7 @@ static void test_column_sum(void **state)
 static void aligned_rows(both *b, tp_rows *x, int64_t n, int64_t cols, tp_dtype dtype)
 {
     *x = (tp_rows){NULL, dtype, cols + 8 * below(4)};
+    bind_type(b, &x->dtype);
     fill(new_buffer(b, &x->data, (size_t)(n * x->ld) * tp_dtype_bytes(dtype), dtype), (size_t)(n * x->ld), dtype, 1);
 }
 
@@ -149,12 +168,14 @@ static void test_thin_results(void **state)
                             .k = wide_columns[below(9)],
                             .nt = i % 2 == 0,
                             .alpha = i % 3 == 0 ? 0.5f : 1,
-                            .precision = TP_BF16};
+                            .precision = narrow_dtype};
         tp_rows factor;
-        aligned_rows(&b, &a.a, a.n, a.k, TP_BF16);
-        aligned_rows(&b, &factor, a.nt ? a.m : a.k, a.nt ? a.k : a.m, TP_BF16);
-        a.b = tp_matrix_dense(TP_BF16, factor.data, a.nt ? a.m : a.k, a.nt ? a.k : a.m);
+        bind_type(&b, &a.precision);
+        aligned_rows(&b, &a.a, a.n, a.k, narrow_dtype);
+        aligned_rows(&b, &factor, a.nt ? a.m : a.k, a.nt ? a.k : a.m, narrow_dtype);
+        a.b = tp_matrix_dense(narrow_dtype, factor.data, a.nt ? a.m : a.k, a.nt ? a.k : a.m);
         a.b.stride = factor.ld;
+        b.buffers[b.n_buffers - 1].dtype = TP_U16; /* a format, which both devices know */
         b.fields[b.n_fields - 1].field = &a.b.data;
         aligned_rows(&b, &a.c, a.n, a.m, random_dtype());
         make_output(&b, product_tolerance(a.k));
@@ -164,7 +185,7 @@ static void test_thin_results(void **state)
     }
 }
 
-/* Gradients of factors with both sides in bf16; parts of the rows are summed in clusters, and by a second kernel. */
+/* Gradients of factors with both sides in bf16 or f16; parts of the rows are summed in clusters, and by a second kernel. */
 static void test_thin_gradients(void **state)
 {
     (void)state;
@@ -179,8 +200,8 @@ static void test_thin_gradients(void **state)
                                .k = first ? wide : rank,
                                .alpha = i % 3 == 0 ? 0.5f : 1,
                                .beta = (float)(i % 2)};
-        aligned_rows(&b, &a.a, a.n, a.m, TP_BF16);
-        aligned_rows(&b, &a.b, a.n, a.k, TP_BF16);
+        aligned_rows(&b, &a.a, a.n, a.m, narrow_dtype);
+        aligned_rows(&b, &a.b, a.n, a.k, narrow_dtype);
         floats_out(&b, &a.c, a.m * a.k, product_tolerance(a.n));
         snprintf(text, sizeof text, "thin gradient n=%lld m=%lld k=%lld beta=%g", (long long)a.n, (long long)a.m,
                  (long long)a.k, (double)a.beta);
@@ -207,10 +228,10 @@ static void test_factor_gradients(void **state)
             if (k == 1 && i % 2 == 0) continue;
             floats_out(&b, &a.db[k], a.rows[k] * a.rank[k], product_tolerance(a.n));
         }
-        aligned_rows(&b, &a.dy, a.n, out, TP_BF16);
-        aligned_rows(&b, &a.b, out, used, TP_BF16);
-        aligned_rows(&b, &a.u, a.n, used, TP_BF16);
-        aligned_rows(&b, &a.du, a.n, used, TP_BF16);
+        aligned_rows(&b, &a.dy, a.n, out, narrow_dtype);
+        aligned_rows(&b, &a.b, out, used, narrow_dtype);
+        aligned_rows(&b, &a.u, a.n, used, narrow_dtype);
+        aligned_rows(&b, &a.du, a.n, used, narrow_dtype);
         make_output(&b, product_tolerance(out));
         snprintf(text, sizeof text, "factor gradients n=%lld out=%lld used=%lld parts=%d", (long long)a.n, (long long)out,
                  (long long)used, n_parts);
@@ -264,7 +285,7 @@ static void test_swiglu_factors(void **state)
 /* In bf16 the normalized value is rounded before the weight: a difference of f32's last bit may move it by a unit of 2^-8. */
 static tolerance norm_tolerance(tp_dtype dtype)
 {
-    return dtype == TP_BF16 ? within(0x1p-7, 1e-3) : within(1e-5, 2e-6);
+    return within(by_dtype(dtype, 0x1p-7, 1e-5), by_dtype(dtype, 1e-3, 2e-6));
 }
 
 static void test_rmsnorm(void **state)
@@ -275,9 +296,10 @@ static void test_rmsnorm(void **state)
     for (int i = 0; i < 80; i++) {
         both b = {0};
         tp_dtype dtype = random_dtype();
-        tp_rmsnorm_args a = {.n = random_rows(), .dim = random_dim(), .eps = 1e-5f};
-        rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
-        rows_out(&b, &a.y, a.n, a.dim, dtype, norm_tolerance(dtype));
+        int64_t tokens = random_rows(), heads = i % 4 == 0 ? 1 + below(5) : 1;
+        tp_rmsnorm_args a = {.n = tokens * heads, .dim = random_dim(), .eps = 1e-5f, .heads = heads};
+        rows_in(&b, &a.x, tokens, heads * a.dim, dtype, 2);
+        rows_out(&b, &a.y, tokens, heads * a.dim, dtype, norm_tolerance(dtype));
         floats_in(&b, &a.weight, a.dim, 1);
         if (i % 3 != 0) floats_out(&b, &a.rstd, a.n, within(1e-6, 0));
         run_both(&b, TP_KERNEL_rmsnorm, &a, text_of(text, "rmsnorm", a.n, a.dim, dtype));
@@ -298,10 +320,11 @@ static void test_rmsnorm_backward(void **state)
     for (int i = 0; i < 80; i++) {
         both b = {0};
         tp_dtype dtype = random_dtype();
-        tp_rmsnorm_backward_args a = {.n = random_rows(), .dim = random_dim(), .accumulate = i % 2 == 0};
-        rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
-        rows_in(&b, &a.dy, a.n, a.dim, dtype, 1);
-        rows_out(&b, &a.dx, a.n, a.dim, dtype, within(1e-5, dtype == TP_BF16 ? 1e-3 : 1e-5));
+        int64_t tokens = random_rows(), heads = i % 4 < 2 ? 1 + below(5) : 1;
+        tp_rmsnorm_backward_args a = {.n = tokens * heads, .dim = random_dim(), .accumulate = i % 2 == 0, .heads = heads};
+        rows_in(&b, &a.x, tokens, heads * a.dim, dtype, 2);
+        rows_in(&b, &a.dy, tokens, heads * a.dim, dtype, 1);
+        rows_out(&b, &a.dx, tokens, heads * a.dim, dtype, within(1e-5, by_dtype(dtype, 1e-3, 1e-5)));
         floats_in(&b, &a.weight, a.dim, 1);
         floats_in(&b, &a.rstd, a.n, 1);
         if (i % 3 != 0) floats_out(&b, &a.dweight, a.dim, gradient_tolerance(a.n));
@@ -319,7 +342,7 @@ static void test_layernorm(void **state)
         tp_dtype dtype = random_dtype();
         tp_layernorm_args a = {.n = random_rows(), .dim = random_dim(), .eps = 1e-5f};
         rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
-        rows_out(&b, &a.y, a.n, a.dim, dtype, a.dim == 1 ? within(1, 1) : within(1e-5, dtype == TP_BF16 ? 1e-3 : 5e-6));
+        rows_out(&b, &a.y, a.n, a.dim, dtype, a.dim == 1 ? within(1, 1) : within(1e-5, by_dtype(dtype, 1e-3, 5e-6)));
         floats_in(&b, &a.weight, a.dim, 1);
         if (i % 3 != 0) floats_in(&b, &a.bias, a.dim, 1);
         floats_out(&b, &a.mean, a.n, within(1e-6, 1e-6));
@@ -339,7 +362,7 @@ static void test_layernorm_backward(void **state)
         tp_layernorm_backward_args a = {.n = random_rows(), .dim = random_dim(), .accumulate = i % 2 == 0};
         rows_in(&b, &a.x, a.n, a.dim, dtype, 2);
         rows_in(&b, &a.dy, a.n, a.dim, dtype, 1);
-        rows_out(&b, &a.dx, a.n, a.dim, dtype, within(1e-5, dtype == TP_BF16 ? 1e-3 : 1e-5));
+        rows_out(&b, &a.dx, a.n, a.dim, dtype, within(1e-5, by_dtype(dtype, 1e-3, 1e-5)));
         floats_in(&b, &a.weight, a.dim, 1);
         floats_in(&b, &a.mean, a.n, 0.1);
         floats_in(&b, &a.rstd, a.n, 1);
@@ -373,8 +396,10 @@ static void test_rope(void **state)
         tp_dtype dtype = random_dtype();
         tp_rope_args a = {
             .n = n, .heads = 1 + below(5), .half = half, .head_dim = 2 * half + (i % 4 == 0 ? 6 : 0), .inverse = i % 2 == 0};
-        /* f32: the GPU may keep a product unrounded in a multiply-add. bf16: every rounding is the contract */
-        rows_out(&b, &a.x, n, a.heads * a.head_dim, dtype, dtype == TP_BF16 ? EXACT : within(0, 4e-7));
+        /* f32: the GPU may keep a product unrounded in a multiply-add. bf16: every rounding is the contract,
+         * and in f16 there are six of 2^-12 that the CPU does not make */
+        rows_out(&b, &a.x, n, a.heads * a.head_dim, dtype,
+                 dtype == TP_BF16 ? EXACT : within(0, dtype == TP_F16 ? 0x1p-9 : 4e-7));
         floats_in(&b, &a.cos, n * half, 1);
         floats_in(&b, &a.sin, n * half, 1);
         run_both(&b, TP_KERNEL_rope, &a, text_of(text, "rope", n, half, dtype));
@@ -386,7 +411,7 @@ static void test_rope(void **state)
 /* A result may be near 0 where its input is not: a unit of bf16 of the input's size is within what the tests allow. */
 static tolerance activation_tolerance(tp_dtype dtype)
 {
-    return within(1e-5, dtype == TP_BF16 ? 1e-3 : 4e-6);
+    return within(1e-5, by_dtype(dtype, 1e-3, 4e-6));
 }
 
 static void test_swiglu(void **state)
@@ -410,6 +435,7 @@ static void test_swiglu(void **state)
         if (i % 2 == 0) {
             make_output(&b, t);
             d.dgate = d.gate;
+            bind_type(&b, &d.dgate.dtype);
             same_buffer(&b, &d.dgate.data, &d.gate.data);
         } else {
             rows_out(&b, &d.dgate, d.n, d.dim, dtype, t);
@@ -418,6 +444,7 @@ static void test_swiglu(void **state)
         if (i % 2 == 0) {
             make_output(&b, t);
             d.dup = d.up;
+            bind_type(&b, &d.dup.dtype);
             same_buffer(&b, &d.dup.data, &d.up.data);
         } else {
             rows_out(&b, &d.dup, d.n, d.dim, dtype, t);
@@ -448,6 +475,7 @@ static void test_gelu(void **state)
         if (i % 3 == 0) {
             make_output(&b, t);
             d.dx = d.dy;
+            bind_type(&b, &d.dx.dtype);
             same_buffer(&b, &d.dx.data, &d.dy.data);
         } else {
             rows_out(&b, &d.dx, d.n, d.dim, dtype, t);
@@ -526,7 +554,7 @@ static void attention_inputs(both *b, tp_attention_args *a, const attention_shap
 /* f32: sums of some hundred products. bf16: probabilities may be rounded to bf16 before they meet v, on either side. */
 static tolerance attention_tolerance(tp_dtype dtype, double size)
 {
-    return within(0, size * (dtype == TP_BF16 ? 0x1p-7 : 1e-5));
+    return within(0, size * by_dtype(dtype, 0x1p-7, 1e-5));
 }
 
 static void test_attention(void **state)
@@ -562,10 +590,7 @@ static void test_attention_backward(void **state)
         attention_inputs(&b, &a.forward, &s);
         rows_in(&b, &a.forward.out, s.n_q, q_cols, s.dtype, 1);
         floats_in(&b, &a.forward.lse, s.n_q * s.heads, 1);
-        tp_ctx ctx;
-        tp_ctx_init(&ctx);
-        ctx.device = opened.cpu;
-        assert_ok(&ctx, tp_run_attention(&ctx, &a.forward));
+        run_before(&b, TP_KERNEL_attention, &a.forward, "forward");
         rows_in(&b, &a.dout, s.n_q, q_cols, s.dtype, 1);
         rows_out(&b, &a.dq, s.n_q, q_cols, s.dtype, attention_tolerance(s.dtype, 2));
         rows_out(&b, &a.dk, s.n_k, k_cols, s.dtype, attention_tolerance(s.dtype, 4));
@@ -625,20 +650,55 @@ static void test_cross_entropy(void **state)
         }
         ints_in(&b, &a.labels, a.n, a.vocab);
         floats_out(&b, &a.loss, a.n, within(2e-6, 4e-6));
+        if (i % 4 == 1) state_buffer(&b, &a.state);
         run_both(&b, TP_KERNEL_cross_entropy, &a, text_of(text, "cross_entropy", a.n, a.vocab, a.narrow ? TP_BF16 : TP_F32));
     }
+}
+
+/* In f16 the gradients are those in f32, rounded: of the GPU, whose f32 the CPU has vouched for above. */
+static void test_cross_entropy_f16(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int64_t vocabularies[] = {1, 31, 1000, 16385, 49152, 262147};
+    for (int i = 0; i < 24; i++) {
+        both b = {0};
+        unsigned char *wide[MAX_BUFFERS], *half[MAX_BUFFERS];
+        tp_cross_entropy_args a = {.n = 7, .vocab = vocabularies[i % 6], .grad_scale = i % 4 == 0 ? 1e-3f : 2048.0f};
+        a.ld = a.vocab + (i % 2 == 0 ? 0 : 5), a.want_grad = true;
+        floats_in(&b, &a.logits, a.n * a.ld, i % 5 == 0 ? 60 : 5);
+        make_output(&b, EXACT);
+        ints_in(&b, &a.labels, a.n, a.vocab);
+        floats_out(&b, &a.loss, a.n, EXACT);
+        run_on(&b, opened.cuda, TP_KERNEL_cross_entropy, &a, "cross_entropy f32", wide);
+        a.narrow = true, a.narrow_type = TP_F16;
+        run_on(&b, opened.cuda, TP_KERNEL_cross_entropy, &a, "cross_entropy f16", half);
+        for (int64_t r = 0; r < a.n; r++) {
+            for (int64_t c = 0; c < a.vocab; c++) {
+                float want = ((const float *)(const void *)wide[0])[r * a.ld + c];
+                uint16_t got = ((const uint16_t *)(const void *)half[0])[r * 2 * a.ld + c];
+                assert_int_equal(got, tp_f32_to_f16(want));
+            }
+        }
+        for (int k = 0; k < b.n_buffers; k++) free(wide[k]), free(half[k]), free(b.buffers[k].host);
+    }
+}
+
+static void test_add_loss(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    both b = {0};
+    tp_add_loss_args a;
+    floats_out(&b, &a.loss, 1, EXACT);
+    state_buffer(&b, &a.state);
+    make_output(&b, EXACT);
+    run_both(&b, TP_KERNEL_add_loss, &a, "add_loss");
 }
 
 /* ---- optimizer ---- */
 
 static const int64_t counts[] = {0, 1, 3, 4, 31, 4095, 4096, 4097, 20001, 1000003};
-
-static tp_step_state *state_buffer(both *b, void *field)
-{
-    tp_step_state *s = new_buffer(b, field, sizeof *s, TP_U8);
-    *s = (tp_step_state){.learning_rate = 1e-3f, .bias1 = 0.271f, .bias2 = 0.0297f, .clip = 0.7f, .finite = 1, .loss_sum = 3};
-    return s;
-}
 
 /* The norm is taken in f64. */
 static void test_grad_norm(void **state)
@@ -656,7 +716,9 @@ static void test_grad_norm(void **state)
         tp_step_state *s = state_buffer(&b, &a.state);
         make_output(&b, within(1e-7, 0));
         s->max_norm = i % 3 == 0 ? 0.0f : 1.0f;
+        if (i % 2 == 0) s->loss_scale = 1024;
         if (i % 11 == 10) s->loss_sum = NAN;
+        if (i % 5 == 3) s->loss_mean = 2, s->loss_spread = i % 2 == 0 ? 1 : 0.999; /* just no spike, and just one */
         run_both(&b, TP_KERNEL_grad_norm, &a, text_of(text, "grad_norm", a.n, 1, TP_F32));
     }
 }
@@ -702,6 +764,7 @@ static void test_sgd(void **state)
 
 int main(void)
 {
+    f16_too = true;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_add),
         cmocka_unit_test(test_scale),
@@ -723,6 +786,8 @@ int main(void)
         cmocka_unit_test(test_attention_backward),
         cmocka_unit_test(test_attention_many_segments),
         cmocka_unit_test(test_cross_entropy),
+        cmocka_unit_test(test_cross_entropy_f16),
+        cmocka_unit_test(test_add_loss),
         cmocka_unit_test(test_grad_norm),
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_sgd),

@@ -135,28 +135,30 @@ static double random_matrix(both *b, tp_matrix *w, tp_format_id format, int64_t 
 
 /* Roundings: sums of k products in f32 in different orders lie about sqrt(k) units of 2^-24 of the sum of magnitudes apart.
  * Where the precision lets sides be rounded to bf16 that hold more, each product is off by up to 2^-8, at random, and so is an
- * added bias. */
+ * added bias; in f16, whose products the CPU makes in f32, by up to 2^-11. */
 static tolerance tolerance_of(const shape *s, double b_size)
 {
     double k = (double)s->k, alpha = fabs((double)s->alpha) * b_size;
     double limit = 0x1p-24 * (4 * sqrt(k) + 8) * (alpha * k / 2 + fabs((double)s->beta) + 3);
-    bool exact_b = s->format == TP_FORMAT_BF16 || s->round_bf16;
-    if (s->precision == TP_BF16 && !(s->a_dtype == TP_BF16 && exact_b)) limit += 0x1p-8 * alpha * (2 + 2 * sqrt(k));
-    if (s->c_dtype == TP_BF16 && s->bias) limit += 0x1p-8;
+    bool exact_b = s->precision == TP_F16 ? s->format == TP_FORMAT_F16 : s->format == TP_FORMAT_BF16 || s->round_bf16;
+    double unit = by_dtype(s->precision, 0x1p-8, 0), c_unit = by_dtype(s->c_dtype, 0x1p-8, 0);
+    if (!(s->a_dtype == s->precision && exact_b)) limit += unit * alpha * (2 + 2 * sqrt(k));
+    if (s->bias) limit += c_unit;
     /* what is added to may have been rounded to bf16 before (backend/cuda/blas.cuh): half a unit of sums that reach 2 sqrt(k)
      */
-    if (s->c_dtype == TP_BF16 && (s->bias || s->residual || s->beta != 0))
-        limit += 0x1p-8 * (2 * alpha * sqrt(k) + fabs((double)s->beta) + 1);
+    if (s->bias || s->residual || s->beta != 0) limit += c_unit * (2 * alpha * sqrt(k) + fabs((double)s->beta) + 1);
     return within(0, limit);
 }
 
 static void try_product(const shape *s)
 {
     both b = {0};
+    tp_rows residual;
     char text[300];
     describe(s, text);
     tp_matmul_args args = {
         .n = s->n, .m = s->m, .k = s->k, .nt = s->nt, .alpha = s->alpha, .beta = s->beta, .precision = s->precision};
+    bind_type(&b, &args.precision);
     rows_in(&b, &args.a, s->n, s->k, s->a_dtype, 1);
     double b_size = random_matrix(&b, &args.b, s->format, s->nt ? s->m : s->k, s->nt ? s->k : s->m, s->transposed, s->pad);
     args.b.rope_pairs = s->rope_pairs, args.b.round_bf16 = s->round_bf16;
@@ -164,7 +166,7 @@ static void try_product(const shape *s)
     if (s->beta == 0 && !s->residual_is_c) {
         for (int64_t i = 0; i < s->n; i++) { /* must not be read */
             for (int64_t j = 0; j < s->m; j++) {
-                if (s->c_dtype == TP_BF16)
+                if (s->c_dtype != TP_F32)
                     ((uint16_t *)args.c.data)[i * args.c.ld + j] = 0x7fff;
                 else
                     ((float *)args.c.data)[i * args.c.ld + j] = NAN;
@@ -176,7 +178,6 @@ static void try_product(const shape *s)
         same_buffer(&b, &args.residual, &args.c.data);
         args.residual_ld = args.c.ld;
     } else if (s->residual) {
-        tp_rows residual;
         rows_in(&b, &residual, s->n, s->m, s->c_dtype, 1);
         b.fields[b.n_fields - 1].field = &args.residual;
         args.residual_ld = residual.ld;
@@ -221,12 +222,14 @@ static void test_model_shapes(void **state)
     NEEDS_GPU();
     random_state = 8;
     for (int i = 0; i < 16; i++) {
-        tp_dtype x = i & 1 ? TP_BF16 : TP_F32;
+        tp_dtype x = i & 1 ? (i & 2 ? TP_F16 : TP_BF16) : TP_F32;
         shape s = {.n = 512,
                    .m = 1536,
                    .k = 576,
                    .nt = (i & 2) != 0,
-                   .format = i & 4 ? TP_FORMAT_Q8_0 : TP_FORMAT_BF16,
+                   .format = i & 4         ? TP_FORMAT_Q8_0
+                             : x == TP_F16 ? TP_FORMAT_F16
+                                           : TP_FORMAT_BF16,
                    .a_dtype = x,
                    .c_dtype = x,
                    .precision = x,
@@ -245,6 +248,7 @@ static void test_model_shapes(void **state)
 static void try_lowrank(const shape *s, int64_t rank, bool given)
 {
     both b = {0};
+    tp_rows residual;
     char text[300], all[400];
     describe(s, text);
     snprintf(all, sizeof all, "%s rank=%lld given=%d", text, (long long)rank, given);
@@ -258,8 +262,9 @@ static void try_lowrank(const shape *s, int64_t rank, bool given)
                            .precision = s->precision,
                            .lowrank = &rider};
     /* of `low`: its size, and how far two orders of summation and roundings of the factors may lie apart */
-    double large = sqrt((double)s->k) + 1, unit = s->precision == TP_BF16 ? 0x1p-8 : 0x1p-20;
-    double off = 0x1p-24 * (4 * large + 8) * ((double)s->k / 4 + 1) + (s->precision == TP_BF16 ? 0x1p-8 * (1 + large) : 0);
+    double large = sqrt((double)s->k) + 1, unit = by_dtype(s->precision, 0x1p-8, 0x1p-20);
+    double off = 0x1p-24 * (4 * large + 8) * ((double)s->k / 4 + 1) + by_dtype(s->precision, 0x1p-8, 0) * (1 + large);
+    bind_type(&b, &args.precision);
     rows_in(&b, &args.a, s->n, s->k, s->a_dtype, 1);
     (void)random_matrix(&b, &args.b, s->format, s->nt ? s->m : s->k, s->nt ? s->k : s->m, false, s->pad);
     (void)random_matrix(&b, &rider.up, TP_FORMAT_F32, s->nt ? s->m : rank, s->nt ? rank : s->m, false, false);
@@ -271,11 +276,10 @@ static void try_lowrank(const shape *s, int64_t rank, bool given)
     }
     tolerance t = tolerance_of(s, 1);
     t.absolute += unit * (sqrt((double)rank) + 2) * large * 2;
-    if (s->c_dtype == TP_BF16) t.absolute += 0x1p-8 * (2 * large + 1); /* the sum is rounded once on its way */
+    t.absolute += by_dtype(s->c_dtype, 0x1p-8, 0) * (2 * large + 1); /* the sum is rounded once on its way */
     rows_out(&b, &args.c, s->n, s->m, s->c_dtype, t);
     if (s->bias) floats_in(&b, &args.bias, s->m, 1);
     if (s->residual) {
-        tp_rows residual;
         rows_in(&b, &residual, s->n, s->m, s->c_dtype, 1);
         b.fields[b.n_fields - 1].field = &args.residual;
         args.residual_ld = residual.ld;
@@ -291,9 +295,9 @@ static void test_lowrank(void **state)
     static const int64_t ranks[] = {1, 4, 8, 16, 33, 64};
     for (int i = 0; i < 200; i++) {
         shape s = random_shape();
-        tp_dtype x = i & 1 ? TP_BF16 : TP_F32;
+        tp_dtype x = i & 1 ? (i & 2 ? TP_F16 : TP_BF16) : TP_F32;
         if (s.k == 0) s.k = 1;
-        s.format = x == TP_BF16 ? TP_FORMAT_BF16 : TP_FORMAT_F32;
+        s.format = tp_format_of(x);
         s.a_dtype = s.c_dtype = s.precision = x;
         s.transposed = s.round_bf16 = s.residual_is_c = false, s.rope_pairs = 0;
         s.alpha = 1, s.beta = s.residual || i % 3 == 0 ? 0 : 1;
@@ -387,10 +391,14 @@ static void test_products_tn(void **state)
         try_product_tn(n, m, k, random_dtype(), random_dtype(), i % 3 == 0 ? 2 : 1, factors[below(3)]);
     }
     for (int i = 0; i < 4; i++) {
-        try_product_tn(4096, 16, 576, i & 1 ? TP_BF16 : TP_F32, i & 2 ? TP_BF16 : TP_F32, 1, 1);
-        try_product_tn(4096, 1536, 16, i & 1 ? TP_BF16 : TP_F32, i & 2 ? TP_BF16 : TP_F32, 2, 1);
+        for (int f16 = 0; f16 < 2; f16++) {
+            tp_dtype x = f16 ? TP_F16 : TP_BF16;
+            try_product_tn(4096, 16, 576, i & 1 ? x : TP_F32, i & 2 ? x : TP_F32, 1, 1);
+            try_product_tn(4096, 1536, 16, i & 1 ? x : TP_F32, i & 2 ? x : TP_F32, 2, 1);
+        }
     }
     try_product_tn(40000, 1000, 7, TP_F32, TP_BF16, 1, 0.5f); /* the split side in slices */
+    try_product_tn(40000, 1000, 7, TP_F32, TP_F16, 1, 0.5f);
     /* low-rank factors have kernels of their own: ranks and widths around their tiles, rows around their steps */
     static const int64_t ranks[] = {4, 8, 12, 16, 20, 32, 36, 64, 68}, wide[] = {8, 72, 128, 136, 256, 576},
                          rows[] = {1, 15, 63, 64, 65, 200, 1000};
@@ -414,7 +422,7 @@ static void test_unsupported(void **state)
     args.b.format = TP_FORMAT_COUNT;
     assert_status(&ctx, TP_UNSUPPORTED, tp_run_matmul(&ctx, &args));
     args.b = tp_matrix_dense(TP_F32, NULL, 1, 1);
-    args.a.dtype = TP_F16;
+    args.a.dtype = TP_F64;
     assert_status(&ctx, TP_UNSUPPORTED, tp_run_matmul(&ctx, &args));
     args.a.dtype = TP_F32;
     args.b = (tp_matrix){.format = TP_FORMAT_Q4_0, .rows = 1, .cols = 1, .transposed = true};
@@ -529,6 +537,7 @@ static void test_lowrank_backward(void **state)
 
 int main(void)
 {
+    f16_too = true;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies),           cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_describe),         cmocka_unit_test(test_no_such_device),

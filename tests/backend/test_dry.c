@@ -125,6 +125,29 @@ static void test_attention(void **state)
     }
 }
 
+/* The largest gradient in bf16 over sequences of one length, until it is asked for. */
+static void test_attention_size(void **state)
+{
+    (void)state;
+    void *p = fake();
+    tp_segment s[3] = {{0, 8, 0, 8}, {8, 8, 8, 8}, {16, 8, 16, 8}};
+    tp_attention_backward_args b = {.n_k = 24, .forward = {.n_q = 24, .heads = 6, .kv_heads = 2, .head_dim = 8}};
+    tp_attention_args *a = &b.forward;
+    a->q = a->k = a->v = a->out = b.dout = b.dq = b.dk = b.dv = (tp_rows){p, TP_BF16, 48};
+    a->segments = s;
+    for (a->n_segments = 3; a->n_segments > 0; a->n_segments--) assert_ok(&ctx, tp_run_attention_backward(&ctx, &b));
+    a->n_segments = 3;
+    tp_attention_size size = tp_dry_attention_size(ctx.device);
+    assert_true(size.sequences == 3 && size.length == 8 && size.heads == 6 && size.head_dim == 8);
+    assert_true(tp_dry_attention_size(ctx.device).sequences == 0);
+    s[2].q_len = s[2].k_len = 7;
+    assert_ok(&ctx, tp_run_attention_backward(&ctx, &b));
+    s[2].q_len = s[2].k_len = 8;
+    a->q.dtype = TP_F32;
+    assert_ok(&ctx, tp_run_attention_backward(&ctx, &b));
+    assert_true(tp_dry_attention_size(ctx.device).sequences == 0);
+}
+
 #define EXPECT_BYTES(name, args, bytes)                                                                                        \
     do {                                                                                                                       \
         forget();                                                                                                              \
@@ -145,8 +168,8 @@ static void test_bytes(void **state)
     EXPECT_BYTES(embedding_backward, (&(tp_embedding_backward_args){3, 10, p, h, p}), 3 * (4 + 20 + 80));
     EXPECT_BYTES(gather_rows, (&(tp_gather_rows_args){3, 10, p, h, f}), 3 * (4 + 20 + 40));
     EXPECT_BYTES(scatter_rows, (&(tp_scatter_rows_args){3, 10, 7, p, h, f, true}), 3 * (4 + 20) + 7 * 40);
-    EXPECT_BYTES(rmsnorm, (&(tp_rmsnorm_args){3, 10, h, h, p, p, 1e-5f}), 2 * 60 + 40 + 12);
-    EXPECT_BYTES(rmsnorm_backward, (&(tp_rmsnorm_backward_args){3, 10, h, h, h, p, p, p, true}), 4 * 60 + 40 + 12 + 80);
+    EXPECT_BYTES(rmsnorm, (&(tp_rmsnorm_args){3, 10, h, h, p, p, 1e-5f, 1}), 2 * 60 + 40 + 12);
+    EXPECT_BYTES(rmsnorm_backward, (&(tp_rmsnorm_backward_args){3, 10, h, h, h, p, p, p, true, 1}), 4 * 60 + 40 + 12 + 80);
     EXPECT_BYTES(layernorm, (&(tp_layernorm_args){3, 10, f, f, p, p, p, p, 1e-5f}), 2 * 120 + 80 + 24);
     EXPECT_BYTES(layernorm_backward, (&(tp_layernorm_backward_args){3, 10, f, f, f, p, p, p, NULL, p, false}),
                  3 * 120 + 40 + 24 + 80);
@@ -158,9 +181,10 @@ static void test_bytes(void **state)
     EXPECT_BYTES(gelu_backward, (&(tp_gelu_backward_args){3, 10, f, f, f, true}), 3 * 120);
     EXPECT_BYTES(add, (&(tp_add_args){3, 10, f, h, f}), 300);
     EXPECT_BYTES(scale, (&(tp_scale_args){3, 10, f, h, 0}), 60);
-    EXPECT_BYTES(dropout, (&(tp_dropout_args){3, 10, f, f, 0.5f, {1, 2, 3}, 0, true}), 360);
-    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, false}), 2 * 120 + 24);
-    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, true}), 120 + 60 + 24);
+    EXPECT_BYTES(dropout, (&(tp_dropout_args){3, 10, f, f, 0.5f, {1, 2, 3}, 0, true, NULL}), 360);
+    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, false, TP_F32, NULL}), 2 * 120 + 24);
+    EXPECT_BYTES(cross_entropy, (&(tp_cross_entropy_args){3, 10, p, 10, p, p, 1, true, true, TP_BF16, NULL}), 120 + 60 + 24);
+    EXPECT_BYTES(add_loss, (&(tp_add_loss_args){p, p}), 8);
     EXPECT_BYTES(grad_norm, (&(tp_grad_norm_args){100, p, p}), 400);
     EXPECT_BYTES(adamw, (&(tp_adamw_args){100, p, p, p, p, p, 0.9f, 0.999f, 1e-8f, 0}), 2800);
     EXPECT_BYTES(sgd, (&(tp_sgd_args){100, p, p, p, p, 0.9f, 0}), 2000);
@@ -170,6 +194,7 @@ static void test_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_device), cmocka_unit_test(test_products),
-                                       cmocka_unit_test(test_attention), cmocka_unit_test(test_bytes)};
+                                       cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_size),
+                                       cmocka_unit_test(test_bytes)};
     return cmocka_run_group_tests(tests, open_dry, close_dry);
 }

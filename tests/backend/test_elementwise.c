@@ -110,7 +110,9 @@ static void check_dropout(void *data, const char *isa)
     float factor = (float)(1 / (1 - (double)a->p));
     for (int64_t r = 0; r < a->n; r++) {
         for (int64_t c = 0; c < a->dim; c++) {
-            float uniform = tp_rng_uniform(a->key, (uint64_t)((a->first_row + r) * a->dim + c));
+            tp_rng_key key = a->key;
+            if (a->state != NULL) key.step = a->state->draw;
+            float uniform = tp_rng_uniform(key, (uint64_t)((a->first_row + r) * a->dim + c));
             float want = uniform >= a->p ? (float)at(a->x, r, c) * factor : 0.0f;
             if (a->accumulate) want += (float)at(dropout_before, r, c);
             expect(a->y, r, c, stored(a->y, want), isa, "dropout");
@@ -128,7 +130,10 @@ static void test_dropout(void **state)
         for (int i = 0; i < 30; i++) {
             int64_t n = shapes[s][0], dim = shapes[s][1];
             tp_rows x = new_rows(n, dim, 1, i & 1 ? TP_BF16 : TP_F32, 3), y = new_rows(n, dim, 2, i & 2 ? TP_BF16 : TP_F32, 3);
-            tp_dropout_args a = {n, dim, x, y, chances[i % 5], keys[i % 3], i % 4 == 0 ? 0 : (int64_t)1 << (i + 8), i % 7 == 0};
+            tp_step_state now = {.draw = ((uint64_t)9 << 32) + (uint64_t)i};
+            tp_dropout_args a = {n,          dim, x, y, chances[i % 5], keys[i % 3], i % 4 == 0 ? 0 : (int64_t)1 << (i + 8),
+                                 i % 7 == 0, NULL};
+            if (i % 3 == 1) a.state = &now;
             if (a.p == 1.0f) a.accumulate = false;
             dropout_before = copy_rows(y, n);
             kernel_outputs o = {.n = 0};

@@ -76,9 +76,9 @@ static void run_norm(tp_ctx *ctx, void *data)
                                         t->mean, t->rstd, t->dweight, t->dbias, t->accumulate};
         assert_ok(ctx, tp_run_layernorm_backward(ctx, &b));
     } else {
-        tp_rmsnorm_args f = {t->n, t->dim, t->x, t->y, t->weight, t->rstd, epsilon};
+        tp_rmsnorm_args f = {t->n, t->dim, t->x, t->y, t->weight, t->rstd, epsilon, 1};
         assert_ok(ctx, tp_run_rmsnorm(ctx, &f));
-        tp_rmsnorm_backward_args b = {t->n, t->dim, t->x, dy, t->dx, t->weight, t->rstd, t->dweight, t->accumulate};
+        tp_rmsnorm_backward_args b = {t->n, t->dim, t->x, dy, t->dx, t->weight, t->rstd, t->dweight, t->accumulate, 1};
         assert_ok(ctx, tp_run_rmsnorm_backward(ctx, &b));
     }
 }
@@ -183,7 +183,7 @@ static void test_bf16_order(void **state)
         ctx.device = devices[i].device[0];
         tp_rows x = new_rows(40, 100, 0, TP_BF16, 3), y = new_rows(40, 100, 0, TP_BF16, 3);
         float *weight = new_floats(100, 2), *rstd = new_floats(40, 1);
-        tp_rmsnorm_args a = {40, 100, x, y, weight, rstd, epsilon};
+        tp_rmsnorm_args a = {40, 100, x, y, weight, rstd, epsilon, 1};
         assert_ok(&ctx, tp_run_rmsnorm(&ctx, &a));
         for (int64_t e = 0; e < 40 * 100; e++) {
             float normal = tp_bf16_to_f32(tp_f32_to_bf16(tp_bf16_to_f32(((uint16_t *)x.data)[e]) * rstd[e / 100]));

@@ -20,8 +20,9 @@ static void check_norm(void *data, const char *isa)
 {
     optimizer_case *t = data;
     double sum = 0;
-    for (int64_t i = 0; i < t->n; i++) sum += (double)t->g[i] * (double)t->g[i];
-    double clip = t->state.max_norm > 0 ? fmin(1, (double)t->state.max_norm / (sqrt(sum) + 1e-6)) : 1;
+    double scale = (double)t->state.loss_scale;
+    for (int64_t i = 0; i < t->n; i++) sum += (double)t->g[i] * (double)t->g[i] / scale / scale;
+    double clip = (t->state.max_norm > 0 ? fmin(1, (double)t->state.max_norm / (sqrt(sum) + 1e-6)) : 1) / scale;
     assert_near(t->state.norm, sqrt(sum), 1e-13 * sqrt(sum), "%s: norm of %lld", isa, (long long)t->n);
     assert_near((double)t->state.clip, clip, 0x1p-24 * clip, "%s: clip", isa);
     assert_int_equal(t->state.finite, 1);
@@ -32,9 +33,10 @@ static void test_grad_norm(void **state)
     (void)state;
     static const int64_t counts[] = {0, 1, 5, 4095, 4096, 4097, 20001};
     for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++) {
-        for (int i = 0; i < 3; i++) {
-            optimizer_case t = {
-                .n = counts[k], .g = new_floats(counts[k], i == 2 ? 1e30 : 1e-3), .state = {.max_norm = i == 1 ? 0.0f : 0.01f}};
+        for (int i = 0; i < 6; i++) {
+            optimizer_case t = {.n = counts[k],
+                                .g = new_floats(counts[k], i % 3 == 2 ? 1e30 : 1e-3),
+                                .state = {.max_norm = i % 3 == 1 ? 0.0f : 0.01f, .loss_scale = i < 3 ? 1.0f : 65536.0f}};
             kernel_outputs o = {.n = 0};
             add_output(&o, &t.state, sizeof t.state);
             run_everywhere(&o, run_norm, check_norm, &t);
@@ -53,7 +55,7 @@ static void test_not_finite(void **state)
         ctx.device = devices[i].device[1];
         float g[100] = {0}, w[100], m[100] = {0}, v[100] = {0};
         for (int k = 0; k < 100; k++) w[k] = (float)k;
-        tp_step_state s = {.learning_rate = 1, .bias1 = 1, .bias2 = 1, .max_norm = 1};
+        tp_step_state s = {.learning_rate = 1, .bias1 = 1, .bias2 = 1, .max_norm = 1, .loss_scale = 1};
         tp_grad_norm_args norm = {100, g, &s};
         static const float bad[] = {NAN, INFINITY, -INFINITY};
         for (int b = 0; b < 4; b++) {
@@ -72,6 +74,15 @@ static void test_not_finite(void **state)
         s.loss_sum = 0;
         assert_ok(&ctx, tp_run_grad_norm(&ctx, &norm));
         assert_int_equal(s.finite, 1);
+        static const double spreads[] = {0.5, 0.499, 0, (double)INFINITY, (double)NAN};
+        static const int used[] = {1, 0, 0, 1, 1};
+        for (int k = 0; k < 5; k++) { /* 0.5 above the mean */
+            s.loss_sum = 2.5;
+            s.loss_mean = 2;
+            s.loss_spread = spreads[k];
+            assert_ok(&ctx, tp_run_grad_norm(&ctx, &norm));
+            assert_int_equal(s.finite, used[k]);
+        }
     }
 }
 

@@ -8,34 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "tests/bench/ceilings.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #define REPEATS 5
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n)
-{
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return x[n / 2];
-}
 
 static void *need(size_t bytes)
 {
@@ -57,98 +33,39 @@ static void check(tp_ctx *ctx, tp_status status)
 
 /* ------------------------------------------------------------------------------------------------------ ceilings */
 
-#define FMA_LOOPS 100000
-#define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-
-#if defined(__x86_64__)
-#define STEP512(i)                                                                                                             \
-    s##i = _mm512_fmadd_ps(s##i, half, half);                                                                                  \
-    __asm__ volatile("" : "+v"(s##i));
-#define STEP256(i)                                                                                                             \
-    s##i = _mm256_fmadd_ps(s##i, half, half);                                                                                  \
-    __asm__ volatile("" : "+x"(s##i));
-#define DECLARE512(i) __m512 s##i = _mm512_set1_ps(i);
-#define DECLARE256(i) __m256 s##i = _mm256_set1_ps(i);
-
-TP_TARGET_AVX512 static double fma_flops_avx512(void)
-{
-    const __m512 half = _mm512_set1_ps(0.5f);
-    CHAINS(DECLARE512)
-    for (int l = 0; l < FMA_LOOPS; l++) {
-        CHAINS(STEP512)
-    }
-    return 12.0 * 2 * 16 * FMA_LOOPS;
-}
-
-TP_TARGET_AVX2 static double fma_flops_avx2(void)
-{
-    const __m256 half = _mm256_set1_ps(0.5f);
-    CHAINS(DECLARE256)
-    for (int l = 0; l < FMA_LOOPS; l++) {
-        CHAINS(STEP256)
-    }
-    return 12.0 * 2 * 8 * FMA_LOOPS;
-}
-#endif
-
-static double fma_flops(const tp_cpu *cpu)
-{
-#if defined(__x86_64__)
-    if (cpu->isa == TP_CPU_AVX512) return fma_flops_avx512();
-    if (cpu->isa == TP_CPU_AVX2) return fma_flops_avx2();
-#endif
-    (void)cpu;
-    volatile float s = 0; /* no vectors here: the ratio then only says how the vectors of four do */
-    for (int l = 0; l < FMA_LOOPS; l++) s = s * 0.5f + 0.5f;
-    return 2.0 * FMA_LOOPS;
-}
-
-typedef struct ceiling {
-    tp_cpu *cpu;
-    double flops; /* of one item */
+typedef struct copying {
     unsigned char *from, *to;
     size_t part;
-} ceiling;
-
-static void fma_item(void *arg, int64_t i, int thread)
-{
-    ceiling *c = arg;
-    (void)i, (void)thread;
-    double flops = fma_flops(c->cpu);
-    if (i == 0) c->flops = flops;
-}
-
-static double fma_per_second(ceiling *c)
-{
-    int64_t items = c->cpu->device.threads;
-    double start = now();
-    tp_cpu_for(c->cpu, items, fma_item, c);
-    return c->flops * (double)items / (now() - start);
-}
+} copying;
 
 #define COPY_BYTES ((size_t)64 << 20)
 #define COPY_PARTS 16
 
 static void copy_item(void *arg, int64_t i, int thread)
 {
-    ceiling *c = arg;
+    const copying *c = arg;
     (void)thread;
     memcpy(c->to + (size_t)i * c->part, c->from + (size_t)i * c->part, c->part);
 }
 
-static double copied_per_second(ceiling *c)
+static double copied_per_second(tp_ctx *ctx, copying *c)
 {
-    double start = now();
-    tp_cpu_for(c->cpu, COPY_PARTS, copy_item, c);
-    return 2.0 * (double)COPY_BYTES / (now() - start);
+    double start = bench_now();
+    tp_cpu_for(tp_cpu_of(ctx), COPY_PARTS, copy_item, c);
+    return 2.0 * (double)COPY_BYTES / (bench_now() - start);
 }
 
 /* --------------------------------------------------------------------------------------------------------- lines */
 
 typedef struct bench {
     tp_ctx *ctx;
-    ceiling ceiling;
+    copying copying;
 } bench;
+
+static double limit_of(bench *b, bool flops)
+{
+    return flops ? bench_peak_flops(b->ctx).f32 : copied_per_second(b->ctx, &b->copying);
+}
 
 /* One line: `work` (FLOPs or bytes) per second of a kernel over the ceiling in the same unit. */
 static void line(bench *b, const char *name, bool flops, double work, tp_status (*run)(tp_ctx *, const void *),
@@ -157,21 +74,20 @@ static void line(bench *b, const char *name, bool flops, double work, tp_status 
     double rate[REPEATS], ratio[REPEATS];
     check(b->ctx, run(b->ctx, args));
     for (int i = 0; i < REPEATS; i++) {
-        double before = flops ? fma_per_second(&b->ceiling) : copied_per_second(&b->ceiling), start = now();
+        double before = limit_of(b, flops), start = bench_now();
         int calls = 0;
         do {
             check(b->ctx, run(b->ctx, args));
             calls++;
-        } while (now() - start < 0.02);
-        rate[i] = work * calls / (now() - start);
-        double after = flops ? fma_per_second(&b->ceiling) : copied_per_second(&b->ceiling);
+        } while (bench_now() - start < 0.02);
+        rate[i] = work * calls / (bench_now() - start);
+        double after = limit_of(b, flops);
         ratio[i] = rate[i] / (0.5 * (before + after));
     }
-    double low = ratio[0], high = ratio[0];
-    for (int i = 1; i < REPEATS; i++) low = fmin(low, ratio[i]), high = fmax(high, ratio[i]);
-    double middle = median(rate, REPEATS), share = median(ratio, REPEATS);
+    bench_spread share = bench_spread_of(ratio, REPEATS);
+    double middle = bench_spread_of(rate, REPEATS).median;
     printf("%-46s %7.1f %s  limit %6.1f  ratio %.2f (%.2f .. %.2f)\n", name, 1e-9 * middle, flops ? "GFLOP/s" : "GB/s   ",
-           1e-9 * middle / share, share, low, high);
+           1e-9 * middle / share.median, share.median, share.low, share.high);
     fflush(stdout);
 }
 
@@ -286,10 +202,10 @@ static void bench_rows(bench *b, tp_dtype dtype)
           *sine = floats_of(n * 32);
     x.ld = y.ld = z.ld = dim;
 
-    tp_rmsnorm_args norm = {n, dim, x, y, weight, rstd, 1e-5f};
+    tp_rmsnorm_args norm = {n, dim, x, y, weight, rstd, 1e-5f, 1};
     snprintf(name, sizeof name, "rmsnorm 576 %s", tag);
     line(b, name, false, 2 * size * elements, run_rmsnorm, &norm);
-    tp_rmsnorm_backward_args back = {n, dim, x, y, z, weight, rstd, NULL, true};
+    tp_rmsnorm_backward_args back = {n, dim, x, y, z, weight, rstd, NULL, true, 1};
     snprintf(name, sizeof name, "rmsnorm_backward 576 %s, accumulating", tag);
     line(b, name, false, 4 * size * elements, run_rmsnorm_backward, &back);
     tp_layernorm_args layer = {n, dim, x, y, weight, NULL, mean, rstd, 1e-5f};
@@ -301,7 +217,7 @@ static void bench_rows(bench *b, tp_dtype dtype)
     tp_add_args sum = {n, dim, x, y, z};
     snprintf(name, sizeof name, "add %s", tag);
     line(b, name, false, 3 * size * elements, run_add, &sum);
-    tp_dropout_args drop = {n, dim, x, y, 0.1f, {1, 2, 3}, 0, false};
+    tp_dropout_args drop = {n, dim, x, y, 0.1f, {1, 2, 3}, 0, false, NULL};
     snprintf(name, sizeof name, "dropout %s", tag);
     line(b, name, false, 2 * size * elements, run_dropout, &drop);
 
@@ -324,12 +240,12 @@ static void bench_flat(bench *b)
     const int64_t n = 256, vocab = 49152, parameters = 8 << 20;
     float *logits = floats_of(n * vocab), *loss = floats_of(n);
     int32_t *labels = need((size_t)n * sizeof *labels);
-    tp_cross_entropy_args entropy = {n, vocab, logits, vocab, labels, loss, 1.0f, true, false};
+    tp_cross_entropy_args entropy = {n, vocab, logits, vocab, labels, loss, 1.0f, true, false, TP_BF16, NULL};
     line(b, "cross_entropy 49152, with gradient", false, 8.0 * (double)(n * vocab), run_cross_entropy, &entropy);
     entropy.want_grad = false;
     line(b, "cross_entropy 49152", false, 4.0 * (double)(n * vocab), run_cross_entropy, &entropy);
     float *w = floats_of(parameters), *m = floats_of(parameters), *v = need((size_t)parameters * 4), *g = floats_of(parameters);
-    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.001f, .max_norm = 1.0f};
+    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.001f, .max_norm = 1.0f, .loss_scale = 1.0f};
     tp_grad_norm_args norm = {parameters, g, &state};
     line(b, "grad_norm", false, 4.0 * (double)parameters, run_grad_norm, &norm);
     tp_adamw_args adamw = {parameters, w, m, v, g, &state, 0.9f, 0.999f, 1e-8f, 0.01f};
@@ -341,9 +257,9 @@ int main(int argc, char **argv)
     static tp_ctx ctx;
     bench_open(&ctx, argc > 1 ? atoi(argv[1]) : 0);
     bench_print_machine(&ctx);
-    bench b = {&ctx, {.cpu = tp_cpu_of(&ctx), .part = COPY_BYTES / COPY_PARTS}};
-    b.ceiling.from = need(COPY_BYTES);
-    b.ceiling.to = need(COPY_BYTES);
+    bench b = {&ctx, {.part = COPY_BYTES / COPY_PARTS}};
+    b.copying.from = need(COPY_BYTES);
+    b.copying.to = need(COPY_BYTES);
     bench_attention(&b, "T 512, 9/3 x 64, f32", 512, 1, 9, 3, 64, TP_F32);
     bench_attention(&b, "T 512, 9/3 x 64, bf16", 512, 1, 9, 3, 64, TP_BF16);
     bench_attention(&b, "T 2048, 8/8 x 128, f32", 2048, 1, 8, 8, 128, TP_F32);

@@ -274,14 +274,38 @@ static void training(void **state)
     bench_end(&b);
 }
 
+static void training_like_an_adapter(void **state)
+{
+    struct bench b;
+    tp_ctx ctx;
+    char again[1024], folder[1100], result[1200];
+    (void)state;
+    bench_begin(&b);
+    struct scenario once = {.name = "train", .command = &tp_command_train, .words = {b.recipe, "--quiet"}};
+    assert_ok(&ctx, run_silently(&ctx, &once));
+    snprintf(again, sizeof again, "%s", scratch_path(&b.s, "again"));
+    snprintf(folder, sizeof folder, "output_dir=%s", again);
+    snprintf(result, sizeof result, "%s/adapter/adapter_model.safetensors", again);
+    struct scenario like = {.name = "train --like",
+                            .command = &tp_command_train,
+                            .words = {"--like", b.adapter, folder, "--quiet", "max_steps=1"},
+                            .result = result};
+    sweep(&b, &like);
+    bench_end(&b);
+}
+
 static void plan_and_preview(void **state)
 {
     struct bench b;
     (void)state;
     bench_begin(&b);
     struct scenario plan = {"plan", &tp_command_plan, {b.recipe, "--json"}, NULL, false, NULL, NULL};
+    struct scenario fit = {.name = "plan --fit",
+                           .command = &tp_command_plan,
+                           .words = {b.recipe, "--fit", "1GiB", "gradient_checkpointing=none", "micro_batch_size=2"}};
     struct scenario preview = {"preview", &tp_command_preview, {b.recipe, "--json"}, NULL, false, NULL, NULL};
     sweep(&b, &plan);
+    sweep(&b, &fit);
     sweep(&b, &preview);
     bench_end(&b);
 }
@@ -338,6 +362,8 @@ static void use_of_an_adapter(void **state)
                               NULL,
                               NULL};
     struct scenario inspect = {"inspect", &tp_command_inspect, {b.adapter, "--json"}, NULL, false, NULL, NULL};
+    struct scenario diff = {
+        .name = "inspect --diff", .command = &tp_command_inspect, .words = {b.adapter, "--diff", b.gguf, "--tensors"}};
     struct scenario tokenize = {"tokenize", &tp_command_tokenize, {b.gguf, "--in", b.texts}, NULL, false, NULL, NULL};
     struct scenario eval = {
         "eval",
@@ -351,6 +377,7 @@ static void use_of_an_adapter(void **state)
     sweep(&b, &logits);
     sweep(&b, &folder);
     sweep(&b, &inspect);
+    sweep(&b, &diff);
     sweep(&b, &tokenize);
     sweep(&b, &eval);
     bench_end(&b);
@@ -359,10 +386,8 @@ static void use_of_an_adapter(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plan_and_preview),
-        cmocka_unit_test(init_and_doctor),
-        cmocka_unit_test(use_of_an_adapter),
-        cmocka_unit_test(training),
+        cmocka_unit_test(plan_and_preview), cmocka_unit_test(init_and_doctor),          cmocka_unit_test(use_of_an_adapter),
+        cmocka_unit_test(training),         cmocka_unit_test(training_like_an_adapter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

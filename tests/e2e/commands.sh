@@ -19,6 +19,12 @@ check "a recipe that is not there, said once" fails 3 'none.yaml' train "$scratc
 check "a file of the model's folder" fails 2 'expected the model' generate "$model/config.json" --prompt x
 check "data that is not there" fails 3 'does not exist' eval "$model" --data "$scratch/none.jsonl"
 check "rows that are not there" fails 3 'No such file' tokenize "$golden/tokenizers/gpt2" --in "$scratch/none"
+check "a command of other versions" fails 2 'the command "merge" is not available in this version' merge "$model" x
+check "a flag of other versions" fails 2 '--load-in-4bit: not available in this version' logits "$model" --load-in-4bit
+check "a key as a flag" fails 2 'write lora_r=VALUE' train "$scratch/none.yaml" --lora_r 8
+check "an override in the recipe's place" fails 2 '"device=cpu" stands where RECIPE belongs' plan device=cpu "$scratch/none.yaml"
+check "a recipe for a model" fails 2 'got a recipe' generate recipes/configs/lora-gsm8k.yaml --prompt x
+check "the version, wherever it is asked for" bash -c "'$TAPEFT' train --version | cmp - <('$TAPEFT' --version)"
 check "-h is help" "$TAPEFT" train -h
 
 # The device without arithmetic is for plans: what it computes are no results.
@@ -40,6 +46,12 @@ check_exit "and shows no control character" 1 bash -c "'$TAPEFT' inspect '$scrat
 
 printf '{"ids": 5}\n' >"$scratch/ids.jsonl"
 check "ids that are no list" fails 3 'expected an array' tokenize "$golden/tokenizers/gpt2" --in "$scratch/ids.jsonl" --decode
+
+# Rows from a pipe.
+printf '{"text": "some text"}\n\n{"text": "more"}' >"$scratch/text.jsonl"
+"$TAPEFT" tokenize "$golden/tokenizers/gpt2" --in "$scratch/text.jsonl" >"$scratch/of_file"
+check "standard input as a file" bash -c "'$TAPEFT' tokenize '$golden/tokenizers/gpt2' --in - <'$scratch/text.jsonl' | cmp - '$scratch/of_file'"
+check "with its lines" bash -c "printf '{\"text\": \"a\"}\n{\"text\"' | '$TAPEFT' tokenize '$golden/tokenizers/gpt2' --in - 2>&1 | grep -q 'standard input:2:'"
 
 # What preview shows is what train would take.
 printf '%s\n' "base_model: $model" "datasets: [{path: $data, type: tokens}]" "max_steps: 1" "output_dir: $scratch/run" >"$scratch/r.yaml"

@@ -245,8 +245,8 @@ static void every_tensor_reaches_its_place(void **state)
         }
 }
 
-/* bf16 compute: F32 and F16 are held rounded in memory of our own, the same values with and without a mapping. */
-static void bf16_compute_narrows(void **state)
+/* bf16 and f16 compute: F32 is held rounded in memory of our own, the same values with and without a mapping. */
+static void narrow_compute_narrows(void **state)
 {
     struct bench b;
     tp_model *m;
@@ -255,12 +255,15 @@ static void bf16_compute_narrows(void **state)
     make_folder(&b, &(struct folder){.dtype = TP_F32});
     for (int mapped = 0; mapped < 2; mapped++) {
         setenv("TAPEFT_NO_MMAP", mapped ? "0" : "1", 1);
-        assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_BF16, true, &m));
-        assert_int_equal(m->embedding.format, TP_FORMAT_BF16);
-        assert_matrix(&m->embedding, 0, 10, 8, TP_BF16);
-        assert_matrix(&m->blocks[0].down.weight, 9, 8, 12, TP_BF16);
-        assert_int_equal(m->weight_bytes, 2 * (2 * 80 + 4 * 64 + 3 * 96) + 3 * 64 * 4);
-        tp_model_free(m);
+        for (int f16 = 0; f16 < 2; f16++) {
+            tp_dtype precision = f16 ? TP_F16 : TP_BF16;
+            assert_ok(&b.ctx, open_with(&b, b.files.folder, precision, true, &m));
+            assert_int_equal(m->embedding.format, tp_format_of(precision));
+            assert_matrix(&m->embedding, 0, 10, 8, precision);
+            assert_matrix(&m->blocks[0].down.weight, 9, 8, 12, precision);
+            assert_int_equal(m->weight_bytes, 2 * (2 * 80 + 4 * 64 + 3 * 96) + 3 * 64 * 4);
+            tp_model_free(m);
+        }
         assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_F32, true, &m));
         assert_int_equal(m->embedding.format, TP_FORMAT_F32);
         assert_matrix(&m->embedding, 0, 10, 8, TP_F32);
@@ -271,7 +274,8 @@ static void bf16_compute_narrows(void **state)
     bench_end(&b);
 }
 
-/* Long tensors go through the vector loops and several pieces: every f16 there is, and f32 values around every rounding tie. */
+/* Long tensors go through the vector loops and several pieces: every f16 or bf16 there is, and f32 values around every rounding
+ * tie, to bf16 and to f16. */
 static void narrowing_is_round_to_nearest_even(void **state)
 {
     enum { V = 1 << 18, D = 8 };
@@ -280,18 +284,20 @@ static void narrowing_is_round_to_nearest_even(void **state)
     char text[512];
     tp_named_array arrays[N_TENSORS];
     (void)state;
-    for (int d = 0; d < 2; d++) {
-        tp_dtype dtype = d == 0 ? TP_F32 : TP_F16;
+    for (int d = 0; d < 4; d++) {
+        tp_dtype precision = d < 2 ? TP_BF16 : TP_F16, other = d < 2 ? TP_F16 : TP_BF16, dtype = d % 2 == 0 ? TP_F32 : other;
         bench_begin(&b, "cpu");
         struct folder f = {.tied = true, .dtype = dtype};
         size_t n = make_arrays(&f, arrays);
         uint32_t *wide = malloc((size_t)V * D * 4);
         uint16_t *half = (uint16_t *)wide;
         for (uint32_t i = 0; i < (uint32_t)V * D; i++) {
-            if (dtype == TP_F16)
+            if (dtype != TP_F32)
                 half[i] = (uint16_t)i;
-            else
+            else if (precision == TP_BF16)
                 wide[i] = i * 0x7fff3u + (i % 3) * 0x8000u;
+            else
+                wide[i] = (i * 0x7fff3u & 0xffffe000u) + (i % 3) * 0x1000u + i % 2;
         }
         free_arrays(arrays, 1);
         arrays[0].shape[0] = V;
@@ -302,12 +308,14 @@ static void narrowing_is_round_to_nearest_even(void **state)
                  "\"num_attention_heads\": 2, \"vocab_size\": %d, \"tie_word_embeddings\": true}",
                  V);
         write_text(&b, "config.json", text);
-        assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_BF16, false, &m));
+        assert_ok(&b.ctx, open_with(&b, b.files.folder, precision, false, &m));
         const uint16_t *got = m->embedding.data;
         for (uint32_t i = 0; i < (uint32_t)V * D; i++) {
-            uint16_t wanted = tp_f32_to_bf16(dtype == TP_F16 ? tp_f16_to_f32(half[i]) : tp_f32_from_bits(wide[i]));
+            float x =
+                dtype == TP_F16 ? tp_f16_to_f32(half[i]) : tp_f32_from_bits(dtype == TP_F32 ? wide[i] : half[i] * 0x10000u);
+            uint16_t wanted = precision == TP_BF16 ? tp_f32_to_bf16(x) : tp_f32_to_f16(x);
             if (got[i] != wanted)
-                fail_msg("%s %#x: %#x, expected %#x", tp_dtype_name(dtype), dtype == TP_F16 ? half[i] : wide[i], got[i],
+                fail_msg("%s %#x: %#x, expected %#x", tp_dtype_name(dtype), dtype == TP_F32 ? wide[i] : half[i], got[i],
                          wanted);
         }
         tp_model_free(m);
@@ -380,6 +388,34 @@ static void wrong_tensors_are_named(void **state)
     assert_ok(&b.ctx, open_with(&b, dir, TP_F32, true, &m));
     assert_int_equal(b.notes, 1);
     tp_model_free(m);
+    bench_end(&b);
+}
+
+/* Finite, but not in f16. */
+static void values_beyond_f16_are_found(void **state)
+{
+    struct bench b;
+    tp_model *m;
+    float *values;
+    tp_named_array arrays[N_TENSORS];
+    (void)state;
+    bench_begin(&b, "cpu");
+    struct folder f = {.dtype = TP_F32};
+    make_folder(&b, &f);
+    size_t n = make_arrays(&f, arrays);
+    memcpy(&values, &arrays[0].data, sizeof values);
+    values[13] = 65519; /* the last that rounds to 65504 */
+    save_arrays(&b, "model.safetensors", arrays, n);
+    assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_F16, true, &m));
+    tp_model_free(m);
+    values[13] = -65520;
+    save_arrays(&b, "model.safetensors", arrays, n);
+    assert_int_equal(open_with(&b, b.files.folder, TP_F16, true, &m), TP_NUMERIC);
+    assert_non_null(strstr(b.ctx.message, "model.embed_tokens.weight: value 13 is outside the range of fp16"));
+    tp_ctx_clear(&b.ctx);
+    assert_ok(&b.ctx, open_with(&b, b.files.folder, TP_BF16, true, &m));
+    tp_model_free(m);
+    free_arrays(arrays, n);
     bench_end(&b);
 }
 
@@ -694,11 +730,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_tensor_reaches_its_place),
-        cmocka_unit_test(bf16_compute_narrows),
+        cmocka_unit_test(narrow_compute_narrows),
         cmocka_unit_test(narrowing_is_round_to_nearest_even),
         cmocka_unit_test(tied_heads),
         cmocka_unit_test(wrong_tensors_are_named),
         cmocka_unit_test(values_that_are_not_finite_are_found),
+        cmocka_unit_test(values_beyond_f16_are_found),
         cmocka_unit_test(missing_files),
         cmocka_unit_test(shards_and_their_index),
         cmocka_unit_test(a_tensor_in_two_shards),

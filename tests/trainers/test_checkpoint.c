@@ -129,6 +129,7 @@ static void test_round_trip(void **state)
     f.state.evals_without_gain = 2;
     f.state.skipped_in_row = 1;
     f.state.over_threshold = 3;
+    f.state.scale = (tp_loss_scale){0x1p-3 * 65536, 1999};
     save(&f, 12);
     assert_newest(&f, "/ckpt-12");
     fill(&f, 99);
@@ -142,6 +143,7 @@ static void test_round_trip(void **state)
     assert_int_equal(back.evals_without_gain, 2);
     assert_int_equal(back.skipped_in_row, 1);
     assert_int_equal(back.over_threshold, 3);
+    assert_true(back.scale.value == 8192 && back.scale.streak == 1999);
     assert_true(back.loss_mean == 1.0 / 3 && back.loss_var == 1e-9 && back.best_metric == 0.1);
     assert_string_equal(back.run_id, "aa");
     assert_string_equal(back.recipe, "bb");
@@ -151,7 +153,8 @@ static void test_round_trip(void **state)
     assert_ok(&f.ctx, tp_checkpoint_load(&f.ctx, scratch_path(&f.s, "ckpt-7"), f.adapter->lora, f.optim));
     assert_true(is_filled(&f, 7));
     assert_ok(&f.ctx, tp_checkpoint_read_state(&f.ctx, f.s.path, &back));
-    assert_true(isnan(back.best_metric)); /* there was none yet */
+    assert_true(isnan(back.best_metric));                         /* there was none yet */
+    assert_true(back.scale.value == 0 && back.scale.streak == 0); /* as in what was written before there was fp16 */
     end(&f);
 }
 
@@ -311,6 +314,9 @@ static void test_bad_state(void **state)
         assert_status(&f.ctx, TP_CHECKPOINT, tp_checkpoint_read_state(&f.ctx, scratch_path(&f.s, "ckpt-1"), &back));
     }
     assert_status(&f.ctx, TP_CHECKPOINT, tp_checkpoint_read_state(&f.ctx, scratch_path(&f.s, "ckpt-2"), &back));
+    f.state.scale.value = 3; /* no power of two */
+    save(&f, 3);
+    assert_status(&f.ctx, TP_CHECKPOINT, tp_checkpoint_read_state(&f.ctx, scratch_path(&f.s, "ckpt-3"), &back));
     end(&f);
 }
 

@@ -76,6 +76,14 @@ static void set_grads(struct fixture *f, int64_t step)
             f->params.grads[f->params.list[p].offset + i] = pseudo(i, 100 * (step + 1) + (int64_t)p, 0.3);
 }
 
+static tp_status take_step(tp_ctx *ctx, tp_optim *optim, double rate, double loss, tp_optim_result *result)
+{
+    TP_TRY(tp_optim_begin(ctx, optim, rate, 0, (double)INFINITY));
+    optim->step_state->loss_sum = loss;
+    TP_TRY(tp_optim_update(ctx, optim));
+    return tp_optim_end(ctx, optim, result);
+}
+
 static void compare(const struct fixture *f, const float *flat, const tp_json *expected, const char *what)
 {
     for (size_t p = 0; p < f->params.n; p++)
@@ -102,7 +110,7 @@ static void test_torch(void **state)
         for (size_t step = 0; step < tp_json_count(rates); step++) {
             tp_optim_result result;
             set_grads(&f, (int64_t)step);
-            assert_ok(&f.ctx, tp_optim_step(&f.ctx, f.optim, peer_item(rates, step), 1.5, &result));
+            assert_ok(&f.ctx, take_step(&f.ctx, f.optim, peer_item(rates, step), 1.5, &result));
             assert_true(result.finite && result.loss_sum == 1.5);
             assert_true(fabs(result.grad_norm - peer_item(norms, step)) <= 1e-6 * peer_item(norms, step));
             if (step == 0) compare(&f, f.params.values, tp_json_at(values, 0), "first step");
@@ -142,7 +150,7 @@ static void test_not_finite(void **state)
         tp_optim_result result;
         open_case(&f, case_named(doc, k));
         set_grads(&f, 0);
-        assert_ok(&f.ctx, tp_optim_step(&f.ctx, f.optim, 1e-2, 1, &result));
+        assert_ok(&f.ctx, take_step(&f.ctx, f.optim, 1e-2, 1, &result));
         size_t bytes = (size_t)f.params.elements * sizeof(float);
         float *before[1 + TP_OPTIM_STATES] = {f.params.values, f.optim->state[0], f.optim->state[1]},
                           *copy[1 + TP_OPTIM_STATES];
@@ -153,7 +161,7 @@ static void test_not_finite(void **state)
         for (size_t i = 0; i < 3 + 1; i++) {
             set_grads(&f, 1);
             if (i < 3) f.params.grads[f.params.list[2].offset + 299] = bad[i];
-            assert_ok(&f.ctx, tp_optim_step(&f.ctx, f.optim, 1e-2, i < 3 ? 1 : NAN, &result));
+            assert_ok(&f.ctx, take_step(&f.ctx, f.optim, 1e-2, i < 3 ? 1 : NAN, &result));
             assert_false(result.finite);
             assert_int_equal(f.optim->steps, 1);
             for (int s = 0; s <= TP_OPTIM_STATES; s++)
@@ -179,7 +187,7 @@ static void test_large_gradients(void **state)
     f.params.grads[0] = 3e25f;
     f.params.grads[1] = -4e25f;
     float first = f.params.values[0];
-    assert_ok(&f.ctx, tp_optim_step(&f.ctx, f.optim, 1, 1, &result));
+    assert_ok(&f.ctx, take_step(&f.ctx, f.optim, 1, 1, &result));
     assert_true(result.finite && fabs(result.grad_norm / 5e25 - 1) < 1e-6);
     assert_true(fabsf(f.params.values[0] - (first - 0.3f)) < 1e-6f);
     close_case(&f);
@@ -203,7 +211,7 @@ static void test_save_and_load(void **state)
         open_case(&b, case_named(doc, k));
         for (int step = 0; step < 3; step++) {
             set_grads(&a, step);
-            assert_ok(&a.ctx, tp_optim_step(&a.ctx, a.optim, 1e-2, 1, &result));
+            assert_ok(&a.ctx, take_step(&a.ctx, a.optim, 1e-2, 1, &result));
         }
         size_t bytes = (size_t)a.params.elements * sizeof(float);
         assert_ok(&a.ctx, tp_optim_save(&a.ctx, a.optim, scratch_path(&s, "optimizer.safetensors")));
@@ -212,7 +220,7 @@ static void test_save_and_load(void **state)
         b.optim->steps = a.optim->steps;
         for (struct fixture *f = &a; f != NULL; f = f == &a ? &b : NULL) { /* one that went on, one that was resumed */
             set_grads(f, 3);
-            assert_ok(&f->ctx, tp_optim_step(&f->ctx, f->optim, 1e-2, 1, &result));
+            assert_ok(&f->ctx, take_step(&f->ctx, f->optim, 1e-2, 1, &result));
         }
         assert_memory_equal(a.params.values, b.params.values, bytes);
         for (int i = 0; i < TP_OPTIM_STATES; i++)

@@ -58,6 +58,7 @@ TP_INLINE void row_gradient(float *x, int64_t n, float factor, int64_t label, fl
 static void cross_entropy_rows(const void *args, int64_t first, int64_t end, void *scratch)
 {
     const tp_cross_entropy_args *a = args;
+    float scale = a->state != NULL ? a->state->grad_scale * a->state->loss_scale : a->grad_scale;
     (void)scratch;
     for (int64_t r = first; r < end; r++) {
         float *x = a->logits + r * a->ld;
@@ -65,11 +66,11 @@ static void cross_entropy_rows(const void *args, int64_t first, int64_t end, voi
         float sum = a->want_grad ? row_exp_sum(x, a->vocab, greatest, true) : row_exp_sum(x, a->vocab, greatest, false);
         a->loss[r] = (float)((double)greatest - (double)correct + log((double)sum));
         if (!a->want_grad) continue;
-        float factor = a->grad_scale / sum;
+        float factor = scale / sum;
         if (a->narrow)
-            row_gradient(x, a->vocab, factor, a->labels[r], a->grad_scale, true);
+            row_gradient(x, a->vocab, factor, a->labels[r], scale, true);
         else
-            row_gradient(x, a->vocab, factor, a->labels[r], a->grad_scale, false);
+            row_gradient(x, a->vocab, factor, a->labels[r], scale, false);
     }
 }
 
@@ -77,5 +78,14 @@ static tp_status cross_entropy(tp_ctx *ctx, const void *args)
 {
     const tp_cross_entropy_args *a = args;
     for_rows(ctx, a->n, a->vocab, cross_entropy_rows, args);
+    return TP_OK;
+}
+
+static tp_status add_loss(tp_ctx *ctx, const void *args)
+{
+    const tp_add_loss_args *a = args;
+    (void)ctx;
+    *a->loss *= a->state->grad_scale;
+    a->state->loss_sum += (double)*a->loss;
     return TP_OK;
 }

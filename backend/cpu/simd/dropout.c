@@ -35,8 +35,8 @@ TP_INLINE void philox(tp_rng_key key, vu offset, uint64_t block, uint32_t out[PH
     vu_store(out + PHILOX_NUMBERS / 2, vu_interleave_odd(low, high));
 }
 
-TP_INLINE void dropout_row(const tp_dropout_args *a, int64_t r, int32_t threshold, vf keep_scale, uint32_t *numbers, bool x16,
-                           bool y16)
+TP_INLINE void dropout_row(const tp_dropout_args *a, tp_rng_key key, int64_t r, int32_t threshold, vf keep_scale,
+                           uint32_t *numbers, bool x16, bool y16)
 {
     const void *x = row_at(a->x, r);
     void *y = row_at(a->y, r);
@@ -47,7 +47,7 @@ TP_INLINE void dropout_row(const tp_dropout_args *a, int64_t r, int32_t threshol
         int64_t n = a->dim - c0 < DROPOUT_CHUNK ? a->dim - c0 : DROPOUT_CHUNK;
         uint64_t index = (uint64_t)(a->first_row + r) * (uint64_t)a->dim + (uint64_t)c0;
         int64_t skip = (int64_t)(index % 4); /* the first number's place in its block */
-        for (int64_t i = 0; i < skip + n; i += PHILOX_NUMBERS) philox(a->key, offset, (index + (uint64_t)i) / 4, numbers + i);
+        for (int64_t i = 0; i < skip + n; i += PHILOX_NUMBERS) philox(key, offset, (index + (uint64_t)i) / 4, numbers + i);
         for (int64_t i = 0; i < n; i += VL) {
             int64_t c = c0 + i;
             vm keep = v_keep(numbers + skip + i, threshold);
@@ -65,13 +65,15 @@ static void dropout_rows(const void *args, int64_t first, int64_t end, void *scr
     int32_t threshold = (int32_t)ceil((double)a->p * 16777216.0);
     vf keep_scale = v_set((float)(1.0 / (1.0 - (double)a->p)));
     bool x16 = is_bf16(a->x), y16 = is_bf16(a->y);
+    tp_rng_key key = a->key;
+    if (a->state != NULL) key.step = a->state->draw;
     for (int64_t r = first; r < end; r++) {
         if (!x16 && !y16)
-            dropout_row(a, r, threshold, keep_scale, scratch, false, false);
+            dropout_row(a, key, r, threshold, keep_scale, scratch, false, false);
         else if (x16 && y16)
-            dropout_row(a, r, threshold, keep_scale, scratch, true, true);
+            dropout_row(a, key, r, threshold, keep_scale, scratch, true, true);
         else
-            dropout_row(a, r, threshold, keep_scale, scratch, x16, y16);
+            dropout_row(a, key, r, threshold, keep_scale, scratch, x16, y16);
     }
 }
 

@@ -1,6 +1,13 @@
 /* RMSNorm and LayerNorm. A row is read twice, the second time from L1: once for its statistics, once to write. Gradients
  * of weight and bias are sums down columns (rows.h); they run first, because dx may lie where dy was. */
 
+/* Row r of rows that may be heads of tokens. */
+TP_INLINE void *head_at(tp_rows rows, int64_t r, int64_t heads, int64_t dim)
+{
+    if (heads <= 1) return row_at(rows, r);
+    return (char *)row_at(rows, r / heads) + (size_t)(r % heads * dim) * tp_dtype_bytes(rows.dtype);
+}
+
 TP_INLINE float rms_rstd(const void *x, int64_t dim, float eps, bool bf16)
 {
     vf sum = v_set(0.0f), other = v_set(0.0f);
@@ -20,8 +27,8 @@ TP_INLINE float rms_rstd(const void *x, int64_t dim, float eps, bool bf16)
 TP_INLINE void rmsnorm_some(const tp_rmsnorm_args *a, int64_t first, int64_t end, bool bf16)
 {
     for (int64_t r = first; r < end; r++) {
-        const void *x = row_at(a->x, r);
-        void *y = row_at(a->y, r);
+        const void *x = head_at(a->x, r, a->heads, a->dim);
+        void *y = head_at(a->y, r, a->heads, a->dim);
         float rstd = rms_rstd(x, a->dim, a->eps, bf16);
         if (a->rstd != NULL) a->rstd[r] = rstd;
         for (int64_t c = 0; c < a->dim; c += VL) {
@@ -54,8 +61,8 @@ static tp_status rmsnorm(tp_ctx *ctx, const void *args)
 TP_INLINE void rmsnorm_backward_some(const tp_rmsnorm_backward_args *a, int64_t first, int64_t end, bool bf16)
 {
     for (int64_t r = first; r < end; r++) {
-        const void *x = row_at(a->x, r), *dy = row_at(a->dy, r);
-        void *dx = row_at(a->dx, r);
+        const void *x = head_at(a->x, r, a->heads, a->dim), *dy = head_at(a->dy, r, a->heads, a->dim);
+        void *dx = head_at(a->dx, r, a->heads, a->dim);
         vf sum = v_set(0.0f);
         for (int64_t c = 0; c < a->dim; c += VL) {
             vf g = v_load_n(a->weight + c, a->dim - c) * v_get(dy, bf16, c, a->dim - c);
@@ -85,7 +92,8 @@ static void rmsnorm_backward_rows(const void *args, int64_t first, int64_t end, 
 static vf rmsnorm_dweight_term(const void *args, int64_t r, int64_t c, int64_t n)
 {
     const tp_rmsnorm_backward_args *a = args;
-    vf x = v_get(row_at(a->x, r), is_bf16(a->x), c, n), dy = v_get(row_at(a->dy, r), is_bf16(a->dy), c, n);
+    vf x = v_get(head_at(a->x, r, a->heads, a->dim), is_bf16(a->x), c, n),
+       dy = v_get(head_at(a->dy, r, a->heads, a->dim), is_bf16(a->dy), c, n);
     return dy * x * v_set(a->rstd[r]);
 }
 

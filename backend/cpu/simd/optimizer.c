@@ -32,10 +32,11 @@ static tp_status grad_norm(tp_ctx *ctx, const void *args)
         tp_cpu_for(cpu, n, norm_block, &job);
         for (int64_t i = 0; i < n; i++) total += job.sums[i];
     }
-    state->norm = sqrt(total);
-    state->finite = isfinite(state->norm) && isfinite(state->loss_sum);
+    state->norm = sqrt(total) / (double)state->loss_scale;
+    bool spike = state->loss_sum - state->loss_mean > state->loss_spread;
+    state->finite = isfinite(state->norm) && isfinite(state->loss_sum) && !spike;
     double clip = state->max_norm > 0 ? (double)state->max_norm / (state->norm + 1e-6) : 1.0;
-    state->clip = clip < 1.0 ? (float)clip : 1.0f;
+    state->clip = (clip < 1.0 ? (float)clip : 1.0f) / state->loss_scale;
     return TP_OK;
 }
 

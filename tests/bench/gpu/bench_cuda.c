@@ -1,6 +1,7 @@
 /* What the kernels of a GPU reach: products in TFLOP/s, attention in TFLOP/s, and what memory bounds as a share of copying.
  *
  *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory]
+ *   build/tests/bench/gpu/bench_cuda attention BATCH LENGTH HEADS KV_HEADS HEAD_DIM WINDOW [uneven]
  *
  * Each line is the median of nine rounds of calls that take some 10 ms together, after one for warming up. Inputs are random:
  * zeros would run faster. FLOPs of causal attention count half the square. */
@@ -136,12 +137,20 @@ static void gemm(int64_t n, int64_t m, int64_t k)
     release_all();
 }
 
-static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim)
+/* window 0: none. uneven: sequences of a sixteenth of the length up to all of it. */
+static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
+                      bool uneven)
 {
     enum { MOST = 64 };
     static tp_segment segments[MOST];
-    int64_t n = batch * length, wide = heads * head_dim, narrow = kv_heads * head_dim;
-    for (int64_t b = 0; b < batch && b < MOST; b++) segments[b] = (tp_segment){b * length, length, b * length, length};
+    int64_t n = 0, wide = heads * head_dim, narrow = kv_heads * head_dim;
+    double pairs = 0;
+    for (int64_t b = 0; b < batch && b < MOST; b++) {
+        int64_t own = uneven ? length * (b * 37 % 16 + 1) / 16 : length;
+        segments[b] = (tp_segment){n, own, n, own};
+        n += own;
+        pairs += 0.5 * (double)own * (double)own;
+    }
     tp_attention_backward_args args = {.forward = {.n_q = n,
                                                    .heads = heads,
                                                    .kv_heads = kv_heads,
@@ -154,6 +163,7 @@ static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_h
                                                    .segments = segments,
                                                    .n_segments = batch,
                                                    .causal = true,
+                                                   .window = window,
                                                    .scale = 1.0f / sqrtf((float)head_dim)},
                                        .n_k = n,
                                        .dout = rows_of(n, wide, 1),
@@ -161,11 +171,17 @@ static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_h
                                        .dk = rows_of(n, narrow, 1),
                                        .dv = rows_of(n, narrow, 1),
                                        .delta = filled(n * heads, TP_F32, 1)};
-    double flops = 2.0 * (double)(batch * length) * (double)length * (double)wide;
+    double flops = 4.0 * pairs * (double)wide;
+    const tp_attention_size size = {uneven ? 0 : batch, length, heads, head_dim};
+    uint64_t reserved;
+    check(ctx.device->backend->reserve(&ctx, &size, UINT64_MAX, &reserved));
     double forward = seconds_of(TP_KERNEL_attention, &args.forward), backward = seconds_of(TP_KERNEL_attention_backward, &args);
-    printf("attention B%lld T%lld heads %lld/%lld x %lld: forward %.3f ms, %.0f TFLOP/s; backward %.3f ms, %.0f TFLOP/s\n",
-           (long long)batch, (long long)length, (long long)heads, (long long)kv_heads, (long long)head_dim, forward * 1e3,
-           flops / forward * 1e-12, backward * 1e3, 2.5 * flops / backward * 1e-12);
+    printf(
+        "attention B%lld T%lld%s heads %lld/%lld x %lld%s: forward %.3f ms, %.0f TFLOP/s; backward %.3f ms, %.0f TFLOP/s, with "
+        "%.0f MiB\n",
+        (long long)batch, (long long)length, uneven ? " uneven" : "", (long long)heads, (long long)kv_heads,
+        (long long)head_dim, window > 0 ? " window" : "", forward * 1e3, flops / forward * 1e-12, backward * 1e3,
+        2.5 * flops / backward * 1e-12, (double)reserved / (1 << 20));
     fflush(stdout);
     release_all();
 }
@@ -315,7 +331,7 @@ static void cross_entropy(int64_t vocab, bool narrow)
 static void adamw(void)
 {
     int64_t n = 84000000;
-    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.1f, .clip = 1, .finite = 1};
+    tp_step_state state = {.learning_rate = 1e-4f, .bias1 = 0.1f, .bias2 = 0.1f, .loss_scale = 1, .clip = 1, .finite = 1};
     tp_step_state *on_device = memory(sizeof state);
     check(ctx.device->backend->copy_in(&ctx, on_device, &state, sizeof state));
     tp_adamw_args args = {.n = n,
@@ -341,12 +357,17 @@ int main(int argc, char **argv)
         gemm(4096, 14336, 4096);
         gemm(32768, 1536, 576);
     }
-    if (*only == '\0' || strcmp(only, "attention") == 0) {
-        attention(2, 2048, 32, 8, 128);
-        attention(1, 8192, 32, 8, 128);
-        attention(2, 2048, 32, 8, 64);
-        attention(1, 8192, 32, 8, 64);
-        attention(64, 512, 9, 3, 64);
+    if (argc >= 8) {
+        attention(atoll(argv[2]), atoll(argv[3]), atoll(argv[4]), atoll(argv[5]), atoll(argv[6]), atoll(argv[7]), argc == 9);
+    } else if (*only == '\0' || strcmp(only, "attention") == 0) {
+        attention(2, 2048, 32, 8, 128, 0, false);
+        attention(1, 8192, 32, 8, 128, 0, false);
+        attention(2, 2048, 32, 8, 64, 0, false);
+        attention(1, 8192, 32, 8, 64, 0, false);
+        attention(64, 512, 9, 3, 64, 0, false);
+        attention(8, 512, 32, 8, 128, 0, false);
+        attention(8, 512, 32, 8, 64, 0, false);
+        attention(8, 2048, 32, 8, 64, 0, false);
     }
     if (*only == '\0' || strcmp(only, "memory") == 0) {
         measure_copy();

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares what a device computes with the reference data: logits of every golden model and LoRA case, curves, greedy text.
 
-    fidelity.py [--tapeft FILE] [--golden FOLDER] [--device cuda] [--only WORD]
+    fidelity.py [--tapeft FILE] [--golden FOLDER] [--device cuda] [--only WORD] [--precisions fp32,bf16,fp16]
 
 For each case one line: the largest |difference| / max(1, |reference|), and its limit. Curves print the largest difference of a loss, and
 the relative difference of step 1's gradients and of the final adapter. Greedy text is compared with the cpu's. Exit status 1 if anything
@@ -10,6 +10,8 @@ is above its limit. Needs nothing but Python.
 Limits. fp32: 1e-4 of max(1, |logit|), as on the cpu; losses 1e-3 over fifty steps. bf16: the reference is computed in fp32, so what is
 measured is the rounding of bf16 itself, eight bits, through two or three layers of these small models; the cpu's own bf16 is printed beside
 it. There the figure is the 2-norm of the difference over the reference's; the limit is 0.03, about twice the worst that the cpu shows.
+fp16 keeps three bits more: 0.004 for logits; its curves, whose losses, gradients and adapters are rounded in every step, are to stay within
+0.02 of a loss, 0.02 of the gradient and 0.1 of the adapter, in the same norm.
 """
 import argparse
 import array
@@ -23,15 +25,18 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-FP32_LIMIT, BF16_LIMIT, LOSS_LIMIT, GRADIENT_LIMIT, FINAL_LIMIT = 1e-4, 0.03, 1e-3, 1e-4, 1e-3
+LOGITS_LIMITS = {"fp32": 1e-4, "bf16": 0.03, "fp16": 0.004}
+CURVE_LIMITS = {"fp32": (1e-3, 1e-4, 1e-3), "fp16": (0.02, 0.02, 0.1)}  # of a loss, of step 1's gradients, of the final adapter
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--tapeft", default=str(ROOT / "build/tapeft"))
 parser.add_argument("--golden", default=str(ROOT / "tests/golden"))
 parser.add_argument("--device", default="cuda")
 parser.add_argument("--only", default="")
+parser.add_argument("--precisions", default="fp32,bf16,fp16")
 args = parser.parse_args()
 golden = pathlib.Path(args.golden)
+precisions = args.precisions.split(",")
 failures = 0
 
 
@@ -100,13 +105,14 @@ def logits(model, expect, device, precision, adapter=None):
         got = tensors(out)["logits"][1]
     shape, wanted = reference["logits"]
     mask = reference.get("attention_mask")
-    return (norm_of if precision == "bf16" else worst_of)(got, wanted, mask[1] if mask else None, shape[-1])
+    return (worst_of if precision == "fp32" else norm_of)(got, wanted, mask[1] if mask else None, shape[-1])
 
 
 def check_logits(name, model, expect, adapter=None):
-    judge(name, "fp32 logits", logits(model, expect, args.device, "fp32", adapter), FP32_LIMIT)
-    judge(name, "bf16 logits", logits(model, expect, args.device, "bf16", adapter), BF16_LIMIT,
-          f"(cpu {logits(model, expect, 'cpu', 'bf16', adapter):.2e})" if args.device != "cpu" else "")
+    for precision in precisions:
+        beside = precision == "bf16" and args.device != "cpu"
+        judge(name, f"{precision} logits", logits(model, expect, args.device, precision, adapter), LOGITS_LIMITS[precision],
+              f"(cpu {logits(model, expect, 'cpu', 'bf16', adapter):.2e})" if beside else "")
 
 
 def relative(a, b):
@@ -119,15 +125,15 @@ def relative(a, b):
     return math.sqrt(difference / norm) if len(a) == len(b) else math.nan
 
 
-def check_curve(folder):
-    name, recipe, curve = f"curves/{folder.name}", json.loads((folder / "recipe.json").read_text()), json.loads((folder / "curve.json").read_text())
+def check_curve(folder, precision):
+    name, recipe, curve = f"curves/{folder.name} {precision}", json.loads((folder / "recipe.json").read_text()), json.loads((folder / "curve.json").read_text())
     with tempfile.TemporaryDirectory() as work:
         start, out, gradients = pathlib.Path(work, "start"), pathlib.Path(work, "out"), pathlib.Path(work, "gradients.safetensors")
         start.mkdir()
         (start / "adapter_config.json").write_text(json.dumps(recipe["peft_config"]))
         (start / "adapter_model.safetensors").write_bytes((folder / "init.safetensors").read_bytes())
         optimizer, schedule = recipe["optimizer"], recipe["schedule"]
-        lines = [f"base_model: {golden / recipe['base']}", "adapter: lora", f"adapter_path: {start}", "precision: fp32", f"device: {args.device}",
+        lines = [f"base_model: {golden / recipe['base']}", "adapter: lora", f"adapter_path: {start}", f"precision: {precision}", f"device: {args.device}",
                  f"datasets:\n  - {{path: {folder / 'batches.safetensors'}, type: tokens}}", "shuffle: false",
                  f"gradient_accumulation_steps: {recipe['gradient_accumulation']}", f"max_steps: {recipe['steps']}",
                  f"learning_rate: {optimizer['lr']:.9g}", f"lr_scheduler: {schedule['name']}", f"warmup_steps: {schedule.get('warmup_steps') or 0}",
@@ -144,18 +150,18 @@ def check_curve(folder):
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses = [row["loss"] for row in rows if "loss" in row]
         judge(name, f"losses of {len(losses)} steps", max(abs(a - b) for a, b in zip(losses, curve["loss"])) if len(losses) == len(curve["loss"]) else math.nan,
-              LOSS_LIMIT)
-        judge(name, "gradients of step 1", relative(tensors(gradients), tensors(folder / "grads.safetensors")), GRADIENT_LIMIT)
-        judge(name, "final adapter", relative(tensors(out / "adapter/adapter_model.safetensors"), tensors(folder / "final.safetensors")), FINAL_LIMIT)
+              CURVE_LIMITS[precision][0])
+        judge(name, "gradients of step 1", relative(tensors(gradients), tensors(folder / "grads.safetensors")), CURVE_LIMITS[precision][1])
+        judge(name, "final adapter", relative(tensors(out / "adapter/adapter_model.safetensors"), tensors(folder / "final.safetensors")), CURVE_LIMITS[precision][2])
 
 
-def check_resume():
+def check_resume(precision):
     """Ten steps at once, and the same ten in two runs: the same bytes."""
     folder = golden / "curves/llama-lora"
     recipe = json.loads((folder / "recipe.json").read_text())
     with tempfile.TemporaryDirectory() as work:
         def run(name, steps, *more):
-            text = "\n".join([f"base_model: {golden / recipe['base']}", "adapter: lora", "lora_dropout: 0.1", f"device: {args.device}", "precision: bf16",
+            text = "\n".join([f"base_model: {golden / recipe['base']}", "adapter: lora", "lora_dropout: 0.1", f"device: {args.device}", f"precision: {precision}",
                               f"datasets:\n  - {{path: {folder / 'batches.safetensors'}, type: tokens}}", "save_steps: 5", "seed: 7",
                               "learning_rate: 1e-3", "lr_scheduler: constant", "max_steps: 10", f"output_dir: {work}/{name}"])
             pathlib.Path(work, name + ".yaml").write_text(text + "\n")
@@ -169,7 +175,50 @@ def check_resume():
                 print(done.stderr.strip())
         same = all(pathlib.Path(work, "whole", f).read_bytes() == pathlib.Path(work, "parts", f).read_bytes()
                    for f in ("metrics.jsonl", "adapter/adapter_model.safetensors")) if not (first.returncode or second.returncode or third.returncode) else False
-        judge("resume", "bytes that differ", 0 if same else math.nan, 0)
+        judge(f"resume {precision}", "bytes that differ", 0 if same else math.nan, 0)
+
+
+def write_batches(path):
+    """Six micro-batches of three shapes, so that each comes back: full rows, a short one, labels for a part."""
+    batches, rows, columns = 6, 4, 24
+    values = {"attention_mask": [], "input_ids": [], "labels": []}
+    for i in range(batches * rows * columns):
+        batch, row, column = i // (rows * columns), i // columns % rows, i % columns
+        there = not (batch % 3 == 1 and row == 1 and column >= 5)
+        values["input_ids"].append(3 + (i * 7919 + batch) % 56)
+        values["attention_mask"].append(int(there))
+        values["labels"].append(values["input_ids"][-1] if there and not (batch % 3 == 2 and column < 4) else -100)
+    size, header, data = 8 * batches * rows * columns, {}, b""
+    for name, numbers in values.items():
+        header[name] = {"dtype": "I64", "shape": [batches, rows, columns], "data_offsets": [len(data), len(data) + size]}
+        data += struct.pack(f"<{len(numbers)}q", *numbers)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def check_replays(model, *lines):
+    """Steps as recorded graphs, the same in two runs, and steps that are not recorded: the same bytes."""
+    with tempfile.TemporaryDirectory() as work:
+        write_batches(pathlib.Path(work, "batches.safetensors"))
+
+        def run(name, graphs, *more):
+            text = "\n".join([f"base_model: {golden}/models/{model}", "adapter: lora", "lora_target_modules: all-linear", f"device: {args.device}",
+                              f"datasets:\n  - {{path: {work}/batches.safetensors, type: tokens}}", "shuffle: false", "max_steps: 30",
+                              "learning_rate: 0.01", "lr_scheduler: constant", "save_steps: 13", f"output_dir: {work}/{name}", *lines])
+            pathlib.Path(work, name + ".yaml").write_text(text + "\n")
+            os.environ.pop("TAPEFT_NO_GRAPHS", None)
+            if not graphs:
+                os.environ["TAPEFT_NO_GRAPHS"] = "1"
+            done = tapeft("train", f"{work}/{name}.yaml", "--quiet", *more)
+            if done.returncode:
+                print(done.stderr.strip())
+            return done.returncode
+
+        failed = run("plain", False) + run("whole", True) + run("parts", True, "max_steps=13") + run("parts", True, "--resume", "--accept", "recipe")
+        same = not failed and all(pathlib.Path(work, "plain", f).read_bytes() == pathlib.Path(work, name, f).read_bytes()
+                                  for name in ("whole", "parts") for f in ("metrics.jsonl", "adapter/adapter_model.safetensors"))
+        judge(f"replays/{model}", "bytes that differ", 0 if same else math.nan, 0, " ".join(lines))
 
 
 if __name__ == "__main__":
@@ -182,8 +231,16 @@ if __name__ == "__main__":
             check_logits(f"adapters/{folder.name}", golden / base, folder / "expect.safetensors", folder)
     for folder in sorted((golden / "curves").iterdir()):
         if args.only in f"curves/{folder.name}" and (folder / "recipe.json").exists():
-            check_curve(folder)
+            for precision in set(precisions) & set(CURVE_LIMITS):
+                check_curve(folder, precision)
     if args.only in "resume":
-        check_resume()
+        for precision in set(precisions) & {"bf16", "fp16"}:
+            check_resume(precision)
+    if args.only in "replays":
+        check_replays("llama", "precision: fp32", "lora_dropout: 0.1", "gradient_accumulation_steps: 2")
+        check_replays("llama", "precision: bf16", "gradient_checkpointing: none")
+        check_replays("qwen3", "precision: bf16", "lora_dropout: 0.2", "gradient_checkpointing: full")
+        check_replays("gpt2", "precision: bf16")
+        check_replays("llama", "precision: fp16", "lora_dropout: 0.1")
     print(f"{failures} above the limit")
     sys.exit(1 if failures else 0)

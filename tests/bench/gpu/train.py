@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed and memory of LoRA training (r=16 on all linears) on one GPU, for models with random weights: one line per setting.
 
-    train.py [--tapeft FILE] [--work FOLDER] [--steps N] [--ceiling TFLOPS] [--tune] SETTING...
+    train.py [--tapeft FILE] [--work FOLDER] [--steps N] [--ceiling TFLOPS] [--precision bf16] [--tune] SETTING...
 
 A setting is MODEL:SEQ:BATCH[:recompute or :LIMIT[+offload]], MODEL one of 135m, 1b, 8b; all of the issue's settings if none is given. With
 a LIMIT, say 29GiB, the planner chooses what is computed again (memory_limit). Every token is labelled.
@@ -33,6 +33,7 @@ parser.add_argument("--ceiling", type=float, default=0.0)
 parser.add_argument("--kernels", default="")
 parser.add_argument("--skip", default="0", help="records that the table of kernels leaves out")
 parser.add_argument("--device", default="cuda")
+parser.add_argument("--precision", default="bf16")
 parser.add_argument("--tune", action="store_true", help="run `tapeft tune` on each recipe first; what it finds stays in the work folder")
 parser.add_argument("settings", nargs="*", default=["135m:512:64:12GiB", "1b:2048:8", "8b:2048:2:29GiB", "8b:2048:4:41GiB", "8b:2048:8:22GiB", "8b:2048:8:18.5GiB+offload"])
 args = parser.parse_args()
@@ -95,7 +96,7 @@ def measure(setting):
     out = work / "run"
     recipe = work / "recipe.yaml"
     recipe.write_text("\n".join([f"base_model: {model}", "adapter: lora", "lora_r: 16", "lora_target_modules: all-linear", f"device: {args.device}",
-                                 "precision: bf16", f"datasets:\n  - {{path: {tokens}, type: tokens}}", "shuffle: false", f"max_seq_length: {seq}",
+                                 f"precision: {args.precision}", f"datasets:\n  - {{path: {tokens}, type: tokens}}", "shuffle: false", f"max_seq_length: {seq}",
                                  f"max_steps: {args.steps}", "learning_rate: 1e-4", "lr_scheduler: constant", "logging_steps: 1",
                                  memory, f"output_dir: {out}", "overwrite: true"]) + "\n")
     environment = dict(os.environ)
