@@ -227,9 +227,8 @@ typedef struct tp_swiglu_backward_args {
 
 /* The gradient of y = silu(gate) * up between linears with low-rank factors, and of those factors:
  *   before   of the stacked weight that made gate and up, whose dy is [dgate | dup]; no ranks: none
- *   behind   of the weight that read y: c = alpha a^T y + beta c, where y is made again, for it need not have been kept; b is not
- *            read; c NULL: none
- * No two arrays share memory, and dy's contents may be lost. */
+ *   behind   of the weight that read y: c = alpha a^T y + beta c, where y is made again, for it need not have been kept; b is
+ * not read; c NULL: none No two arrays share memory, and dy's contents may be lost. */
 typedef struct tp_swiglu_factors_args {
     tp_swiglu_backward_args swiglu;
     tp_lowrank_backward_args before;

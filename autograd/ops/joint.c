@@ -145,8 +145,8 @@ static tp_status grad_a(tp_tape *tape, const struct joint_record *r, tp_rows du)
     return TP_OK;
 }
 
-/* x that was forgotten, and whose op makes it again anyway, meets du there. du stays where it is: in dy, which the residual takes
- * over as its own gradient, and there is nothing between this record and that of x. */
+/* x that was forgotten, and whose op makes it again anyway, meets du there. du stays where it is: in dy, which the residual
+ * takes over as its own gradient, and there is nothing between this record and that of x. */
 static bool later(const struct joint_record *r, tp_rows du)
 {
     const tp_lowrank *term = r->spec.parts[0].term;

@@ -1,11 +1,12 @@
 /* Cross entropy with its gradient, in place.
  *
  * A cluster of blocks takes a row and holds it in registers: logits are read once, the blocks' greatest values and sums of
- * exponentials are merged in order, and the gradient, the same exponentials rescaled, is written once. Each block's share of the
- * next row comes through shared memory meanwhile, and another block of the multiprocessor computes while this one waits. Rows that
- * are too long for that, and GPUs without clusters, read the row twice: one pass finds the greatest value and the sum together,
- * rescaling the sum when a greater value turns up; the second writes the gradient, from the row's end backwards where it is as
- * wide as the logits: what was read last still lies in L2. A narrow gradient goes forward, behind what has been read. */
+ * exponentials are merged in order, and the gradient, the same exponentials rescaled, is written once. Each block's share of
+ * the next row comes through shared memory meanwhile, and another block of the multiprocessor computes while this one waits.
+ * Rows that are too long for that, and GPUs without clusters, read the row twice: one pass finds the greatest value and the sum
+ * together, rescaling the sum when a greater value turns up; the second writes the gradient, from the row's end backwards where
+ * it is as wide as the logits: what was read last still lies in L2. A narrow gradient goes forward, behind what has been read.
+ */
 #include "backend/cuda/cluster.cuh"
 #include "backend/cuda/hopper.cuh"
 
@@ -112,8 +113,8 @@ struct share {
     {
 #if TP_HOPPER
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(there), "l"(from),
-                     "r"(bytes), "r"(full)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(there),
+                     "l"(from), "r"(bytes), "r"(full)
                      : "memory");
 #else
         (void)from;
@@ -280,7 +281,8 @@ template <int HELD, bool AHEAD, typename Gradient> tp_status launch_held(tp_ctx 
     const int shared = AHEAD ? (int)p.width * 4 : 0;
     int at_once = 0;
     TP_CUDA_ALLOW_SHARED(ctx, "cross_entropy", (held_entropy_kernel<HELD, AHEAD, Gradient>), shared);
-    TP_TRY(tp_cluster::most_at_once(ctx, held_entropy_kernel<HELD, AHEAD, Gradient>, HELD_THREADS, shared, p.members, &at_once));
+    TP_TRY(
+        tp_cluster::most_at_once(ctx, held_entropy_kernel<HELD, AHEAD, Gradient>, HELD_THREADS, shared, p.members, &at_once));
     return tp_cuda_check(ctx, "cross_entropy",
                          tp_cluster::launch(ctx, held_entropy_kernel<HELD, AHEAD, Gradient>,
                                             tp_cuda_min(p.rows, at_once) * p.members, HELD_THREADS, shared, p.members, p));
@@ -291,7 +293,8 @@ template <typename Gradient> tp_status launch(tp_ctx *ctx, const entropy_params 
     constexpr int64_t ROOM = (int64_t)CLUSTER_MAX * HELD_THREADS * CHUNK; /* of a cluster that holds one chunk per thread */
     const bool clusters = tp_cuda_of(ctx)->clusters;
     const bool ahead = tp_cuda_of(ctx)->tensor_maps != NULL && p.aligned && p.vocab % CHUNK == 0;
-    if (clusters && p.vocab <= 8 * ROOM) return ahead ? launch_held<8, true, Gradient>(ctx, p) : launch_held<8, false, Gradient>(ctx, p);
+    if (clusters && p.vocab <= 8 * ROOM)
+        return ahead ? launch_held<8, true, Gradient>(ctx, p) : launch_held<8, false, Gradient>(ctx, p);
     if (clusters && p.vocab <= 16 * ROOM)
         return ahead ? launch_held<16, true, Gradient>(ctx, p) : launch_held<16, false, Gradient>(ctx, p);
     TP_CUDA_LAUNCH(ctx, "cross_entropy", cross_entropy_kernel<Gradient>,

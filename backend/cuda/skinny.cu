@@ -3,7 +3,8 @@
  *
  * a is all there is to read, so a block takes some rows of it through shared memory, 128 columns at a time (memory likes long
  * pieces of a row), and b's columns beside them, which lie in L2. Where there are too few rows to fill the GPU, a cluster of
- * up to 8 blocks shares them: each takes every 8th piece, and the parts are added in order, out of each other's shared memory. */
+ * up to 8 blocks shares them: each takes every 8th piece, and the parts are added in order, out of each other's shared memory.
+ */
 #include "backend/cuda/attention.cuh" /* tensor cores, asynchronous copies */
 #include "backend/cuda/cluster.cuh"
 #include "backend/cuda/stream.cuh"
@@ -122,7 +123,8 @@ template <int TILES, bool NT> __global__ void __launch_bounds__(THREADS) skinny_
             if (p.parts == 1)
                 store_two(p, row0 + row, column, sum[t][h * 2], sum[t][h * 2 + 1]);
             else
-                *reinterpret_cast<float2 *>(sums + row * sums_ld<TILES> + column) = make_float2(sum[t][h * 2], sum[t][h * 2 + 1]);
+                *reinterpret_cast<float2 *>(sums + row * sums_ld<TILES> + column) =
+                    make_float2(sum[t][h * 2], sum[t][h * 2 + 1]);
         }
     }
     if (p.parts == 1) return;
@@ -161,8 +163,8 @@ template <int TILES, bool NT> tp_status launch(tp_ctx *ctx, skinny_params p)
         while (p.parts < PARTS_MAX && blocks * p.parts * 2 <= BLOCKS_WANTED && p.parts * 2 <= steps) p.parts *= 2;
     const int room = room_of(ctx, blocks * p.parts, bytes);
     TP_CUDA_ALLOW_SHARED(ctx, name, (skinny_kernel<TILES, NT>), room);
-    return tp_cuda_check(
-        ctx, name, tp_cluster::launch(ctx, skinny_kernel<TILES, NT>, blocks * p.parts, THREADS, room, p.parts, p));
+    return tp_cuda_check(ctx, name,
+                         tp_cluster::launch(ctx, skinny_kernel<TILES, NT>, blocks * p.parts, THREADS, room, p.parts, p));
 }
 
 template <bool NT> tp_status launch_tiles(tp_ctx *ctx, const skinny_params &p)
@@ -197,7 +199,8 @@ bool tp_cuda_skinny_takes(const tp_matmul_args *args)
 tp_status tp_cuda_skinny(tp_ctx *ctx, const tp_matmul_args *args)
 {
     const tp_cuda_stream_down_args stream = {
-        args->n, args->k, (int)args->m, args->a, {(void *)(uintptr_t)args->b.data, TP_BF16, stride_of(&args->b)}, args->c, args->alpha};
+        args->n, args->k,    (int)args->m, args->a, {(void *)(uintptr_t)args->b.data, TP_BF16, stride_of(&args->b)},
+        args->c, args->alpha};
     if (args->nt && tp_cuda_stream_down_takes(ctx, &stream)) return tp_cuda_stream_down(ctx, &stream);
     skinny_params p = {};
     p.n = args->n, p.k = args->k, p.m = (int)args->m;

@@ -6,10 +6,10 @@
  *
  * A block has one thread that names tiles of 128 x 128 to the hardware that copies (tensor_map.cuh), as many ahead as shared
  * memory holds, and eight warps that multiply them on tensor cores, or eight for each of both. Sums along rows take 16 rows a
- * warp, sums down columns 16 columns. A block takes SUB tiles below each other before it goes on to the next columns, so that it reads the thin side less
- * often. Where there are few rows, several blocks share them, each takes every so many'th tile of columns. Sums that blocks share
- * go to the workspace, and a second kernel, set up while the first still runs, adds them in order. How work is cut depends on the
- * shape alone, and so do the bits. */
+ * warp, sums down columns 16 columns. A block takes SUB tiles below each other before it goes on to the next columns, so that
+ * it reads the thin side less often. Where there are few rows, several blocks share them, each takes every so many'th tile of
+ * columns. Sums that blocks share go to the workspace, and a second kernel, set up while the first still runs, adds them in
+ * order. How work is cut depends on the shape alone, and so do the bits. */
 #include "backend/cuda/stream.cuh"
 
 #include "backend/cuda/attention.cuh" /* tensor cores */
@@ -24,10 +24,10 @@ using tp_attention::mma;
 namespace
 {
 
-constexpr int TILE = 128;   /* rows, and columns */
-constexpr int WARPS = 8; /* for sums one way */
-constexpr int PIECE = 16;   /* columns of the thin side that lie together: 32 bytes a row */
-constexpr int BOX = 64;     /* columns of the wide side that lie together: 128 bytes a row */
+constexpr int TILE = 128; /* rows, and columns */
+constexpr int WARPS = 8;  /* for sums one way */
+constexpr int PIECE = 16; /* columns of the thin side that lie together: 32 bytes a row */
+constexpr int BOX = 64;   /* columns of the wide side that lie together: 128 bytes a row */
 constexpr int BOX_BYTES = TILE * BOX * 2, WIDE_BYTES = 2 * BOX_BYTES, THIN_BYTES = TILE * PIECE * 2;
 constexpr int ROOM = 220 << 10; /* of a block's tiles, in shared memory */
 constexpr int STAGES_MAX = 6, ALIGNMENT = 1024;
@@ -92,8 +92,8 @@ __device__ void copy_tiles(const stream_params &p, const place &at, uint32_t til
         for (int i = 0; i < p.n_parts; i++)
             for (int s = 0; s < p.sub; s++)
                 for (int t = 0; t < T; t++)
-                    bring(held + ((i * p.sub + s) * T + t) * THIN_BYTES, &p.thin, p.parts[i].thin + t * PIECE, at.row0 + s * TILE,
-                          held_full);
+                    bring(held + ((i * p.sub + s) * T + t) * THIN_BYTES, &p.thin, p.parts[i].thin + t * PIECE,
+                          at.row0 + s * TILE, held_full);
     }
     each_step(
         p, at.split,
@@ -188,8 +188,8 @@ template <int T> __device__ __forceinline__ void add_gradient(float (&sum)[T][2]
 
 /* [rank, columns] of the block. */
 template <int T>
-__device__ __forceinline__ void store_gradient(const stream_params &p, const stream_part &part, int64_t block, int column, int warp,
-                                               const float (&sum)[T][2][4])
+__device__ __forceinline__ void store_gradient(const stream_params &p, const stream_part &part, int64_t block, int column,
+                                               int warp, const float (&sum)[T][2][4])
 {
     const int lane = threadIdx.x % 32;
     float *const to = p.column_sums + block * p.column_sums_size + part.sums;
@@ -236,8 +236,8 @@ __device__ __forceinline__ void store_down(const stream_params &p, const stream_
 
 #endif
 
-template <int T> constexpr int stage_bytes = WIDE_BYTES + T * THIN_BYTES;
-template <bool DOWN, bool GRADIENT> constexpr int warps = WARPS *(DOWN && GRADIENT ? 2 : 1);
+template <int T> constexpr int stage_bytes = WIDE_BYTES + T *THIN_BYTES;
+template <bool DOWN, bool GRADIENT> constexpr int warps = WARPS *(DOWN &&GRADIENT ? 2 : 1);
 
 /* SUB: tiles below each other whose sums along rows a warp holds; without such sums their number is p.sub. */
 template <bool DOWN, bool GRADIENT, bool NT, int T, int SUB>
@@ -380,8 +380,8 @@ struct cut {
     int64_t blocks; /* of rows */
 };
 
-/* The one that takes least, in tiles: what the fullest block reads, `besides` for each of its tiles of columns, and, where blocks
- * share rows, `sharing` for each of its tiles of rows. */
+/* The one that takes least, in tiles: what the fullest block reads, `besides` for each of its tiles of columns, and, where
+ * blocks share rows, `sharing` for each of its tiles of rows. */
 cut cut_of(int64_t n, int steps, int sub_max, double besides, double sharing)
 {
     cut best = {};
@@ -389,7 +389,8 @@ cut cut_of(int64_t n, int steps, int sub_max, double besides, double sharing)
     for (int sub = 1; sub <= sub_max; sub *= 2) {
         for (int splits = 1; splits <= SPLITS_MAX && splits <= steps; splits++) {
             const int64_t blocks = tp_cuda_ceil(n, TILE * sub);
-            const double rounds = (double)tp_cuda_ceil(blocks * splits, BLOCKS_WANTED), own = (double)tp_cuda_ceil(steps, splits);
+            const double rounds = (double)tp_cuda_ceil(blocks * splits, BLOCKS_WANTED),
+                         own = (double)tp_cuda_ceil(steps, splits);
             const double cost = rounds * own * (sub + besides) + (splits > 1 ? sharing * sub : 0);
             if (cost < least * 0.999) least = cost, best = {sub, splits, blocks};
         }
@@ -463,10 +464,10 @@ tp_status tp_cuda_tensor_map(tp_ctx *ctx, const char *name, CUtensorMap *map, tp
     const cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, stride[1] = {(cuuint64_t)data.ld * 2};
     const cuuint32_t box[2] = {(cuuint32_t)tile_columns, (cuuint32_t)tile_rows}, each[2] = {1, 1};
     const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(tp_cuda_of(ctx)->tensor_maps);
-    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data.data, size, stride, box, each,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                   tile_columns * 2 == 32 ? CU_TENSOR_MAP_SWIZZLE_32B : CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult result =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data.data, size, stride, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE,
+               tile_columns * 2 == 32 ? CU_TENSOR_MAP_SWIZZLE_32B : CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? TP_OK : tp_fail(ctx, TP_DEVICE, "%s: a tensor map was refused: %d", name, (int)result);
 }
 
@@ -474,8 +475,8 @@ tp_status tp_cuda_tensor_map(tp_ctx *ctx, const char *name, CUtensorMap *map, tp
 
 bool tp_cuda_stream_down_takes(tp_ctx *ctx, const tp_cuda_stream_down_args *args)
 {
-    return fits(ctx, args->n, args->k, args->a) && args->m > 0 && args->m <= 64 && args->m % 8 == 0 && args->b.dtype == TP_BF16 &&
-           tp_rows_aligned(args->b) && args->c.dtype == TP_BF16 && pairs_aligned(args->c) &&
+    return fits(ctx, args->n, args->k, args->a) && args->m > 0 && args->m <= 64 && args->m % 8 == 0 &&
+           args->b.dtype == TP_BF16 && tp_rows_aligned(args->b) && args->c.dtype == TP_BF16 && pairs_aligned(args->c) &&
            (int64_t)SPLITS_MAX * args->n * args->m <= (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float));
 }
 
@@ -541,8 +542,8 @@ static tp_status up_slice(tp_ctx *ctx, const tp_lowrank_backward_args *args, int
     cut cut = cut_of(args->n, p.steps, pieces > 1 ? 1 : 4, 0.25, 0.02 * (double)used); /* registers */
     float *const workspace = reinterpret_cast<float *>(tp_cuda_of(ctx)->workspace);
     const int64_t each = size + (int64_t)cut.splits * used * cut.sub * TILE; /* floats of a block of rows */
-    cut.blocks = tp_cuda_min(tp_cuda_ceil(args->n - row, TILE * cut.sub),
-                             (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float)) / each);
+    cut.blocks =
+        tp_cuda_min(tp_cuda_ceil(args->n - row, TILE * cut.sub), (int64_t)(TP_CUDA_WORKSPACE_BYTES / sizeof(float)) / each);
     *rows = tp_cuda_min(args->n - row, cut.blocks * cut.sub * TILE);
     const auto from = [&](tp_rows x) {
         x.data = static_cast<bf16 *>(x.data) + row * x.ld;

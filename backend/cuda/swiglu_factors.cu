@@ -1,12 +1,12 @@
-/* The gradient of SwiGLU between two linears with low-rank factors, and of those factors, on Hopper: from one reading of gate, up
- * and dy
+/* The gradient of SwiGLU between two linears with low-rank factors, and of those factors, on Hopper: from one reading of gate,
+ * up and dy
  *
  *   dgate = dy up silu'(gate)     dup = dy silu(gate)     y = silu(gate) up
  *   du = [dgate Bg | dup Bu]      dBg = dgate^T ug        dBu = dup^T uu        dA = thin^T y
  *
- * As in stream.cu, a thread has the hardware bring tiles, here 128 x 64 of each. All warps turn them, in place, into dgate, dup and
- * y; the first two are copied out from there, and then half of the warps multiply for the sums along rows, half for those down
- * columns. y exists nowhere else. */
+ * As in stream.cu, a thread has the hardware bring tiles, here 128 x 64 of each. All warps turn them, in place, into dgate, dup
+ * and y; the first two are copied out from there, and then half of the warps multiply for the sums along rows, half for those
+ * down columns. y exists nowhere else. */
 #include "backend/cuda/attention.cuh" /* tensor cores */
 #include "backend/cuda/chain.cuh"
 #include "backend/cuda/stream.cuh"
@@ -141,14 +141,16 @@ __device__ __forceinline__ void add_down_half(float (&sum)[2][4], uint32_t thin,
 }
 
 /* Two columns of [rank, dim], where they are columns. */
-__device__ __forceinline__ void store_pair(const swiglu_params &p, int part, int64_t block, int r, int64_t column, float x, float y)
+__device__ __forceinline__ void store_pair(const swiglu_params &p, int part, int64_t block, int r, int64_t column, float x,
+                                           float y)
 {
     if (r < p.rank[part] && column < p.dim)
         *reinterpret_cast<float2 *>(p.column_sums + block * p.size + p.first[part] + r * p.dim + column) = make_float2(x, y);
 }
 
 /* The warp's sums along rows, from `row` on: [tile][gate or up][eight columns of the factor]. */
-template <int N> __device__ __forceinline__ void store_along(const swiglu_params &p, int64_t first, int split, const float (&sum)[N][2][2][4])
+template <int N>
+__device__ __forceinline__ void store_along(const swiglu_params &p, int64_t first, int split, const float (&sum)[N][2][2][4])
 {
     const int lane = threadIdx.x % 32, used = p.rank[0] + p.rank[1];
 #pragma unroll
@@ -178,7 +180,8 @@ __global__ void __launch_bounds__(THREADS, 1) swiglu_factors_kernel(const __grid
     const int64_t block = blockIdx.x / p.splits, row0 = block * SUB * ROWS;
     const uint32_t tiles = ((uint32_t)__cvta_generic_to_shared(shared) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     const uint32_t held = tiles + STAGES * STAGE_BYTES; /* ug, uu and the thin side behind, [SUB][128, 16] each */
-    const uint32_t full = (uint32_t)__cvta_generic_to_shared(barriers), empty = full + STAGES * 8, held_full = empty + STAGES * 8;
+    const uint32_t full = (uint32_t)__cvta_generic_to_shared(barriers), empty = full + STAGES * 8,
+                   held_full = empty + STAGES * 8;
     ring r = {full, empty, STAGES, 0, 0};
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
@@ -216,17 +219,17 @@ __global__ void __launch_bounds__(THREADS, 1) swiglu_factors_kernel(const __grid
         return;
     }
     const auto begin = [&](int64_t column, int s) { /* the next tile, turned */
-        const uint32_t stage = tiles + r.stage * STAGE_BYTES;
-        tp_hopper::barrier_wait(full + r.stage * 8, r.round);
-        turn_tile(stage);
-        tp_hopper::see_copies();
-        asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
-        if (threadIdx.x == 0) {
-            take_out(&p.dgate, stage + GATE, column, row0 + s * ROWS);
-            take_out(&p.dup, stage + UP, column, row0 + s * ROWS);
-            asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-        }
-        return stage;
+                                                    const uint32_t stage = tiles + r.stage * STAGE_BYTES;
+                                                    tp_hopper::barrier_wait(full + r.stage * 8, r.round);
+                                                    turn_tile(stage);
+                                                    tp_hopper::see_copies();
+                                                    asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+                                                    if (threadIdx.x == 0) {
+                                                        take_out(&p.dgate, stage + GATE, column, row0 + s * ROWS);
+                                                        take_out(&p.dup, stage + UP, column, row0 + s * ROWS);
+                                                        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+                                                    }
+                                                    return stage;
     };
     const auto end = [&]() {
         if (threadIdx.x == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
@@ -248,7 +251,8 @@ __global__ void __launch_bounds__(THREADS, 1) swiglu_factors_kernel(const __grid
                     for (int k = 0; k < COLUMNS / 16; k++) {
                         matrices(x[k], stage + part * WIDE_BYTES + wide_at(warp * 16 + lane % 16, k * 2 + lane / 16));
                         if (s == 0)
-                            matrices_transposed(b[part][k], stage + FACTORS + part * FACTOR_BYTES + thin_at(k * 16 + lane % 16, lane / 16));
+                            matrices_transposed(b[part][k],
+                                                stage + FACTORS + part * FACTOR_BYTES + thin_at(k * 16 + lane % 16, lane / 16));
                     }
 #pragma unroll
                     for (int k = 0; k < COLUMNS / 16; k++) {
@@ -278,7 +282,8 @@ __global__ void __launch_bounds__(THREADS, 1) swiglu_factors_kernel(const __grid
             const int rank = lane / 4 + j * 8;
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_pair(p, part, block, rank, column + own % 4 * 16 + h * 8 + lane % 4 * 2, wide[h][j * 2], wide[h][j * 2 + 1]);
+                store_pair(p, part, block, rank, column + own % 4 * 16 + h * 8 + lane % 4 * 2, wide[h][j * 2],
+                           wide[h][j * 2 + 1]);
             store_pair(p, 2, block, rank, column + own * 8 + lane % 4 * 2, half[0][j * 2] + half[1][j * 2],
                        half[0][j * 2 + 1] + half[1][j * 2 + 1]);
         }
@@ -299,11 +304,10 @@ bool fused(tp_ctx *ctx, const tp_swiglu_factors_args *args)
     const tp_lowrank_backward_args *l = &args->before;
     const tp_matmul_tn_args *a = &args->behind;
     bool fine = tp_cuda_of(ctx)->tensor_maps != NULL && g->n > 0 && g->n < INT32_MAX / 2 && g->dim > 0 && g->dim % 8 == 0 &&
-                a->c != NULL && a->m <= RANK && a->m % 8 == 0 && l->rows[0] == g->dim && l->rows[1] == g->dim && l->rank[2] == 0 &&
-                aligned(g->gate) && aligned(g->up) && aligned(g->dy) && aligned(g->dgate) && aligned(g->dup) && aligned(l->b) &&
-                aligned(l->u) && aligned(l->du) && aligned(a->a);
-    for (int i = 0; i < 2; i++)
-        fine = fine && l->rank[i] > 0 && l->rank[i] <= RANK && l->rank[i] % 8 == 0 && l->db[i] != NULL;
+                a->c != NULL && a->m <= RANK && a->m % 8 == 0 && l->rows[0] == g->dim && l->rows[1] == g->dim &&
+                l->rank[2] == 0 && aligned(g->gate) && aligned(g->up) && aligned(g->dy) && aligned(g->dgate) &&
+                aligned(g->dup) && aligned(l->b) && aligned(l->u) && aligned(l->du) && aligned(a->a);
+    for (int i = 0; i < 2; i++) fine = fine && l->rank[i] > 0 && l->rank[i] <= RANK && l->rank[i] % 8 == 0 && l->db[i] != NULL;
     return fine && (3 * g->dim + SPLITS_MAX * 2 * SUB * ROWS) * RANK * 4 <= (int64_t)TP_CUDA_WORKSPACE_BYTES;
 }
 
@@ -362,7 +366,8 @@ tp_status run_slice(tp_ctx *ctx, const tp_swiglu_factors_args *args, int64_t row
     }
     TP_TRY(tp_cuda_tensor_map(ctx, name, &p.thin, from(a->a, row, 0), p.n, p.rank[2], ROWS, RANK));
     TP_CUDA_ALLOW_SHARED(ctx, name, swiglu_factors_kernel, SHARED_BYTES);
-    TP_TRY(tp_chain_launch(ctx, name, swiglu_factors_kernel, dim3((unsigned)(blocks * p.splits)), THREADS, SHARED_BYTES, true, p));
+    TP_TRY(
+        tp_chain_launch(ctx, name, swiglu_factors_kernel, dim3((unsigned)(blocks * p.splits)), THREADS, SHARED_BYTES, true, p));
     sums.n_parts = 3, sums.blocks = (int)blocks, sums.sums = p.column_sums, sums.size = p.size, sums.beta = 1;
     if (p.splits > 1) {
         sums.splits = p.splits, sums.row_columns = used, sums.row_size = p.n * used, sums.row_sums = p.row_sums;

@@ -233,9 +233,9 @@ tp_status tp_cuda_thin_tn(tp_ctx *ctx, const tp_matmul_tn_args *args)
     const bool thin_a = thin_is_a(args);
     const tp_rows wide = thin_a ? args->b : args->a, thin = thin_a ? args->a : args->b;
     if (thin.dtype == TP_BF16) {
-        const tp_cuda_stream_gradient_args stream = {args->n, thin_a ? args->k : args->m, (int)(thin_a ? args->m : args->k),
-                                                     wide,    thin,                       thin_a,
-                                                     args->c, args->alpha,                args->beta};
+        const tp_cuda_stream_gradient_args stream = {
+            args->n,   thin_a ? args->k : args->m, (int)(thin_a ? args->m : args->k), wide, thin, thin_a, args->c, args->alpha,
+            args->beta};
         if (tp_cuda_stream_gradient_takes(ctx, &stream)) return tp_cuda_stream_gradient(ctx, &stream);
     }
     thin_params p = {};

@@ -105,8 +105,8 @@ static tp_tensor *joint_forgotten(tp_tape *tape, tp_tensor **in)
 }
 
 /* A gated block as models have it, in which the device makes SwiGLU's result again and factors on both sides are met there:
- * x + (silu(gate) * up) W^T with gate and up the parts of one joint linear. x [3, 5], A0 [2, 5], B0 [5, 2], A1 [1, 5], B1 [5, 1],
- * A2 [2, 5], B2 [5, 2] */
+ * x + (silu(gate) * up) W^T with gate and up the parts of one joint linear. x [3, 5], A0 [2, 5], B0 [5, 2], A1 [1, 5], B1 [5,
+ * 1], A2 [2, 5], B2 [5, 2] */
 static tp_tensor *gated(tp_tape *tape, tp_tensor **in)
 {
     enum { STRIDE = 8 };
