@@ -35,11 +35,6 @@ __device__ __forceinline__ void expect(uint64_t *barrier, int bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ void arrive(uint64_t *barrier, int count)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(count) : "memory");
-}
-
 __device__ __forceinline__ void wait(uint64_t *barrier, uint32_t parity)
 {
     uint32_t passed = 0;
@@ -59,10 +54,16 @@ __device__ __forceinline__ void fetch(void *to, const void *from)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to)), "l"(from) : "memory");
 }
 
-/* Arrives when what this thread has fetched is there. */
-__device__ __forceinline__ void arrive_after_fetches(uint64_t *barrier)
+/* What this thread has fetched since the last call is a group. */
+__device__ __forceinline__ void commit()
 {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address(barrier)) : "memory");
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* All but this thread's N last groups are there. */
+template <int N> __device__ __forceinline__ void wait_for_oldest()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 /* ---- to another block of the cluster ---- */
@@ -75,10 +76,17 @@ __device__ __forceinline__ uint32_t there(const void *here, int block)
     return at;
 }
 
-__device__ __forceinline__ void send(uint32_t to, uint4 v, uint32_t barrier)
+__device__ __forceinline__ void send(uint32_t to, const float (&v)[4], uint32_t barrier)
 {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
+                 : "memory");
+}
+
+__device__ __forceinline__ void send(uint32_t to, uint2 v, uint32_t barrier)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to), "r"(v.x),
+                 "r"(v.y), "r"(barrier)
                  : "memory");
 }
 

@@ -1,9 +1,9 @@
 /* All layers of one token in one kernel: decoding with a model so small that the kernels of a layer cost more to start than
  * to run.
  *
- * A cluster of MEMBERS blocks is a key head with its query heads, and a share of the feed-forward channels. Each block has its
- * rows of every product of its cluster, and a warp that streams them through a ring in shared memory, layers ahead of their
- * use; what the blocks wait for is only each other, five times a layer:
+ * A cluster of MEMBERS blocks is a key head with its query heads, and a share of the feed-forward channels. Each warp has its
+ * rows of every product of its cluster, of which a layer fits into shared memory: as soon as it has used those of a product, it
+ * fetches those of the next layer. What blocks wait for is only each other, five times a layer:
  *
  *     q, k, v of the cluster's heads       -> to all blocks of the cluster
  *     attention over a stretch of the keys -> to all blocks of the cluster
@@ -12,13 +12,11 @@
  *     down, of the cluster's channels      -> to all blocks
  *
  * (exchange.cuh says how.) Buffers are used anew in every layer: whoever sends the next layer's has seen what all blocks sent
- * at the end of this one, hence after they read the buffer. Sums are in fixed orders, of f32; products are by tensor cores, of
- * which a single row of x uses an eighth: reading is what counts. */
+ * at the end of this one, hence after they read the buffer. Sums are in fixed orders, of f32. */
 #include "backend/cuda/chain.cuh"
 #include "backend/cuda/cluster.cuh"
 #include "backend/cuda/decode.cuh"
 #include "backend/cuda/exchange.cuh"
-#include "backend/cuda/hopper.cuh"
 #include "backend/cuda/layers.cuh"
 #include "base/mem.h"
 
@@ -26,29 +24,23 @@ namespace
 {
 
 constexpr int MEMBERS = 16;
-constexpr int WARPS = 16, THREADS = WARPS * 32; /* that compute */
-constexpr int STREAMERS = 4;                    /* warps that stream */
-constexpr int PREFETCH = 2;                     /* layers that weights come to the cache of the GPU before they are streamed */
-constexpr int TILE = 16;                        /* rows of a stage of the ring, at most */
-constexpr int COLUMNS = 576;                    /* and columns */
-constexpr int PAIRS = 2;                        /* of neighbouring channels of x that a thread holds */
+constexpr int WARPS = 8, THREADS = WARPS * 32; /* that compute; one more prefetches */
+constexpr int ROWS = 8;                        /* of a warp in a product, at most */
+constexpr int HELD = 18;                       /* chunks of 32 columns of w that a lane holds before x is there */
+constexpr int PREFETCH = 3;                    /* layers ahead that weights come to the cache of the GPU */
+constexpr int PAIRS = 2;                       /* of neighbouring channels of x that a thread has */
 constexpr int HIDDEN_MAX = PAIRS * THREADS * 2;
 constexpr int CLUSTERS_MAX = 8, TOGETHER = 3; /* clusters whose sums a thread waits for at once */
-constexpr int GROUP = 4; /* query heads at a time */
-constexpr int PIECE = 8; /* channels of a lane */
-constexpr int SLOTS_MAX = 32;
-static_assert(MEMBERS == WARPS, "a warp sends to each member");
-constexpr int HELD = 5; /* chunks of 32 columns of w that a warp holds before x is there */
+constexpr int GROUP = 4;                      /* query heads at a time */
+constexpr int PIECE = 8;                      /* channels of a lane */
 constexpr int SHARED_MOST = 226 << 10;
 
 enum product { QKV, O, GATE_UP, DOWN, PRODUCTS };
 
-/* The rows of a product that a block has: in tiles, each in `blocks` blocks of columns; a tile's block is a stage of the ring,
- * whose columns `splits` warps share. */
+/* A block's part of a product: `rows` of it, up to `of_warp` of them for a warp, of `chunks` times 32 columns. They lie from
+ * `at` on in shared memory, each warp's in the order that its lanes read them. */
 struct shape {
-    int rows, tiles, tile_rows, columns, blocks, block_columns, pitch, splits;
-    int sums;   /* where they lie in shared memory, [blocks * splits, rows] */
-    bool early; /* a warp has one unit at most, and all stages fit into the ring: units are held before x is there */
+    int rows, of_warp, chunks, at;
 };
 
 struct layer {
@@ -60,11 +52,11 @@ struct layer {
 struct params {
     const layer *layers;
     int n_layers, clusters, hidden, group, head_dim, feed; /* feed: of a cluster */
-    int64_t row_bytes[TP_LAYERS_LINEARS], cache_ld;
+    int64_t cache_ld;
+    uint32_t row_bytes[TP_LAYERS_LINEARS];
     int rope_pairs[TP_LAYERS_LINEARS];
     shape shapes[PRODUCTS];
-    int slots, slot_bytes;
-    int table, normed, fresh, heads, stretches, records, mine, mixed, active, ring; /* where things lie in shared memory */
+    int table, normed, fresh, heads, stretches, records, mixed, active; /* where things lie in shared memory */
     __nv_bfloat16 *x;
     float eps, scale;
     const float *cosine, *sine;
@@ -75,9 +67,9 @@ struct params {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-/* Barriers: of the ring, and of what the cluster sends. */
+/* What the cluster sends. */
 struct barriers {
-    uint64_t full[SLOTS_MAX], empty[SLOTS_MAX], fresh, stretches, active;
+    uint64_t fresh, stretches, active;
 };
 
 extern __shared__ __align__(128) unsigned char memory[];
@@ -94,172 +86,145 @@ __device__ __forceinline__ void meet()
 
 /* ---- weights ---- */
 
-/* Row `row` of this block's, from its first column on. */
-__device__ __forceinline__ const unsigned char *row_of(const params &p, const layer &from, int product, int row, int cluster,
-                                                       int member)
+/* Where a row of a product lies: in which matrix, so many bytes from its start; none: `has` is false. */
+struct source {
+    int which;
+    uint32_t offset;
+    bool has;
+};
+
+/* Row r of a block's, of which a warp has of_warp. Of gate and up a warp has four channels, each twice: those that make 8
+ * neighbouring bytes of what products read (put_pair). */
+__device__ source source_of(const params &p, int product, int r, int cluster, int member)
 {
-    const int heads = p.group * p.head_dim, mine = p.shapes[product].rows;
-    int w, column = 0;
+    const shape &s = p.shapes[product];
+    const int heads = p.group * p.head_dim;
+    source from = {0, 0, r < s.rows};
+    int row = r, column = 0;
     if (product == QKV) {
-        row += member * mine;
+        row += member * s.rows;
         if (row < heads)
-            w = TP_LAYERS_Q, row += cluster * heads;
+            from.which = TP_LAYERS_Q, row += cluster * heads;
         else if (row < heads + p.head_dim)
-            w = TP_LAYERS_K, row += cluster * p.head_dim - heads;
+            from.which = TP_LAYERS_K, row += cluster * p.head_dim - heads;
         else
-            w = TP_LAYERS_V, row += cluster * p.head_dim - heads - p.head_dim;
+            from.which = TP_LAYERS_V, row += cluster * p.head_dim - heads - p.head_dim;
     } else if (product == GATE_UP) {
-        w = row < mine / 2 ? TP_LAYERS_GATE : TP_LAYERS_UP;
-        row = row % (mine / 2) + cluster * p.feed + member * (mine / 2);
+        from.which = r & 4 ? TP_LAYERS_UP : TP_LAYERS_GATE;
+        row = cluster * p.feed + member * (s.rows / 2) + r / 16 * 8 + (r >> 3 & 1) * 2 + (r & 1) + (r & 2) * 2;
     } else {
-        w = product == O ? TP_LAYERS_O : TP_LAYERS_DOWN;
-        row += member * mine;
+        from.which = product == O ? TP_LAYERS_O : TP_LAYERS_DOWN;
+        row += member * s.rows;
         column = cluster * (product == O ? heads : p.feed);
     }
-    return from.w[w] + tp_device_stored_row(p.rope_pairs[w], row) * p.row_bytes[w] + 2 * (int64_t)column;
+    from.offset = (uint32_t)tp_device_stored_row(p.rope_pairs[from.which], row) * p.row_bytes[from.which] + 2 * column;
+    return from;
 }
 
-/* A layer's rows of this block to the cache of the GPU. */
-__device__ __forceinline__ void prefetch(const params &p, const layer &from, int cluster, int member)
+/* The warp that prefetches: a lane has a row. `progress`: the layer that the block is at. */
+__device__ void prefetch(const params &p, const volatile int *progress, int cluster, int member)
 {
-    for (int product = 0; product < PRODUCTS; product++) {
-        const shape &s = p.shapes[product];
-        const int lines = (s.columns * 2 + 127) / 128;
-        for (int i = threadIdx.x - THREADS; i < s.rows * lines; i += STREAMERS * 32)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(row_of(p, from, product, i / lines, cluster, member) + i % lines * 128));
-    }
-}
-
-/* The warps that stream: each takes rows of a stage in turn. */
-__device__ __forceinline__ void stream(const params &p, barriers &b, int cluster, int member)
-{
-    const int lane = threadIdx.x % 32, warp = (threadIdx.x - THREADS) / 32;
-    const layer *table = room<layer>(p.table);
-    int slot = 0;
-    uint32_t round = 0;
-    for (int l = 1; l < PREFETCH && l < p.n_layers; l++) prefetch(p, table[l], cluster, member);
-    for (int l = 0; l < p.n_layers; l++) {
-        if (l + PREFETCH < p.n_layers) prefetch(p, table[l + PREFETCH], cluster, member);
+    for (int l = 1; l < p.n_layers; l++) {
+        while (*progress + PREFETCH < l) __nanosleep(100);
+        const layer &from = room<layer>(p.table)[l];
         for (int product = 0; product < PRODUCTS; product++) {
             const shape &s = p.shapes[product];
-            for (int tile = 0; tile < s.tiles; tile++) {
-                const int rows = min(s.tile_rows, s.rows - tile * s.tile_rows);
-                for (int block = 0; block < s.blocks; block++) {
-                    const int first = block * s.block_columns, bytes = 2 * min(s.block_columns, s.columns - first);
-                    if (round > 0) tp_exchange::wait(&b.empty[slot], (round - 1) & 1);
-                    for (int row = warp; row < rows; row += STREAMERS) {
-                        const unsigned char *w =
-                            row_of(p, table[l], product, tile * s.tile_rows + row, cluster, member) + 2 * (int64_t)first;
-                        unsigned char *to = memory + p.ring + slot * p.slot_bytes + row * s.pitch;
-                        for (int at = lane * 16; at < bytes; at += 512) tp_exchange::fetch(to + at, w + at);
-                    }
-                    tp_exchange::arrive_after_fetches(&b.full[slot]);
-                    if (++slot == p.slots) slot = 0, round++;
-                }
+            for (int r = threadIdx.x % 32; r < s.rows; r += 32) {
+                const source at = source_of(p, product, r, cluster, member);
+                const unsigned char *row = from.w[at.which] + at.offset;
+                for (int c = 0; c < s.chunks; c += 2) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + c * 64));
             }
         }
     }
 }
 
+/* A lane reads 16 bytes of each chunk of row lane / 4 of its warp. */
+struct reader {
+    source from[PRODUCTS];
+
+    __device__ __forceinline__ void open(const params &p, int cluster, int member)
+    {
+        const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int i = 0; i < PRODUCTS; i++) {
+            const shape &s = p.shapes[i];
+            from[i] = source_of(p, i, warp * s.of_warp + g, cluster, member);
+            if (g >= s.of_warp) from[i].has = false;
+            if (!from[i].has) from[i].which = 0, from[i].offset = 0;
+            from[i].offset += threadIdx.x % 4 * 16;
+        }
+    }
+    /* Where this lane's 16 bytes of chunk 0 are, and how far it is to the next chunk. */
+    __device__ __forceinline__ unsigned char *place(const shape &s) const
+    {
+        return memory + s.at + (int)(threadIdx.x / 32) * s.of_warp * s.chunks * 64 + (int)(threadIdx.x % 32) * 16;
+    }
+    /* Always one group of copies. */
+    __device__ __forceinline__ void fetch(const params &p, int product, int l) const
+    {
+        const shape &s = p.shapes[product];
+        if (l < p.n_layers && from[product].has) {
+            const unsigned char *w = room<layer>(p.table)[l].w[from[product].which] + from[product].offset;
+            unsigned char *to = place(s);
+            const int step = s.of_warp * 64;
+#pragma unroll 6
+            for (int i = 0; i < s.chunks; i++, w += 64, to += step) tp_exchange::fetch(to, w);
+        }
+        tp_exchange::commit();
+    }
+};
+
 /* ---- products ---- */
 
-__device__ __forceinline__ void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                         uint32_t b1)
+/* c += a b on a tensor core, [16, 16] [16, 8]. A lane's 16 bytes of a row of w are both a's rows g (words 0, 2) and g + 8 (words 1, 3),
+ * b's columns 0 and 1 what these meet: the sum over the 32 columns of a chunk is c[g][0] + c[g + 8][1], in lane 4 g. */
+__device__ __forceinline__ void multiply(float (&c)[4], uint4 w, uint2 x)
 {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "r"(x.x), "r"(x.y));
 }
 
-/* What a warp does at a time: columns begin .. end, in chunks of 32, of a stage. */
-struct unit {
-    int slot, round, tile, part, first, begin, end;
-    const unsigned char *w; /* this lane's: rows g and g + 8, 16 bytes of each chunk */
-};
-
-/* `stage` counts stages of the whole run. */
-__device__ __forceinline__ unit unit_of(const params &p, const shape &s, uint32_t stage, int i)
+/* Channels 2 i and 2 i + 1 of what products read: of four pairs, the second and the third change places. */
+__device__ __forceinline__ void put_pair(uint32_t *x, int i, uint32_t pair)
 {
-    unit u;
-    const int local = i / s.splits, split = i % s.splits, block = local % s.blocks, lane = threadIdx.x % 32;
-    const uint32_t number = stage + (uint32_t)local;
-    u.round = (int)(number / (uint32_t)p.slots), u.slot = (int)(number % (uint32_t)p.slots);
-    u.tile = local / s.blocks, u.part = block * s.splits + split, u.first = block * s.block_columns;
-    const int chunks = min(s.block_columns, s.columns - u.first) / 32;
-    u.begin = chunks * split / s.splits, u.end = chunks * (split + 1) / s.splits;
-    u.w = memory + p.ring + u.slot * p.slot_bytes + lane / 4 * s.pitch + lane % 4 * 16;
-    return u;
+    x[(i & ~3) | (i & 1) << 1 | (i >> 1 & 1)] = pair;
 }
 
-/* Part of a warp's unit, in registers. */
+/* A warp's rows of a product, in registers as far as they fit. */
 struct held {
-    uint4 low[HELD], high[HELD];
+    uint4 w[HELD];
 };
 
-__device__ __forceinline__ void hold(const shape &s, const unit &u, int begin, held &w)
-{
-#pragma unroll
-    for (int i = 0; i < HELD; i++) {
-        if (begin + i >= u.end) continue;
-        w.low[i] = *reinterpret_cast<const uint4 *>(u.w + (begin + i) * 64);
-        w.high[i] = *reinterpret_cast<const uint4 *>(u.w + (begin + i) * 64 + 8 * s.pitch);
-    }
-}
-
-/* A warp's first unit of a product, as far as it fits, before x is there. */
-__device__ __forceinline__ void hold_first(const params &p, barriers &b, int product, uint32_t stage, held &w)
+__device__ __forceinline__ void hold(const params &p, const reader &r, int product, held &h)
 {
     const shape &s = p.shapes[product];
-    const int i = threadIdx.x / 32;
-    if (!s.early || i >= s.tiles * s.blocks * s.splits) return;
-    const unit u = unit_of(p, s, stage, i);
-    tp_exchange::wait(&b.full[u.slot], u.round & 1);
-    hold(s, u, u.begin, w);
+    const unsigned char *at = r.place(s);
+    const int step = s.of_warp * 64;
+    tp_exchange::wait_for_oldest<PRODUCTS - 1>();
+    const bool has = r.from[product].has;
+    h = held();
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        if (has && i < s.chunks) h.w[i] = *reinterpret_cast<const uint4 *>(at + i * step);
 }
 
-/* This block's rows with x, in parts of the columns, to its sums. */
-__device__ __forceinline__ void multiply_rows(const params &p, barriers &b, int product, uint32_t &stage, const __nv_bfloat16 *x, held &w)
+/* In lane 4 g: row g of the warp times x. */
+__device__ __forceinline__ float multiply_row(const params &p, const reader &r, int product, const void *x, const held &h)
 {
     const shape &s = p.shapes[product];
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, units = s.tiles * s.blocks * s.splits;
-    float *sums = room<float>(s.sums);
-    for (int i = threadIdx.x / 32; i < units; i += WARPS) {
-        const unit u = unit_of(p, s, stage, i);
-        const unsigned char *from = reinterpret_cast<const unsigned char *>(x + u.first) + t * 16;
-        float c[4] = {}, d[4] = {};
-        if (!s.early) {
-            tp_exchange::wait(&b.full[u.slot], u.round & 1);
-            hold(s, u, u.begin, w);
-        }
-        for (int begin = u.begin; begin < u.end; begin += HELD) {
-            if (begin > u.begin) hold(s, u, begin, w);
+    const unsigned char *from = (const unsigned char *)x + threadIdx.x % 4 * 16 + (threadIdx.x >> 2 & 1) * 8;
+    float c[3][4] = {};
 #pragma unroll
-            for (int j = 0; j < HELD; j++) {
-                if (begin + j >= u.end) continue;
-                uint4 v = make_uint4(0, 0, 0, 0);
-                if (g == 0) v = *reinterpret_cast<const uint4 *>(from + (begin + j) * 64);
-                multiply(c, w.low[j].x, w.high[j].x, w.low[j].y, w.high[j].y, v.x, v.y);
-                multiply(d, w.low[j].z, w.high[j].z, w.low[j].w, w.high[j].w, v.z, v.w);
-            }
-        }
-        __syncwarp();
-        if (lane == 0) tp_exchange::arrive(&b.empty[u.slot], WARPS / s.splits);
-        if (t == 0) {
-            const int row = u.tile * s.tile_rows + g;
-            if (g < s.tile_rows && row < s.rows) sums[u.part * s.rows + row] = c[0] + d[0];
-            if (g + 8 < s.tile_rows && row + 8 < s.rows) sums[u.part * s.rows + row + 8] = c[2] + d[2];
-        }
+    for (int i = 0; i < HELD; i++)
+        if (i < s.chunks) multiply(c[i % 3], h.w[i], *reinterpret_cast<const uint2 *>(from + i * 64));
+    for (int i = HELD; i < s.chunks; i++) {
+        uint4 w = make_uint4(0, 0, 0, 0);
+        if (r.from[product].has) w = *reinterpret_cast<const uint4 *>(r.place(s) + i * s.of_warp * 64);
+        multiply(c[0], w, *reinterpret_cast<const uint2 *>(from + i * 64));
     }
-    stage += (uint32_t)(s.tiles * s.blocks);
-    meet();
-}
-
-__device__ __forceinline__ float sum_of(const shape &s, int row)
-{
-    float sum = 0.0f;
-    for (int part = 0; part < s.blocks * s.splits; part++) sum += room<float>(s.sums)[part * s.rows + row];
-    return sum;
+    return ((c[0][0] + c[0][3]) + (c[1][0] + c[1][3])) + (c[2][0] + c[2][3]);
 }
 
 /* ---- x, of which every block holds all: a thread has pairs of channels, THREADS pairs apart ---- */
@@ -286,98 +251,96 @@ __device__ __forceinline__ void put_normed(const params &p, const channels &x, c
     sum = tp_warp_sum(sum);
     if (threadIdx.x % 32 == 0) reduce[threadIdx.x / 32] = sum;
     meet();
+    float sums[WARPS];
+    tp_load<WARPS>(reduce, sums);
     sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < WARPS; i++) sum += reduce[i];
-    const float rstd = 1.0f / sqrtf(sum / (float)p.hidden + p.eps);
+    for (int i = 0; i < WARPS; i++) sum += sums[i];
+    const float rstd = rsqrtf(__fdividef(sum, (float)p.hidden) + p.eps);
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
         const int pair = threadIdx.x + i * THREADS;
         if (pair >= p.hidden / 2) continue;
-        room<uint32_t>(p.normed)[pair] =
-            tp_pack_bf16(tp_round_bf16(x.x[i].x * rstd) * w.x[i].x, tp_round_bf16(x.x[i].y * rstd) * w.x[i].y);
+        put_pair(room<uint32_t>(p.normed), pair,
+                 tp_pack_bf16(tp_round_bf16(x.x[i].x * rstd) * w.x[i].x, tp_round_bf16(x.x[i].y * rstd) * w.x[i].y));
     }
     meet();
 }
 
-/* This block's sums to all blocks. */
-__device__ __forceinline__ void post_sums(const params &p, int product, int cluster, int member, uint32_t tag)
+/* A sum of this cluster to all blocks. */
+__device__ __forceinline__ void post_sum(const params &p, const reader &r, int product, int cluster, int member, float sum,
+                                         uint32_t tag)
 {
     const shape &s = p.shapes[product];
-    uint64_t *mail = p.mail + ((product == DOWN ? p.clusters : 0) + cluster) * p.hidden + member * s.rows;
-    for (int row = threadIdx.x; row < s.rows; row += THREADS) tp_exchange::post(mail + row, sum_of(s, row), tag);
+    if (threadIdx.x % 4 != 0 || !r.from[product].has) return;
+    const int row = member * s.rows + (int)(threadIdx.x / 32) * s.of_warp + (int)(threadIdx.x % 32 / 4);
+    tp_exchange::post(p.mail + ((product == DOWN ? p.clusters : 0) + cluster) * p.hidden + row, sum, tag);
 }
 
 /* x += the sums of all clusters. */
 __device__ __forceinline__ void add_posted(const params &p, int product, channels &x, uint32_t tag)
 {
-    const uint64_t *mail = p.mail + (product == DOWN ? p.clusters * p.hidden : 0);
+    const uint64_t *mail = p.mail + (product == DOWN ? p.clusters * p.hidden : 0) + 2 * threadIdx.x;
+    float2 sums[PAIRS] = {};
+    for (int first = 0; first < p.clusters; first += TOGETHER, mail += TOGETHER * p.hidden) {
+        ulonglong2 words[PAIRS][TOGETHER];
+        for (bool all = false; !all;) {
+            all = true;
+#pragma unroll
+            for (int i = 0; i < PAIRS * TOGETHER; i++)
+                if (first + i % TOGETHER < p.clusters && threadIdx.x + i / TOGETHER * THREADS < p.hidden / 2)
+                    words[i / TOGETHER][i % TOGETHER] =
+                        tp_exchange::peek(mail + i % TOGETHER * p.hidden + i / TOGETHER * THREADS * 2);
+#pragma unroll
+            for (int i = 0; i < PAIRS * TOGETHER; i++)
+                if (first + i % TOGETHER < p.clusters && threadIdx.x + i / TOGETHER * THREADS < p.hidden / 2)
+                    all = all && tp_exchange::has_come(words[i / TOGETHER][i % TOGETHER], tag);
+        }
+#pragma unroll
+        for (int i = 0; i < PAIRS * TOGETHER; i++) {
+            if (first + i % TOGETHER >= p.clusters) continue;
+            const float2 v = tp_exchange::values_of(words[i / TOGETHER][i % TOGETHER]);
+            sums[i / TOGETHER].x += v.x, sums[i / TOGETHER].y += v.y;
+        }
+    }
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
-        const int pair = threadIdx.x + i * THREADS;
-        if (pair >= p.hidden / 2) continue;
-        float2 sum = make_float2(0, 0);
-        for (int first = 0; first < p.clusters; first += TOGETHER) {
-            ulonglong2 words[TOGETHER];
-            for (bool all = false; !all;) {
-                all = true;
-#pragma unroll
-                for (int c = 0; c < TOGETHER; c++)
-                    if (first + c < p.clusters) words[c] = tp_exchange::peek(mail + (first + c) * p.hidden + 2 * pair);
-#pragma unroll
-                for (int c = 0; c < TOGETHER; c++)
-                    if (first + c < p.clusters) all = all && tp_exchange::has_come(words[c], tag);
-            }
-#pragma unroll
-            for (int c = 0; c < TOGETHER; c++) {
-                if (first + c >= p.clusters) continue;
-                const float2 v = tp_exchange::values_of(words[c]);
-                sum.x += v.x, sum.y += v.y;
-            }
-        }
-        x.x[i].x = tp_round_bf16(sum.x + x.x[i].x), x.x[i].y = tp_round_bf16(sum.y + x.x[i].y);
+        if (threadIdx.x + i * THREADS >= p.hidden / 2) continue;
+        x.x[i].x = tp_round_bf16(sums[i].x + x.x[i].x), x.x[i].y = tp_round_bf16(sums[i].y + x.x[i].y);
     }
 }
 
 /* ---- to the cluster ---- */
 
-/* q, k and v, as bf16 would hold them. */
-__device__ __forceinline__ void send_fresh(const params &p, barriers &b, int member)
+__device__ __forceinline__ float of_row(float v, int row)
 {
-    const shape &s = p.shapes[QKV];
-    const int lane = threadIdx.x % 32, to = threadIdx.x / 32;
-    for (int first = 0; first < s.rows; first += 32) {
-        const float v = first + lane < s.rows ? tp_round_bf16(sum_of(s, first + lane)) : 0.0f;
-        uint4 four;
-        four.x = __float_as_uint(__shfl_sync(0xffffffffu, v, lane * 4 % 32));
-        four.y = __float_as_uint(__shfl_sync(0xffffffffu, v, lane * 4 % 32 + 1));
-        four.z = __float_as_uint(__shfl_sync(0xffffffffu, v, lane * 4 % 32 + 2));
-        four.w = __float_as_uint(__shfl_sync(0xffffffffu, v, lane * 4 % 32 + 3));
-        const float *at = room<float>(p.fresh) + member * s.rows + first + lane * 4;
-        if (lane < 8 && first + lane * 4 < s.rows)
-            tp_exchange::send(tp_exchange::there(at, to), four, tp_exchange::there(&b.fresh, to));
-    }
+    return __shfl_sync(0xffffffffu, v, row * 4);
 }
 
-__device__ __forceinline__ void send_active(const params &p, barriers &b, int member)
+/* q, k and v, as bf16 would hold them: four rows from a lane to a block. */
+__device__ __forceinline__ void send_fresh(const params &p, barriers &b, int member, float v)
+{
+    const shape &s = p.shapes[QKV];
+    const int to = threadIdx.x % 16, first = threadIdx.x % 32 / 16 * 4, row = (int)(threadIdx.x / 32) * s.of_warp + first;
+    v = tp_round_bf16(v);
+    const float four[4] = {of_row(v, first), of_row(v, first + 1), of_row(v, first + 2), of_row(v, first + 3)};
+    if (first < s.of_warp && row < s.rows)
+        tp_exchange::send(tp_exchange::there(room<float>(p.fresh) + member * s.rows + row, to), four,
+                          tp_exchange::there(&b.fresh, to));
+}
+
+/* Four channels from a lane to a block. */
+__device__ __forceinline__ void send_active(const params &p, barriers &b, int member, float v)
 {
     const shape &s = p.shapes[GATE_UP];
-    const int lane = threadIdx.x % 32, to = threadIdx.x / 32, channels = s.rows / 2;
-    for (int first = 0; first < channels; first += 32) {
-        float v = 0.0f;
-        if (first + lane < channels) {
-            const float gate = tp_round_bf16(sum_of(s, first + lane)),
-                        up = tp_round_bf16(sum_of(s, channels + first + lane));
-            v = __fdividef(gate, 1.0f + __expf(-gate)) * up;
-        }
-        const uint32_t pair = tp_pack_bf16(v, __shfl_down_sync(0xffffffffu, v, 1));
-        uint4 eight;
-        eight.x = __shfl_sync(0xffffffffu, pair, lane * 8 % 32), eight.y = __shfl_sync(0xffffffffu, pair, lane * 8 % 32 + 2);
-        eight.z = __shfl_sync(0xffffffffu, pair, lane * 8 % 32 + 4), eight.w = __shfl_sync(0xffffffffu, pair, lane * 8 % 32 + 6);
-        const __nv_bfloat16 *at = room<__nv_bfloat16>(p.active) + member * channels + first + lane * 8;
-        if (lane < 4 && first + lane * 8 < channels)
-            tp_exchange::send(tp_exchange::there(at, to), eight, tp_exchange::there(&b.active, to));
-    }
+    const int to = threadIdx.x % 16, warp = threadIdx.x / 32;
+    const float gate = tp_round_bf16(v), up = tp_round_bf16(__shfl_down_sync(0xffffffffu, v, 16));
+    const float active = __fdividef(gate, 1.0f + __expf(-gate)) * up;
+    const uint32_t low = tp_pack_bf16(of_row(active, 0), of_row(active, 1)),
+                   high = tp_pack_bf16(of_row(active, 2), of_row(active, 3));
+    if (warp * ROWS < s.rows && threadIdx.x % 32 < 16)
+        tp_exchange::send(tp_exchange::there(room<uint2>(p.active) + member * (s.rows / 8) + warp, to), make_uint2(low, high),
+                          tp_exchange::there(&b.active, to));
 }
 
 /* ---- attention ---- */
@@ -397,6 +360,7 @@ __device__ __forceinline__ float join(const params &p, const float *from, int n,
     const float weight = lane < n ? __expf(mine - most) : 0.0f;
     sum = tp_warp_sum(lane < n ? weight * from[lane * stride + p.head_dim + 1] : 0.0f);
     float out = 0.0f;
+#pragma unroll 4
     for (int i = 0; i < n; i++) out = fmaf(__shfl_sync(0xffffffffu, weight, i), from[i * stride + channel], out);
     return out;
 }
@@ -526,10 +490,10 @@ __device__ __forceinline__ void attend_heads(const params &p, const layer &from,
 
 /* The stretch of this block, to all blocks of the cluster; and the token's key and value to the cache. */
 template <int LANES>
-__device__ __forceinline__ void attend_stretch(const params &p, const layer &from, barriers &b, const stretch &s, int part, int cluster,
-                               keys<LANES> &next)
+__device__ __forceinline__ void attend_stretch(const params &p, const layer &from, barriers &b, const stretch &s, int part,
+                                               int cluster, keys<LANES> &next)
 {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, words = record(p) / 4;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (int head0 = 0; head0 < p.group; head0 += GROUP) {
         if (head0 > 0) next.fetch(p, from, s, s.begin + threadIdx.x / LANES, cluster);
         attend_heads<LANES>(p, from, s, head0, cluster, next);
@@ -537,16 +501,22 @@ __device__ __forceinline__ void attend_stretch(const params &p, const layer &fro
     meet();
     const int warps = min(WARPS, (s.end - s.begin + keys<LANES>::OF_WARP - 1) / keys<LANES>::OF_WARP);
     for (int i = warp; i < p.group * p.head_dim / 32; i += WARPS) {
-        const int g = i * 32 / p.head_dim, channel = i * 32 % p.head_dim + lane;
-        float most, sum, *to = room<float>(p.mine) + g * record(p);
-        to[channel] = join(p, room<float>(p.records) + g * record(p), warps, p.group * record(p), channel, most, sum);
-        if (channel == 0) to[p.head_dim] = most, to[p.head_dim + 1] = sum;
+        const int g = i * 32 / p.head_dim, first = i * 32 % p.head_dim;
+        const float *to = room<float>(p.stretches) + (part * p.group + g) * record(p);
+        float most, sum;
+        const float v = join(p, room<float>(p.records) + g * record(p), warps, p.group * record(p), first + lane, most, sum);
+        float four[4]; /* of which each lane of four has one */
+#pragma unroll
+        for (int j = 0; j < 4; j++) four[j] = __shfl_sync(0xffffffffu, v, (lane & ~3) + j);
+#pragma unroll
+        for (int member = lane % 4; member < MEMBERS; member += 4)
+            tp_exchange::send(tp_exchange::there(to + first + (lane & ~3), member), four,
+                              tp_exchange::there(&b.stretches, member));
+        if (first == 0 && lane < MEMBERS)
+            tp_exchange::send(tp_exchange::there(to + p.head_dim, lane),
+                              make_uint2(__float_as_uint(most), __float_as_uint(sum)),
+                              tp_exchange::there(&b.stretches, lane));
     }
-    meet();
-    const uint32_t there = tp_exchange::there(room<float>(p.stretches) + part * p.group * record(p), warp),
-                   barrier = tp_exchange::there(&b.stretches, warp);
-    for (int i = lane; i < p.group * words; i += 32)
-        tp_exchange::send(there + (uint32_t)i * 16, room<uint4>(p.mine)[i], barrier);
     if (s.end != s.used + 1) return;
     for (int c = threadIdx.x; c < p.head_dim; c += THREADS) {
         const int64_t at = s.used * p.cache_ld + cluster * p.head_dim + c;
@@ -555,31 +525,34 @@ __device__ __forceinline__ void attend_stretch(const params &p, const layer &fro
     }
 }
 
-/* The cluster's heads, as bf16. */
+/* The cluster's heads, for the product. */
 __device__ __forceinline__ void join_stretches(const params &p, int parts)
 {
     const int lane = threadIdx.x % 32;
     for (int i = threadIdx.x / 32; i < p.group * p.head_dim / 32; i += WARPS) {
         const int g = i * 32 / p.head_dim, channel = i * 32 % p.head_dim + lane;
         float most, sum;
-        const float out = join(p, room<float>(p.stretches) + g * record(p), parts, p.group * record(p), channel, most, sum);
-        room<__nv_bfloat16>(p.mixed)[i * 32 + lane] = __float2bfloat16_rn(out / sum);
+        const float out =
+            __fdividef(join(p, room<float>(p.stretches) + g * record(p), parts, p.group * record(p), channel, most, sum), sum);
+        const uint32_t pair = tp_pack_bf16(out, __shfl_down_sync(0xffffffffu, out, 1));
+        if (lane % 2 == 0) put_pair(room<uint32_t>(p.mixed), i * 16 + lane / 2, pair);
     }
     meet();
 }
 
 /* ---- all layers ---- */
 
-template <int LANES> __device__ __forceinline__ void compute(const params &p, barriers &b, int cluster, int member, float *reduce, float *angles)
+template <int LANES>
+__device__ __forceinline__ void compute(const params &p, barriers &b, const reader &r, int cluster, int member, float *reduce,
+                                        float *angles, volatile int *progress)
 {
     const int half = p.head_dim / 2, used = *p.used, keys_of_part = ((used + MEMBERS) / MEMBERS + keys<LANES>::STEP - 1) /
                                                                      keys<LANES>::STEP * keys<LANES>::STEP;
     const int parts = used / keys_of_part + 1, begin = member * keys_of_part;
     const stretch mine = {begin, min(used + 1, begin + keys_of_part), used};
-    const int first_key = begin + threadIdx.x / LANES;
+    const int fresh_bytes = (p.group + 2) * p.head_dim * 4, stretches_bytes = parts * p.group * (p.head_dim * 4 + 8);
     const uint32_t tags = *p.tags;
     const layer *table = room<layer>(p.table);
-    uint32_t stage = 0;
     channels x = {}, norm;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
@@ -592,46 +565,50 @@ template <int LANES> __device__ __forceinline__ void compute(const params &p, ba
         angles[half + threadIdx.x] = tp_round_bf16(p.sine[threadIdx.x]);
     }
     if (threadIdx.x == 0) {
-        tp_exchange::expect(&b.fresh, (p.group + 2) * p.head_dim * 4);
-        tp_exchange::expect(&b.stretches, parts * p.group * record(p) * 4);
+        tp_exchange::expect(&b.fresh, fresh_bytes);
+        tp_exchange::expect(&b.stretches, stretches_bytes);
         tp_exchange::expect(&b.active, p.feed * 2);
     }
-    held w;
-    hold_first(p, b, QKV, stage, w);
+    held first;
+    hold(p, r, QKV, first);
     for (int l = 0; l < p.n_layers; l++) {
         const layer &from = table[l];
         const uint32_t parity = l & 1, tag = tags + (uint32_t)l + 1;
         keys<LANES> next;
-        if (member < parts) next.fetch(p, from, mine, first_key, cluster);
+        if (member < parts) next.fetch(p, from, mine, begin + threadIdx.x / LANES, cluster);
+        if (threadIdx.x == 0) *progress = l;
 
         put_normed(p, x, norm, reduce);
         load_norm(p, from.norm2, norm);
-        multiply_rows(p, b, QKV, stage, room<__nv_bfloat16>(p.normed), w);
-        send_fresh(p, b, member);
+        send_fresh(p, b, member, multiply_row(p, r, QKV, room<void>(p.normed), first));
+        r.fetch(p, QKV, l + 1);
         tp_exchange::wait(&b.fresh, parity);
         rotate(p, angles);
         meet();
-        if (threadIdx.x == 0) tp_exchange::expect(&b.fresh, (p.group + 2) * p.head_dim * 4);
+        if (threadIdx.x == 0) tp_exchange::expect(&b.fresh, fresh_bytes);
         if (member < parts) attend_stretch<LANES>(p, from, b, mine, member, cluster, next);
-        hold_first(p, b, O, stage, w);
+        held o;
+        hold(p, r, O, o);
         tp_exchange::wait(&b.stretches, parity);
         join_stretches(p, parts);
-        if (threadIdx.x == 0) tp_exchange::expect(&b.stretches, parts * p.group * record(p) * 4);
-        multiply_rows(p, b, O, stage, room<__nv_bfloat16>(p.mixed), w);
-        post_sums(p, O, cluster, member, tag);
-        hold_first(p, b, GATE_UP, stage, w);
+        if (threadIdx.x == 0) tp_exchange::expect(&b.stretches, stretches_bytes);
+        post_sum(p, r, O, cluster, member, multiply_row(p, r, O, room<void>(p.mixed), o), tag);
+        r.fetch(p, O, l + 1);
+        held gate_up;
+        hold(p, r, GATE_UP, gate_up);
         add_posted(p, O, x, tag);
 
         put_normed(p, x, norm, reduce);
         load_norm(p, table[min(l + 1, p.n_layers - 1)].norm1, norm);
-        multiply_rows(p, b, GATE_UP, stage, room<__nv_bfloat16>(p.normed), w);
-        send_active(p, b, member);
-        hold_first(p, b, DOWN, stage, w);
+        send_active(p, b, member, multiply_row(p, r, GATE_UP, room<void>(p.normed), gate_up));
+        r.fetch(p, GATE_UP, l + 1);
+        held down;
+        hold(p, r, DOWN, down);
         tp_exchange::wait(&b.active, parity);
-        multiply_rows(p, b, DOWN, stage, room<__nv_bfloat16>(p.active), w);
+        post_sum(p, r, DOWN, cluster, member, multiply_row(p, r, DOWN, room<void>(p.active), down), tag);
+        r.fetch(p, DOWN, l + 1);
         if (threadIdx.x == 0) tp_exchange::expect(&b.active, p.feed * 2);
-        post_sums(p, DOWN, cluster, member, tag);
-        if (l + 1 < p.n_layers) hold_first(p, b, QKV, stage, w);
+        hold(p, r, QKV, first);
         add_posted(p, DOWN, x, tag);
     }
     if (blockIdx.x != 0) return;
@@ -645,39 +622,36 @@ template <int LANES> __device__ __forceinline__ void compute(const params &p, ba
 
 #endif
 
-template <int LANES> __global__ void __launch_bounds__(THREADS + STREAMERS * 32, 1) layers_kernel(const __grid_constant__ params p)
+template <int LANES> __global__ void __launch_bounds__(THREADS + 32, 1) layers_kernel(const __grid_constant__ params p)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     __shared__ barriers b;
-    __shared__ float reduce[WARPS], angles[LANES * PIECE];
+    __shared__ __align__(16) float reduce[WARPS], angles[LANES * PIECE];
+    __shared__ int progress;
     const int cluster = (int)blockIdx.x / MEMBERS, member = (int)blockIdx.x % MEMBERS;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < p.slots; i++) {
-            tp_exchange::open(&b.full[i], STREAMERS * 32);
-            tp_exchange::open(&b.empty[i], WARPS);
-        }
         tp_exchange::open(&b.fresh, 1);
         tp_exchange::open(&b.stretches, 1);
         tp_exchange::open(&b.active, 1);
         tp_exchange::opened();
+        progress = 0;
     }
     const uint64_t *table = reinterpret_cast<const uint64_t *>(p.layers);
     for (int i = threadIdx.x; i < p.n_layers * (int)(sizeof(layer) / 8); i += (int)blockDim.x)
         room<uint64_t>(p.table)[i] = __ldg(table + i);
     __syncthreads();
-    tp_cluster::meet(); /* before anyone sends */
     tp_chain_begin();
+    reader r;
+    if (threadIdx.x < THREADS) {
+        r.open(p, cluster, member);
+        for (int i = 0; i < PRODUCTS; i++) r.fetch(p, i, 0);
+    }
+    tp_cluster::meet(); /* before anyone sends */
     if (threadIdx.x >= THREADS) {
-#if TP_HOPPER
-        tp_hopper::give_registers<64>();
-#endif
-        stream(p, b, cluster, member);
+        prefetch(p, &progress, cluster, member);
     } else {
-#if TP_HOPPER
-        tp_hopper::take_registers<104>();
-#endif
         tp_chain_wait();
-        compute<LANES>(p, b, cluster, member, reduce, angles);
+        compute<LANES>(p, b, r, cluster, member, reduce, angles, &progress);
     }
 #else
     (void)p;
@@ -700,17 +674,11 @@ namespace
 
 /* ---- what fits ---- */
 
-shape shape_of(int64_t rows, int64_t columns)
+shape shape_of(int64_t rows, int64_t columns, int unit)
 {
     shape s = {};
-    s.rows = (int)rows, s.columns = (int)columns;
-    s.tiles = (int)tp_cuda_ceil(rows, TILE), s.tile_rows = (int)tp_cuda_ceil(rows, s.tiles);
-    s.blocks = (int)tp_cuda_ceil(columns, COLUMNS);
-    s.block_columns = (int)tp_cuda_ceil(columns, s.blocks * 32) * 32;
-    s.pitch = s.block_columns * 2;
-    if (s.pitch % 128 == 0) s.pitch += 64; /* two rows of 64 bytes in different banks */
-    s.splits = 1;
-    while (s.splits < WARPS && s.tiles * s.blocks * s.splits * 2 <= WARPS) s.splits *= 2;
+    s.rows = (int)rows, s.chunks = (int)columns / 32;
+    s.of_warp = (int)(tp_cuda_ceil(tp_cuda_ceil(rows, WARPS), unit) * unit);
     return s;
 }
 
@@ -722,30 +690,21 @@ int place(int *end, size_t bytes)
     return at;
 }
 
-/* Whether so much shared memory and so many blocks at once can be had. */
-bool lay_out(params *p)
+/* The bytes of shared memory. */
+int lay_out(params *p)
 {
     int end = 0;
     const int records = p->group * (p->head_dim + 4) * 4;
-    for (shape &s : p->shapes) {
-        s.sums = place(&end, (size_t)s.rows * s.blocks * s.splits * 4);
-        const int slot = TILE * s.pitch;
-        p->slot_bytes = slot > p->slot_bytes ? slot : p->slot_bytes;
-    }
+    for (shape &s : p->shapes) s.at = place(&end, (size_t)s.of_warp * WARPS * (size_t)s.chunks * 64);
     p->table = place(&end, sizeof(layer) * (size_t)p->n_layers);
     p->normed = place(&end, (size_t)p->hidden * 2);
     p->fresh = place(&end, (size_t)(p->group + 2) * p->head_dim * 4);
     p->heads = place(&end, (size_t)(p->group + 1) * p->head_dim * 4);
     p->stretches = place(&end, (size_t)records * MEMBERS);
     p->records = place(&end, (size_t)records * WARPS);
-    p->mine = place(&end, (size_t)records);
     p->mixed = place(&end, (size_t)p->group * p->head_dim * 2);
     p->active = place(&end, (size_t)p->feed * 2);
-    p->ring = end;
-    const int64_t slots = (SHARED_MOST - 2048 - end) / p->slot_bytes;
-    p->slots = (int)tp_cuda_min(slots, SLOTS_MAX);
-    for (shape &s : p->shapes) s.early = s.tiles * s.blocks * s.splits <= WARPS && s.tiles * s.blocks <= p->slots;
-    return slots >= 4;
+    return end;
 }
 
 bool weights_suit(const tp_layers_args *a)
@@ -755,7 +714,8 @@ bool weights_suit(const tp_layers_args *a)
         for (int i = 0; i < TP_LAYERS_LINEARS; i++) {
             const tp_matrix *w = &b->w[i], *first = &a->blocks[0].w[i];
             if (w->format != TP_FORMAT_BF16 || w->transposed || !tp_matrix_aligned(w) || w->rope_pairs != first->rope_pairs ||
-                tp_matrix_row_bytes(w) != tp_matrix_row_bytes(first))
+                tp_matrix_row_bytes(w) != tp_matrix_row_bytes(first) ||
+                w->rows * tp_matrix_row_bytes(w) > UINT32_MAX)
                 return false;
         }
         const tp_rows *caches[] = {&b->cache_k, &b->cache_v};
@@ -783,7 +743,7 @@ void configure(tp_ctx *ctx, const tp_layers *layers, cudaLaunchConfig_t *config,
     attributes[0].val.clusterDim.x = MEMBERS, attributes[0].val.clusterDim.y = 1, attributes[0].val.clusterDim.z = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config->gridDim = dim3((unsigned)(layers->p.clusters * MEMBERS)), config->blockDim = dim3(THREADS + STREAMERS * 32);
+    config->gridDim = dim3((unsigned)(layers->p.clusters * MEMBERS)), config->blockDim = dim3(THREADS + 32);
     config->dynamicSmemBytes = layers->shared, config->stream = tp_cuda_of(ctx)->stream;
     config->attrs = attributes, config->numAttrs = 2;
 }
@@ -810,14 +770,14 @@ params params_of(const tp_layers_args *a)
     p.n_layers = a->n_layers, p.clusters = (int)a->kv_heads, p.hidden = (int)a->hidden, p.head_dim = (int)a->head_dim;
     p.group = (int)(a->heads / a->kv_heads), p.feed = (int)(a->feed / a->kv_heads);
     for (int i = 0; i < TP_LAYERS_LINEARS; i++) {
-        p.row_bytes[i] = tp_matrix_row_bytes(&a->blocks[0].w[i]);
+        p.row_bytes[i] = (uint32_t)tp_matrix_row_bytes(&a->blocks[0].w[i]);
         p.rope_pairs[i] = a->blocks[0].w[i].rope_pairs;
     }
     p.cache_ld = a->blocks[0].cache_k.ld;
-    p.shapes[QKV] = shape_of((p.group + 2) * p.head_dim / MEMBERS, p.hidden);
-    p.shapes[O] = shape_of(p.hidden / MEMBERS, p.group * p.head_dim);
-    p.shapes[GATE_UP] = shape_of(2 * p.feed / MEMBERS, p.hidden);
-    p.shapes[DOWN] = shape_of(p.hidden / MEMBERS, p.feed);
+    p.shapes[QKV] = shape_of((p.group + 2) * p.head_dim / MEMBERS, p.hidden, 4);
+    p.shapes[O] = shape_of(p.hidden / MEMBERS, p.group * p.head_dim, 1);
+    p.shapes[GATE_UP] = shape_of(2 * p.feed / MEMBERS, p.hidden, ROWS);
+    p.shapes[DOWN] = shape_of(p.hidden / MEMBERS, p.feed, 1);
     p.x = (__nv_bfloat16 *)a->x.data;
     p.eps = a->eps, p.scale = a->scale, p.cosine = a->cos, p.sine = a->sin, p.used = a->used;
     return p;
@@ -854,11 +814,14 @@ extern "C" tp_status tp_cuda_layers_open(tp_ctx *ctx, const tp_layers_args *a, t
     *result = NULL;
     if (!tp_cuda_of(ctx)->clusters || !shapes_suit(a)) return TP_OK;
     params p = params_of(a);
-    if (!lay_out(&p)) return TP_OK;
+    const int shared = lay_out(&p);
+    for (const shape &s : p.shapes)
+        if (s.of_warp > ROWS) return TP_OK;
+    if (shared > SHARED_MOST) return TP_OK;
     tp_layers *layers = (tp_layers *)tp_alloc(ctx, 1, sizeof *layers);
     if (layers == NULL) return TP_NOMEM;
     *layers = {};
-    layers->p = p, layers->shared = (size_t)(p.ring + p.slots * p.slot_bytes);
+    layers->p = p, layers->shared = (size_t)shared;
     layers->run = p.head_dim == 64 ? (kernel)layers_kernel<8> : (kernel)layers_kernel<16>;
     bool yes = false;
     tp_status status = fits(ctx, layers, &yes);
