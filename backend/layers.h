@@ -2,9 +2,9 @@
  * "decoding"): a single sequence whose weights are so small that starting kernels is most of what a step takes.
  *
  * One token goes through every block:
- *     x += o(attend(norm1(x)));  x += down(silu(gate(norm2(x))) * up(norm2(x)))
- * What the layers are is said once, when they are opened; the token's x, its position and the angles are read from device memory
- * when they run, so that a run can be recorded. Values are rounded where separate kernels round them. */
+ *     x = embedding[id];  x += o(attend(norm1(x)));  x += down(silu(gate(norm2(x))) * up(norm2(x)))
+ * What the layers are is said once, when they are opened; the token and its position are read from device memory when they run,
+ * so that a run can be recorded. Values are rounded where separate kernels round them. */
 #ifndef TP_BACKEND_LAYERS_H
 #define TP_BACKEND_LAYERS_H
 
@@ -23,10 +23,13 @@ typedef struct tp_layers_args {
     int64_t hidden, heads, kv_heads, head_dim, feed;
     int n_layers;
     const tp_layers_block *blocks;
-    tp_rows x; /* [1, hidden]: in and out */
-    float eps, scale;
-    const float *cos, *sin; /* [head_dim / 2] */
-    const int32_t *used;    /* keys in the cache; the token's go behind them */
+    tp_matrix embedding;     /* [vocab, hidden] */
+    const int32_t *id;       /* the token */
+    const int32_t *used;     /* keys in the cache, which is its position; its own go behind them */
+    const float *inv_freq;   /* [head_dim / 2]: angles are position * inv_freq */
+    float factor;            /* of cosines and sines */
+    float eps, scale;        /* of norms; of scores */
+    tp_rows x;               /* [1, hidden]: out */
 } tp_layers_args;
 
 typedef struct tp_layers tp_layers;

@@ -278,7 +278,7 @@ static tp_status run_sample(tp_ctx *ctx, const tp_step *step)
     return tp_run_sample(ctx, &args);
 }
 
-static tp_status run_kernels(tp_ctx *ctx, const tp_step *step)
+static tp_status run_layers(tp_ctx *ctx, const tp_step *step)
 {
     const tp_model *model = step->model;
     tp_rows x = rows_of(step, X);
@@ -292,10 +292,13 @@ static tp_status run_kernels(tp_ctx *ctx, const tp_step *step)
                                  .sin = area_of(step, SINE)};
     TP_TRY(tp_run_rope_table(ctx, &angles));
     TP_TRY(tp_run_embedding(ctx, &embedding));
-    if (step->layers != NULL)
-        TP_TRY(ctx->device->backend->layers_run(ctx, step->layers));
-    else
-        for (int layer = 0; layer < (int)model->config.n_layers; layer++) TP_TRY(run_layer(ctx, step, layer));
+    for (int layer = 0; layer < (int)model->config.n_layers; layer++) TP_TRY(run_layer(ctx, step, layer));
+    return TP_OK;
+}
+
+static tp_status run_kernels(tp_ctx *ctx, const tp_step *step)
+{
+    TP_TRY(step->layers != NULL ? ctx->device->backend->layers_run(ctx, step->layers) : run_layers(ctx, step));
     TP_TRY(run_head(ctx, step));
     return run_sample(ctx, step);
 }
@@ -348,12 +351,14 @@ static tp_status open_layers(tp_ctx *ctx, tp_step *step, int64_t rank)
                            .feed = c->intermediate_size,
                            .n_layers = (int)c->n_layers,
                            .blocks = blocks,
-                           .x = rows_of(step, X),
+                           .embedding = step->model->embedding,
+                           .id = state_of(step, IDS),
+                           .used = state_of(step, POSITIONS),
+                           .inv_freq = step->model->inv_freq,
+                           .factor = step->model->rope_factor,
                            .eps = (float)c->norm_eps,
                            .scale = 1.0f / sqrtf((float)c->head_dim),
-                           .cos = area_of(step, COSINE),
-                           .sin = area_of(step, SINE),
-                           .used = state_of(step, POSITIONS)};
+                           .x = rows_of(step, X)};
     tp_status status = backend->layers_open(ctx, &args, &step->layers);
     tp_free(blocks);
     return status;

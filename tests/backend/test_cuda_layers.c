@@ -2,6 +2,7 @@
 #include "tests/backend/on_both.h"
 
 #define LAYERS_MAX 3
+#define IDS        7
 
 typedef struct network {
     int64_t hidden, heads, kv_heads, head_dim, feed, capacity;
@@ -15,8 +16,9 @@ typedef struct side {
     int n;
     tp_layers_block blocks[LAYERS_MAX];
     tp_rows x;
-    float *cos, *sin;
-    int32_t *used;
+    tp_matrix embedding;
+    float *inv_freq;
+    int32_t *id, *used;
 } side;
 
 static void *put(side *s, const void *host, size_t bytes)
@@ -80,11 +82,16 @@ static void build(side sides[2], const network *n, int64_t gap)
         on_each(sides, &a->cache_k.data, &b->cache_k.data, (size_t)(n->capacity * kv), TP_BF16, 1, 0);
         on_each(sides, &a->cache_v.data, &b->cache_v.data, (size_t)(n->capacity * kv), TP_BF16, 1, 0);
     }
-    on_each(sides, &sides[0].x.data, &sides[1].x.data, (size_t)n->hidden, TP_BF16, 1, 0);
-    on_each(sides, &sides[0].cos, &sides[1].cos, (size_t)(n->head_dim / 2), TP_F32, 1, 0);
-    on_each(sides, &sides[0].sin, &sides[1].sin, (size_t)(n->head_dim / 2), TP_F32, 1, 0);
+    void *table[2];
+    on_each(sides, &table[0], &table[1], (size_t)(IDS * n->hidden), TP_BF16, 1, 0);
+    on_each(sides, &sides[0].inv_freq, &sides[1].inv_freq, (size_t)(n->head_dim / 2), TP_F32, 0.5, 0.5);
     int32_t zero = 0;
-    for (int i = 0; i < 2; i++) sides[i].used = put(&sides[i], &zero, sizeof zero);
+    for (int i = 0; i < 2; i++) {
+        sides[i].embedding = tp_matrix_dense(TP_BF16, table[i], IDS, n->hidden);
+        sides[i].x.data = put(&sides[i], table[0], (size_t)n->hidden * 2);
+        sides[i].used = put(&sides[i], &zero, sizeof zero);
+        sides[i].id = put(&sides[i], &zero, sizeof zero);
+    }
 }
 
 static void drop(side sides[2])
@@ -119,12 +126,18 @@ static void run_apart(side *s, const network *n)
             v = {calloc((size_t)kv, 2), TP_BF16, kv}, mixed = {calloc((size_t)width, 2), TP_BF16, width},
             active = {calloc((size_t)n->feed, 2), TP_BF16, n->feed}, up = {calloc((size_t)n->feed, 2), TP_BF16, n->feed};
     float *parts = malloc((size_t)(n->heads * TP_ATTEND_PARTS * (n->head_dim + 2)) * 4);
+    float *cosine = malloc((size_t)n->head_dim * 2), *sine = malloc((size_t)n->head_dim * 2);
     int32_t *counters = calloc((size_t)n->heads, 4);
+    tp_rope_table_args angles = {.n = 1, .half = n->head_dim / 2, .positions = s->used, .inv_freq = s->inv_freq, .factor = 0.9f};
+    angles.cos = cosine, angles.sin = sine;
+    assert_ok(&s->ctx, tp_run_rope_table(&s->ctx, &angles));
+    tp_embedding_args embedding = {.n = 1, .ids = s->id, .table = s->embedding, .out = s->x};
+    assert_ok(&s->ctx, tp_run_embedding(&s->ctx, &embedding));
     for (int l = 0; l < n->layers; l++) {
         const tp_layers_block *b = &s->blocks[l];
         linears(s, b, s->x, b->norm1, TP_LAYERS_Q, 3, (tp_rows[]){q, k, v}, false, false);
         tp_attend_args args = {.n = 1, .heads = n->heads, .kv_heads = n->kv_heads, .head_dim = n->head_dim};
-        args.q = q, args.k = k, args.v = v, args.out = mixed, args.cos = s->cos, args.sin = s->sin, args.half = n->head_dim / 2;
+        args.q = q, args.k = k, args.v = v, args.out = mixed, args.cos = cosine, args.sin = sine, args.half = n->head_dim / 2;
         args.cache_k = b->cache_k, args.cache_v = b->cache_v, args.capacity = n->capacity, args.used = s->used;
         args.scale = 1 / sqrtf((float)n->head_dim), args.parts = parts, args.counters = counters;
         assert_ok(&s->ctx, tp_run_attend(&s->ctx, &args));
@@ -132,7 +145,7 @@ static void run_apart(side *s, const network *n)
         linears(s, b, s->x, b->norm2, TP_LAYERS_GATE, 2, (tp_rows[]){active, up}, true, false);
         linears(s, b, active, NULL, TP_LAYERS_DOWN, 1, &s->x, false, true);
     }
-    void *all[] = {q.data, k.data, v.data, mixed.data, active.data, up.data, parts, counters};
+    void *all[] = {q.data, k.data, v.data, mixed.data, active.data, up.data, parts, counters, cosine, sine};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -148,12 +161,14 @@ static tp_layers *open_layers(side *s, const network *n)
                            .feed = n->feed,
                            .n_layers = n->layers,
                            .blocks = s->blocks,
-                           .x = s->x,
+                           .embedding = s->embedding,
+                           .id = s->id,
+                           .used = s->used,
+                           .inv_freq = s->inv_freq,
+                           .factor = 0.9f,
                            .eps = 1e-5f,
                            .scale = 1 / sqrtf((float)n->head_dim),
-                           .cos = s->cos,
-                           .sin = s->sin,
-                           .used = s->used};
+                           .x = s->x};
     assert_ok(&s->ctx, s->ctx.device->backend->layers_open(&s->ctx, &args, &layers));
     return layers;
 }
@@ -171,15 +186,15 @@ static double distance(const uint16_t *got, const uint16_t *expected, size_t n)
 
 /* Every value is rounded to bf16 (2^-9 of itself at most, on average 0.3 of that) some ten times a layer, and both sides round
  * sums of another order: values lie apart by a few roundings. */
-static void compare_side(side sides[2], const network *n, const uint16_t *before, int32_t used)
+static void compare_side(side sides[2], const network *n, int32_t used)
 {
     size_t size = (size_t)n->hidden, kv = (size_t)(n->kv_heads * n->head_dim), cache = (size_t)n->capacity * kv;
     uint16_t *a = malloc((size + cache) * 2), *b = malloc((size + cache) * 2);
     assert_true(a != NULL && b != NULL);
     get(&sides[0], a, sides[0].x.data, size * 2);
     get(&sides[1], b, sides[1].x.data, size * 2);
-    double x = distance(b, a, size), moved = distance(a, before, size);
-    if (!(x <= 0.015) || !(moved > 0.1)) fail_msg("%d keys: x is off by %g of its size (moved by %g)", used, x, moved);
+    double x = distance(b, a, size);
+    if (!(x <= 0.015)) fail_msg("%d keys: x is off by %g of its size", used, x);
     for (int l = 0; l < n->layers; l++)
         for (int which = 0; which < 2; which++) {
             const tp_layers_block *p = &sides[0].blocks[l], *q = &sides[1].blocks[l];
@@ -199,38 +214,36 @@ static void try_network(const network *n, const int32_t *lengths, size_t n_lengt
 {
     side sides[2] = {0};
     size_t bytes = (size_t)n->hidden * 2;
-    uint16_t *before = malloc(bytes), *once = malloc(bytes), *twice = malloc(bytes);
-    assert_true(before != NULL && once != NULL && twice != NULL);
+    uint16_t *once = malloc(bytes), *twice = malloc(bytes);
+    assert_true(once != NULL && twice != NULL);
     build(sides, n, gap);
-    get(&sides[0], before, sides[0].x.data, bytes);
     tp_layers *layers = open_layers(&sides[1], n);
     assert_non_null(layers);
     for (size_t i = 0; i < n_lengths; i++) {
+        int32_t id = (int32_t)(i % IDS);
         for (int k = 0; k < 2; k++) {
             const tp_backend *backend = sides[k].ctx.device->backend;
             assert_ok(&sides[k].ctx, backend->copy_in(&sides[k].ctx, sides[k].used, &lengths[i], 4));
-            assert_ok(&sides[k].ctx, backend->copy_in(&sides[k].ctx, sides[k].x.data, before, bytes));
+            assert_ok(&sides[k].ctx, backend->copy_in(&sides[k].ctx, sides[k].id, &id, 4));
         }
         run_apart(&sides[0], n);
         assert_ok(&sides[1].ctx, opened.cuda->backend->layers_run(&sides[1].ctx, layers));
-        compare_side(sides, n, before, lengths[i]);
+        compare_side(sides, n, lengths[i]);
         get(&sides[1], once, sides[1].x.data, bytes);
-        assert_ok(&sides[1].ctx, opened.cuda->backend->copy_in(&sides[1].ctx, sides[1].x.data, before, bytes));
         assert_ok(&sides[1].ctx, opened.cuda->backend->layers_run(&sides[1].ctx, layers));
         get(&sides[1], twice, sides[1].x.data, bytes);
         assert_memory_equal(once, twice, bytes);
     }
     opened.cuda->backend->layers_close(opened.cuda, layers);
     drop(sides);
-    free(before), free(once), free(twice);
+    free(once), free(twice);
 }
 
 static void test_layers(void **state)
 {
     (void)state;
     NEEDS_GPU();
-    static const network networks[] = {{576, 9, 3, 64, 1536, 1100, 3}, {320, 15, 5, 64, 640, 300, 2}, {64, 2, 2, 64, 256, 100, 2},
-                                       {512, 4, 2, 128, 512, 700, 2},  {224, 7, 1, 64, 128, 600, 1}};
+    static const network networks[] = {{576, 9, 3, 64, 1536, 1100, 3}, {576, 9, 3, 64, 1536, 300, 1}};
     static const int32_t lengths[] = {0, 1, 5, 63, 64, 99, 127, 128, 299, 511, 699, 1024, 1099};
     random_state = 31;
     for (size_t i = 0; i < sizeof networks / sizeof *networks; i++) {
@@ -245,7 +258,7 @@ static void test_unsuited(void **state)
 {
     (void)state;
     NEEDS_GPU();
-    static const network networks[] = {{576, 9, 9, 64, 1536, 10, 1}, {576, 12, 3, 48, 1536, 10, 1}, {576, 9, 3, 64, 1504, 10, 1},
+    static const network networks[] = {{576, 9, 9, 64, 1536, 10, 1}, {576, 12, 3, 48, 1536, 10, 1}, {576, 9, 3, 64, 1504, 10, 1}, {960, 15, 5, 64, 2560, 10, 1},
                                        {4096, 32, 8, 128, 1024, 10, 1}};
     for (size_t i = 0; i < sizeof networks / sizeof *networks; i++) {
         side sides[2] = {0};
