@@ -29,7 +29,9 @@ typedef struct tp_layers_args {
     const float *inv_freq;   /* [head_dim / 2]: angles are position * inv_freq */
     float factor;            /* of cosines and sines */
     float eps, scale;        /* of norms; of scores */
-    tp_rows x;               /* [1, hidden]: out */
+    const void *later;       /* what kernels read right behind: brought nearer meanwhile; NULL: nothing */
+    uint64_t later_bytes;
+    tp_rows x; /* [1, hidden]: out */
 } tp_layers_args;
 
 typedef struct tp_layers tp_layers;

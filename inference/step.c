@@ -332,6 +332,7 @@ static tp_status open_layers(tp_ctx *ctx, tp_step *step, int64_t rank)
 {
     const tp_backend *backend = ctx->device->backend;
     const tp_model_config *c = &step->model->config;
+    const tp_matrix *head = &step->model->head.weight;
     if (backend->layers_open == NULL || !is_plain(step, rank)) return TP_OK;
     tp_layers_block *blocks = tp_alloc(ctx, (size_t)c->n_layers, sizeof *blocks);
     if (blocks == NULL) return TP_NOMEM;
@@ -358,6 +359,8 @@ static tp_status open_layers(tp_ctx *ctx, tp_step *step, int64_t rank)
                            .factor = step->model->rope_factor,
                            .eps = (float)c->norm_eps,
                            .scale = 1.0f / sqrtf((float)c->head_dim),
+                           .later = head->data,
+                           .later_bytes = (uint64_t)head->rows * (uint64_t)tp_format_row_bytes(head->format, head->cols),
                            .x = rows_of(step, X)};
     tp_status status = backend->layers_open(ctx, &args, &step->layers);
     tp_free(blocks);

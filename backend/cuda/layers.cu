@@ -27,6 +27,8 @@ constexpr int MEMBERS = 16;
 constexpr int WARPS = 8, THREADS = WARPS * 32; /* that compute; one more prefetches */
 constexpr int ROWS = 8;                        /* of a warp in a product, at most */
 constexpr int PREFETCH = 3;                    /* layers ahead that weights come to the cache of the GPU */
+constexpr int LATER_LAYERS = 8;                /* last layers, beside which comes what is read after them */
+constexpr int64_t LATER_BYTES = 28 << 20;      /* of it, at most: half of the cache */
 constexpr int PIECE = 8;                       /* channels of a lane */
 constexpr int SHARED_MOST = 227 << 10;
 
@@ -95,6 +97,8 @@ struct params {
     __nv_bfloat16 *x;
     float eps, scale, factor;
     const float *inv_freq;
+    const unsigned char *later; /* what is read after the layers */
+    int64_t later_bytes;
     uint64_t *mail; /* [2, clusters, hidden] */
     uint32_t *tags; /* used up so far */
 };
@@ -249,12 +253,20 @@ template <class M> struct thread {
             for (int c = 0; c < S.chunks; c += 2) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + c * 64));
         }
     }
+    /* The block's share of piece i. */
+    __device__ __forceinline__ void prefetch_later(int i) const
+    {
+        const int64_t lines = p.later_bytes / 128, blocks = M::CLUSTERS * MEMBERS, each = lines / (blocks * LATER_LAYERS);
+        const unsigned char *from = p.later + (i * blocks + blockIdx.x) * each * 128;
+        for (int64_t line = lane; line < each; line += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line * 128));
+    }
     __device__ __forceinline__ void prefetch_all() const
     {
         for (int l = 1; l < p.n_layers; l++) {
             while (*(volatile int *)&s.progress + PREFETCH < l) __nanosleep(100);
             const layer &of = room<layer>(M::TABLE)[l];
             prefetch<QKV>(of), prefetch<O>(of), prefetch<GATE_UP>(of), prefetch<DOWN>(of);
+            if (l >= p.n_layers - LATER_LAYERS) prefetch_later(l - (p.n_layers - LATER_LAYERS));
         }
     }
 
@@ -765,6 +777,7 @@ params params_of(const tp_layers_args *a)
     p.cache_ld = (int)a->blocks[0].cache_k.ld;
     p.x = (__nv_bfloat16 *)a->x.data;
     p.embedding = (const unsigned char *)a->embedding.data, p.embedding_bytes = (uint32_t)tp_matrix_row_bytes(&a->embedding);
+    p.later = (const unsigned char *)a->later, p.later_bytes = tp_cuda_min((int64_t)a->later_bytes, LATER_BYTES);
     p.eps = a->eps, p.scale = a->scale, p.inv_freq = a->inv_freq, p.factor = a->factor, p.id = a->id, p.used = a->used;
     return p;
 }
