@@ -35,6 +35,11 @@ __device__ __forceinline__ void expect(uint64_t *barrier, int bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes) : "memory");
 }
 
+__device__ __forceinline__ void arrive(uint64_t *barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(barrier)) : "memory");
+}
+
 __device__ __forceinline__ void wait(uint64_t *barrier, uint32_t parity)
 {
     uint32_t passed = 0;
@@ -54,16 +59,10 @@ __device__ __forceinline__ void fetch(void *to, const void *from)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to)), "l"(from) : "memory");
 }
 
-/* What this thread has fetched since the last call is a group. */
-__device__ __forceinline__ void commit()
+/* Arrives when what this thread has fetched is there. */
+__device__ __forceinline__ void arrive_after_fetches(uint64_t *barrier)
 {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/* All but this thread's N last groups are there. */
-template <int N> __device__ __forceinline__ void wait_for_oldest()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address(barrier)) : "memory");
 }
 
 /* ---- to another block of the cluster ---- */

@@ -24,7 +24,9 @@ namespace
 {
 
 constexpr int MEMBERS = 16;
-constexpr int WARPS = 8, THREADS = WARPS * 32; /* that compute; one more prefetches */
+constexpr int WARPS = 8, THREADS = WARPS * 32; /* that compute */
+constexpr int FETCHERS = 3;                    /* warps that fetch weights; one more prefetches */
+constexpr int ALL_THREADS = THREADS + (FETCHERS + 1) * 32;
 constexpr int ROWS = 8;                        /* of a warp in a product, at most */
 constexpr int PREFETCH = 3;                    /* layers ahead that weights come to the cache of the GPU */
 constexpr int LATER_LAYERS = 8;                /* last layers, beside which comes what is read after them */
@@ -74,7 +76,8 @@ template <int HIDDEN_, int GROUP_, int DIM_, int FEED_, int CLUSTERS_> struct si
     static constexpr int RECORDS = STRETCHES + MEMBERS * RECORDS_OF * 4;
     static constexpr int MIXED = RECORDS + WARPS * RECORDS_OF * 4;
     static constexpr int ACTIVE = MIXED + GROUP * DIM * 2;
-    static constexpr int TABLE = ACTIVE + FEED * 2;
+    static constexpr int SOURCES = ACTIVE + FEED * 2;
+    static constexpr int TABLE = SOURCES + PRODUCTS * WARPS * ROWS * 8;
     static_assert(HIDDEN % 32 == 0 && FEED % (8 * MEMBERS) == 0 && DIM % 64 == 0, "whole chunks");
     static_assert(HIDDEN % (2 * MEMBERS) == 0 && GROUP <= 4, "");
     static_assert(of(QKV).of_warp <= ROWS && of(O).of_warp <= ROWS && of(GATE_UP).of_warp <= ROWS, "a tile of a product for a warp");
@@ -120,6 +123,7 @@ __device__ __forceinline__ void meet()
 /* What is not of the model's sizes. */
 struct small {
     uint64_t fresh, stretches, active; /* barriers: of what the cluster sends */
+    uint64_t full[PRODUCTS], empty[PRODUCTS]; /* of the weights of a product */
     alignas(16) float reduce[WARPS];
     float angles[256];
     int progress; /* the layer that the block is at */
@@ -149,11 +153,9 @@ __device__ __forceinline__ void unpack(uint4 v, float (&x)[PIECE])
     tp_unpack_bf16(v.z, x[4], x[5]), tp_unpack_bf16(v.w, x[6], x[7]);
 }
 
-/* Where a row of a product lies: in which matrix, so many bytes from its start; `has`: whether it is there. */
+/* Where a row of a product lies: in which matrix, so many bytes from its start. */
 struct source {
-    int which;
-    uint32_t offset;
-    bool has;
+    uint32_t which, offset;
 };
 
 /* A warp's rows of a product, a lane's part, before x is there. */
@@ -175,7 +177,7 @@ template <class M> struct thread {
     {
         constexpr shape S = M::of(P);
         constexpr int heads = M::GROUP * M::DIM;
-        source from = {0, 0, r < S.rows};
+        source from = {0, 0};
         int row = r, column = 0;
         if (P == QKV) {
             row += member * S.rows;
@@ -193,44 +195,59 @@ template <class M> struct thread {
             row += member * S.rows;
             column = cluster * (P == O ? heads : M::FEED);
         }
-        from.offset = (uint32_t)tp_device_stored_row(p.rope_pairs[from.which], row) * p.row_bytes[from.which] + 2 * column;
+        const int pairs = p.rope_pairs[from.which], in = pairs > 0 ? row % pairs : 0;
+        if (pairs > 0) row += 2 * (in % (pairs / 2)) + in / (pairs / 2) - in; /* tp_matrix_stored_row */
+        from.offset = (uint32_t)row * p.row_bytes[from.which] + 2 * column;
         return from;
     }
 
-    /* Of this lane: 16 bytes of each chunk of row lane / 4 of its warp. */
-    source from[PRODUCTS];
+    template <int P> __device__ __forceinline__ source *sources() const { return room<source>(M::SOURCES) + P * WARPS * ROWS; }
 
-    template <int P> __device__ __forceinline__ void find_source()
+    template <int P> __device__ __forceinline__ void find_sources() const
     {
-        constexpr shape S = M::of(P);
-        from[P] = source_of<P>(warp * S.of_warp + lane / 4);
-        if (lane / 4 >= S.of_warp) from[P].has = false;
-        from[P].offset += lane % 4 * 16;
+#pragma unroll 1
+        for (int r = threadIdx.x; r < M::of(P).rows; r += THREADS) sources<P>()[r] = source_of<P>(r);
     }
-    template <int P> __device__ __forceinline__ unsigned char *place() const
-    {
-        constexpr shape S = M::of(P);
-        return memory + S.at + warp * (S.of_warp * S.chunks * 64) + lane * 16;
-    }
-    /* Of layer l; always one group of copies. */
+    /* By a warp that fetches: rows in turn, 16 bytes a lane, to where lanes that compute read them. */
     template <int P> __device__ __forceinline__ void fetch(int l) const
     {
         constexpr shape S = M::of(P);
-        if (l < p.n_layers && from[P].has) {
-            const unsigned char *w = room<layer>(M::TABLE)[l].w[from[P].which] + from[P].offset;
-            unsigned char *to = place<P>();
+        if (l > 0) tp_exchange::wait(&s.empty[P], (l - 1) & 1);
+        const layer &from = room<layer>(M::TABLE)[min(l, p.n_layers - 1)];
+#pragma unroll 2
+        for (int r = warp - WARPS; r < S.rows; r += FETCHERS) {
+            const source at = sources<P>()[r];
+            const unsigned char *w = from.w[at.which] + at.offset + lane * 16;
+            unsigned char *to = memory + S.at + r / S.of_warp * (S.of_warp * S.chunks * 64) + r % S.of_warp * 64 +
+                                lane / 4 * (S.of_warp * 64) + lane % 4 * 16;
 #pragma unroll
-            for (int i = 0; i < S.chunks; i++) tp_exchange::fetch(to + i * S.of_warp * 64, w + i * 64);
+            for (int i = 0; i < S.chunks * 4; i += 32)
+                if (i + lane < S.chunks * 4) tp_exchange::fetch(to + i / 4 * S.of_warp * 64, w + i * 16);
         }
-        tp_exchange::commit();
+        tp_exchange::arrive_after_fetches(&s.full[P]);
     }
-    template <int P> __device__ __forceinline__ void hold(held<M::of(P).chunks> &h) const
+    __device__ __forceinline__ void fetch_all() const
+    {
+#pragma unroll 1
+        for (int l = 0; l < p.n_layers; l++) fetch<QKV>(l), fetch<O>(l), fetch<GATE_UP>(l), fetch<DOWN>(l);
+        fetch<QKV>(p.n_layers); /* which is held, and not used */
+    }
+    /* Whether there is a row lane / 4 of this warp. */
+    template <int P> __device__ __forceinline__ bool has() const
     {
         constexpr shape S = M::of(P);
-        const unsigned char *at = place<P>() - (from[P].has ? 0 : lane * 16); /* a row that is not there: some other */
-        tp_exchange::wait_for_oldest<PRODUCTS - 1>();
+        return lane / 4 < S.of_warp && warp * S.of_warp + lane / 4 < S.rows;
+    }
+    /* Of layer l: 16 bytes of each chunk of that row. */
+    template <int P> __device__ __forceinline__ void hold(int l, held<M::of(P).chunks> &h) const
+    {
+        constexpr shape S = M::of(P);
+        const unsigned char *at = memory + S.at + warp * (S.of_warp * S.chunks * 64) + (has<P>() ? lane * 16 : 0);
+        tp_exchange::wait(&s.full[P], l & 1);
 #pragma unroll
         for (int i = 0; i < S.chunks; i++) h.w[i] = *reinterpret_cast<const uint4 *>(at + i * S.of_warp * 64);
+        __syncwarp();
+        if (lane == 0) tp_exchange::arrive(&s.empty[P]);
     }
     /* In lane 4 g: row g of the warp times x. */
     template <int P> __device__ __forceinline__ float multiply_row(int x, const held<M::of(P).chunks> &h) const
@@ -248,7 +265,7 @@ template <class M> struct thread {
     {
         constexpr shape S = M::of(P);
         for (int r = lane; r < S.rows; r += 32) {
-            const source at = source_of<P>(r);
+            const source at = sources<P>()[r];
             const unsigned char *row = l.w[at.which] + at.offset;
             for (int c = 0; c < S.chunks; c += 2) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + c * 64));
         }
@@ -325,7 +342,7 @@ template <class M> struct thread {
     template <int P> __device__ __forceinline__ void post_sum(float sum, uint32_t tag) const
     {
         constexpr shape S = M::of(P);
-        if (lane % 4 != 0 || !from[P].has) return;
+        if (lane % 4 != 0 || !has<P>()) return;
         const int row = member * S.rows + warp * S.of_warp + lane / 4;
         tp_exchange::post(p.mail + ((P == DOWN ? M::CLUSTERS : 0) + cluster) * M::HIDDEN + row, sum, tag);
     }
@@ -570,8 +587,7 @@ template <class M> struct thread {
 
     __device__ __forceinline__ void open()
     {
-        find_source<QKV>(), find_source<O>(), find_source<GATE_UP>(), find_source<DOWN>();
-        fetch<QKV>(0), fetch<O>(0), fetch<GATE_UP>(0), fetch<DOWN>(0);
+        find_sources<QKV>(), find_sources<O>(), find_sources<GATE_UP>(), find_sources<DOWN>();
     }
     __device__ __forceinline__ void compute()
     {
@@ -588,7 +604,7 @@ template <class M> struct thread {
         }
         if (leads) expect_fresh(), expect_stretches(), expect_active();
         held<M::of(QKV).chunks> qkv;
-        hold<QKV>(qkv);
+        hold<QKV>(0, qkv);
 #pragma unroll 1
         for (int l = 0; l < p.n_layers; l++) {
             const layer &now = table[l];
@@ -597,7 +613,6 @@ template <class M> struct thread {
             put_normed();
             load_norm(now.norm2);
             send_fresh(multiply_row<QKV>(M::NORMED, qkv));
-            fetch<QKV>(l + 1);
             tp_exchange::wait(&s.fresh, parity);
             rotate();
             meet();
@@ -609,27 +624,24 @@ template <class M> struct thread {
                 append(now);
             }
             held<M::of(O).chunks> o;
-            hold<O>(o);
+            hold<O>(l, o);
             tp_exchange::wait(&s.stretches, parity);
             join_stretches();
             if (leads) expect_stretches();
             post_sum<O>(multiply_row<O>(M::MIXED, o), tag);
-            fetch<O>(l + 1);
             held<M::of(GATE_UP).chunks> gate_up;
-            hold<GATE_UP>(gate_up);
+            hold<GATE_UP>(l, gate_up);
             add_posted<O>(tag);
 
             put_normed();
             load_norm(table[min(l + 1, p.n_layers - 1)].norm1);
             send_active(multiply_row<GATE_UP>(M::NORMED, gate_up));
-            fetch<GATE_UP>(l + 1);
             held<M::of(DOWN).chunks> down;
-            hold<DOWN>(down);
+            hold<DOWN>(l, down);
             tp_exchange::wait(&s.active, parity);
             if (leads) expect_active();
             post_sum<DOWN>(multiply_row<DOWN>(M::ACTIVE, down), tag);
-            fetch<DOWN>(l + 1);
-            hold<QKV>(qkv);
+            hold<QKV>(l + 1, qkv);
             add_posted<DOWN>(tag);
         }
         if (blockIdx.x != 0) return;
@@ -640,7 +652,7 @@ template <class M> struct thread {
 
 #endif
 
-template <class M> __global__ void __launch_bounds__(THREADS + 32, 1) layers_kernel(const __grid_constant__ params p)
+template <class M> __global__ void __launch_bounds__(ALL_THREADS, 1) layers_kernel(const __grid_constant__ params p)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     __shared__ __align__(16) small s;
@@ -649,18 +661,24 @@ template <class M> __global__ void __launch_bounds__(THREADS + 32, 1) layers_ker
         tp_exchange::open(&s.fresh, 1);
         tp_exchange::open(&s.stretches, 1);
         tp_exchange::open(&s.active, 1);
+        for (int i = 0; i < PRODUCTS; i++) {
+            tp_exchange::open(&s.full[i], FETCHERS * 32);
+            tp_exchange::open(&s.empty[i], WARPS);
+        }
         tp_exchange::opened();
         s.progress = 0;
     }
     const uint64_t *table = reinterpret_cast<const uint64_t *>(p.layers);
     for (int i = threadIdx.x; i < p.n_layers * (int)(sizeof(layer) / 8); i += (int)blockDim.x)
         room<uint64_t>(M::TABLE)[i] = __ldg(table + i);
+    if (t.warp < WARPS) t.open();
     __syncthreads();
     tp_chain_begin();
-    if (t.warp < WARPS) t.open();
     tp_cluster::meet(); /* before anyone sends */
-    if (t.warp >= WARPS) {
+    if (t.warp >= WARPS + FETCHERS) {
         t.prefetch_all();
+    } else if (t.warp >= WARPS) {
+        t.fetch_all();
     } else {
         tp_chain_wait();
         t.compute();
@@ -743,7 +761,7 @@ void configure(tp_ctx *ctx, const tp_layers *layers, cudaLaunchConfig_t *config,
     attributes[0].val.clusterDim.x = MEMBERS, attributes[0].val.clusterDim.y = 1, attributes[0].val.clusterDim.z = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config->gridDim = dim3((unsigned)layers->k->kv_heads * MEMBERS), config->blockDim = dim3(THREADS + 32);
+    config->gridDim = dim3((unsigned)layers->k->kv_heads * MEMBERS), config->blockDim = dim3(ALL_THREADS);
     config->dynamicSmemBytes = layers->shared, config->stream = tp_cuda_of(ctx)->stream;
     config->attrs = attributes, config->numAttrs = 2;
 }
