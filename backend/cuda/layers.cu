@@ -3,10 +3,10 @@
  *
  * A cluster of MEMBERS blocks is a key head with its query heads, and a share of the feed-forward channels. Each warp has its
  * rows of every product of its cluster, of which a layer fits into shared memory: as soon as it has used those of a product, it
- * fetches those of the next layer. What blocks wait for is only each other, five times a layer:
+ * fetches those of the next layer. What blocks wait for is only each other, six times a layer:
  *
  *     q, k, v of the cluster's heads       -> to all blocks of the cluster
- *     attention over a stretch of the keys -> to all blocks of the cluster
+ *     attention over a stretch of the keys -> to the blocks of the cluster that own the channels; joined, to all of it
  *     o, of the cluster's heads alone      -> to all blocks; the sum over clusters is added to x, which every block holds
  *     gate, up, SwiGLU                     -> to all blocks of the cluster
  *     down, of the cluster's channels      -> to all blocks
@@ -32,6 +32,7 @@ constexpr int PREFETCH = 3;                    /* layers ahead that weights come
 constexpr int LATER_LAYERS = 8;                /* last layers, beside which comes what is read after them */
 constexpr int64_t LATER_BYTES = 28 << 20;      /* of it, at most: half of the cache */
 constexpr int PIECE = 8;                       /* channels of a lane */
+constexpr int OWNED = 16;                      /* channels of attention that a block joins */
 constexpr int SHARED_MOST = 227 << 10;
 
 enum product { QKV, O, GATE_UP, DOWN, PRODUCTS };
@@ -68,18 +69,19 @@ template <int HIDDEN_, int GROUP_, int DIM_, int FEED_, int CLUSTERS_> struct si
     static constexpr int PAIRS = (HIDDEN / 2 + THREADS - 1) / THREADS;             /* of channels of x that a thread has */
     static constexpr int LANES = DIM / PIECE, KEYS = 32 / LANES, STEP = WARPS * KEYS; /* keys of a warp at once, of a block */
     static constexpr int RECORD = DIM + 4, RECORDS_OF = GROUP * RECORD;
+    static constexpr int OWNERS = GROUP * DIM / OWNED; /* blocks that join stretches */
     /* Where things lie in shared memory. */
     static constexpr int NORMED = of(DOWN).end;
     static constexpr int FRESH = NORMED + HIDDEN * 2;
     static constexpr int HEADS = FRESH + (GROUP + 2) * DIM * 4;
     static constexpr int STRETCHES = HEADS + (GROUP + 1) * DIM * 4;
-    static constexpr int RECORDS = STRETCHES + MEMBERS * RECORDS_OF * 4;
+    static constexpr int RECORDS = STRETCHES + MEMBERS * (OWNED + 4) * 4;
     static constexpr int MIXED = RECORDS + WARPS * RECORDS_OF * 4;
     static constexpr int ACTIVE = MIXED + GROUP * DIM * 2;
     static constexpr int SOURCES = ACTIVE + FEED * 2;
     static constexpr int TABLE = SOURCES + PRODUCTS * WARPS * ROWS * 8;
     static_assert(HIDDEN % 32 == 0 && FEED % (8 * MEMBERS) == 0 && DIM % 64 == 0, "whole chunks");
-    static_assert(HIDDEN % (2 * MEMBERS) == 0 && GROUP <= 4, "");
+    static_assert(HIDDEN % (2 * MEMBERS) == 0 && OWNERS <= MEMBERS, "a share for each block");
     static_assert(of(QKV).of_warp <= ROWS && of(O).of_warp <= ROWS && of(GATE_UP).of_warp <= ROWS, "a tile of a product for a warp");
 };
 
@@ -122,7 +124,7 @@ __device__ __forceinline__ void meet()
 
 /* What is not of the model's sizes. */
 struct small {
-    uint64_t fresh, stretches, active; /* barriers: of what the cluster sends */
+    uint64_t fresh, stretches, mixed, active; /* barriers: of what the cluster sends */
     uint64_t full[PRODUCTS], empty[PRODUCTS]; /* of the weights of a product */
     alignas(16) float reduce[WARPS];
     float angles[256];
@@ -520,42 +522,69 @@ template <class M> struct thread {
             if (lane == 0) *reinterpret_cast<float2 *>(to + M::DIM) = make_float2(most[g], sum[g]);
         }
     }
-    /* A channel of the record that joins n <= 16 of them: by a warp, whose lanes have other channels. */
-    __device__ __forceinline__ float join(const float *records, int n, int channel, float &most, float &sum) const
+    /* The greatest of 16 scores, one a lane, twice; the weight of this lane's; and the sum of sums. */
+    static __device__ __forceinline__ float2 weigh(float2 &record)
     {
-        const int i = lane % 16;
-        const float2 mine = i < n ? *reinterpret_cast<const float2 *>(records + i * M::RECORDS_OF + M::DIM) : make_float2(-INFINITY, 0);
-        most = mine.x;
+        float most = record.x;
 #pragma unroll
         for (int offset = 8; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
-        const float weight = __expf(mine.x - most);
-        sum = weight * mine.y;
+        const float weight = __expf(record.x - most);
+        float sum = weight * record.y;
 #pragma unroll
         for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        float out = 0.0f;
-#pragma unroll 4
-        for (int j = 0; j < n; j++) out = fmaf(__shfl_sync(0xffffffffu, weight, j), records[j * M::RECORDS_OF + channel], out);
-        return out;
+        record.x = weight;
+        return make_float2(most, sum);
     }
-    /* The stretch of this block, to all blocks of the cluster. */
+    /* The warps' records joined, to the blocks that own the channels: 32 of them by a warp. */
     __device__ __forceinline__ void send_stretch() const
     {
 #pragma unroll 1
         for (int i = warp; i < M::GROUP * M::DIM / 32; i += WARPS) {
-            const int g = i * 32 / M::DIM, first = i * 32 % M::DIM;
-            const float *to = room<float>(M::STRETCHES) + member * M::RECORDS_OF + g * M::RECORD;
-            float most, sum, four[4]; /* of which each lane of four has one */
-            const float v = join(room<float>(M::RECORDS) + g * M::RECORD, WARPS, first + lane, most, sum);
+            const float *records = room<float>(M::RECORDS) + i * 32 / M::DIM * M::RECORD;
+            float2 mine = make_float2(-INFINITY, 0);
+            if (lane % 16 < WARPS) mine = *reinterpret_cast<const float2 *>(records + lane % 16 * M::RECORDS_OF + M::DIM);
+            const float2 all = weigh(mine);
+            float v = 0.0f, four[4]; /* of which each lane of four has one */
+#pragma unroll
+            for (int j = 0; j < WARPS; j++)
+                v = fmaf(__shfl_sync(0xffffffffu, mine.x, j), records[j * M::RECORDS_OF + i * 32 % M::DIM + lane], v);
 #pragma unroll
             for (int j = 0; j < 4; j++) four[j] = __shfl_sync(0xffffffffu, v, (lane & ~3) + j);
-#pragma unroll
-            for (int j = 0; j < MEMBERS; j += 4)
-                tp_exchange::send(tp_exchange::there(to + first + (lane & ~3), lane % 4 + j), four,
-                                  tp_exchange::there(&s.stretches, lane % 4 + j));
-            if (first == 0 && lane < MEMBERS)
-                tp_exchange::send(tp_exchange::there(to + M::DIM, lane), make_uint2(__float_as_uint(most), __float_as_uint(sum)),
-                                  tp_exchange::there(&s.stretches, lane));
+            const int owner = i * 32 / OWNED + lane / OWNED;
+            const float *to = room<float>(M::STRETCHES) + member * (OWNED + 4);
+            if (lane % 4 == 0)
+                tp_exchange::send(tp_exchange::there(to + lane % OWNED, owner), four, tp_exchange::there(&s.stretches, owner));
+            if (lane % OWNED == 1)
+                tp_exchange::send(tp_exchange::there(to + OWNED, owner), make_uint2(__float_as_uint(all.x), __float_as_uint(all.y)),
+                                  tp_exchange::there(&s.stretches, owner));
         }
+    }
+    /* The stretches of the channels that this block owns joined, to all blocks of the cluster: by a warp, half of it each
+     * second stretch. */
+    __device__ __forceinline__ void send_mixed(uint32_t parity) const
+    {
+        static_assert(OWNED == 16 && MEMBERS == 16, "a lane for a channel and for a block");
+        const float *records = room<float>(M::STRETCHES);
+        tp_exchange::wait(&s.stretches, parity);
+        if (lane == 0) expect_stretches();
+        float2 mine = make_float2(-INFINITY, 0);
+        if (lane % 16 < parts) mine = *reinterpret_cast<const float2 *>(records + lane % 16 * (OWNED + 4) + OWNED);
+        const float2 all = weigh(mine);
+        float v = 0.0f;
+#pragma unroll
+        for (int j = 0; j < MEMBERS; j += 2) {
+            const float weight = __shfl_sync(0xffffffffu, mine.x, j + lane / 16);
+            if (j + lane / 16 < parts) v = fmaf(weight, records[(j + lane / 16) * (OWNED + 4) + lane % 16], v);
+        }
+        v = __fdividef(v + __shfl_xor_sync(0xffffffffu, v, 16), all.y);
+        const uint32_t pair = tp_pack_bf16(v, __shfl_down_sync(0xffffffffu, v, 1));
+        const int first = lane / 16 * 8; /* as put_pair has them */
+        const float eight[4] = {__uint_as_float(__shfl_sync(0xffffffffu, pair, first)),
+                                __uint_as_float(__shfl_sync(0xffffffffu, pair, first + 4)),
+                                __uint_as_float(__shfl_sync(0xffffffffu, pair, first + 2)),
+                                __uint_as_float(__shfl_sync(0xffffffffu, pair, first + 6))};
+        tp_exchange::send(tp_exchange::there(room<uint4>(M::MIXED) + member * 2 + lane / 16, lane % 16), eight,
+                          tp_exchange::there(&s.mixed, lane % 16));
     }
     /* The token's key and value. */
     __device__ __forceinline__ void append(const layer &l) const
@@ -565,24 +594,11 @@ template <class M> struct thread {
         l.cache_k[at] = __float2bfloat16_rn(room<float>(M::HEADS)[M::GROUP * M::DIM + threadIdx.x]);
         l.cache_v[at] = __float2bfloat16_rn(room<float>(M::FRESH)[(M::GROUP + 1) * M::DIM + threadIdx.x]);
     }
-    /* The cluster's heads, for the product. */
-    __device__ __forceinline__ void join_stretches() const
-    {
-#pragma unroll 1
-        for (int i = warp; i < M::GROUP * M::DIM / 32; i += WARPS) {
-            float most, sum;
-            const float out = join(room<float>(M::STRETCHES) + i * 32 / M::DIM * M::RECORD, parts, i * 32 % M::DIM + lane, most, sum);
-            const float mixed = __fdividef(out, sum);
-            const uint32_t pair = tp_pack_bf16(mixed, __shfl_down_sync(0xffffffffu, mixed, 1));
-            if (lane % 2 == 0) put_pair(room<uint32_t>(M::MIXED), i * 16 + lane / 2, pair);
-        }
-        meet();
-    }
-
     /* ---- all layers ---- */
 
     __device__ __forceinline__ void expect_fresh() const { tp_exchange::expect(&s.fresh, (M::GROUP + 2) * M::DIM * 4); }
-    __device__ __forceinline__ void expect_stretches() const { tp_exchange::expect(&s.stretches, parts * M::GROUP * (M::DIM * 4 + 8)); }
+    __device__ __forceinline__ void expect_stretches() const { tp_exchange::expect(&s.stretches, parts * (OWNED * 4 + 8)); }
+    __device__ __forceinline__ void expect_mixed() const { tp_exchange::expect(&s.mixed, M::GROUP * M::DIM * 2); }
     __device__ __forceinline__ void expect_active() const { tp_exchange::expect(&s.active, M::FEED * 2); }
 
     __device__ __forceinline__ void open()
@@ -602,7 +618,7 @@ template <class M> struct thread {
             s.angles[threadIdx.x] = tp_round_bf16(cosf(angle) * p.factor);
             s.angles[M::DIM / 2 + threadIdx.x] = tp_round_bf16(sinf(angle) * p.factor);
         }
-        if (leads) expect_fresh(), expect_stretches(), expect_active();
+        if (leads) expect_fresh(), expect_stretches(), expect_mixed(), expect_active();
         held<M::of(QKV).chunks> qkv;
         hold<QKV>(0, qkv);
 #pragma unroll 1
@@ -625,9 +641,9 @@ template <class M> struct thread {
             }
             held<M::of(O).chunks> o;
             hold<O>(l, o);
-            tp_exchange::wait(&s.stretches, parity);
-            join_stretches();
-            if (leads) expect_stretches();
+            if (warp == WARPS - 1 && member < M::OWNERS) send_mixed(parity);
+            tp_exchange::wait(&s.mixed, parity);
+            if (leads) expect_mixed();
             post_sum<O>(multiply_row<O>(M::MIXED, o), tag);
             held<M::of(GATE_UP).chunks> gate_up;
             hold<GATE_UP>(l, gate_up);
@@ -660,6 +676,7 @@ template <class M> __global__ void __launch_bounds__(ALL_THREADS, 1) layers_kern
     if (threadIdx.x == 0) {
         tp_exchange::open(&s.fresh, 1);
         tp_exchange::open(&s.stretches, 1);
+        tp_exchange::open(&s.mixed, 1);
         tp_exchange::open(&s.active, 1);
         for (int i = 0; i < PRODUCTS; i++) {
             tp_exchange::open(&s.full[i], FETCHERS * 32);
