@@ -10,7 +10,16 @@
 
 #include "backend/kernels.h"
 
-enum tp_layers_linear { TP_LAYERS_Q, TP_LAYERS_K, TP_LAYERS_V, TP_LAYERS_O, TP_LAYERS_GATE, TP_LAYERS_UP, TP_LAYERS_DOWN, TP_LAYERS_LINEARS };
+enum tp_layers_linear {
+    TP_LAYERS_Q,
+    TP_LAYERS_K,
+    TP_LAYERS_V,
+    TP_LAYERS_O,
+    TP_LAYERS_GATE,
+    TP_LAYERS_UP,
+    TP_LAYERS_DOWN,
+    TP_LAYERS_LINEARS
+};
 
 typedef struct tp_layers_block {
     tp_matrix w[TP_LAYERS_LINEARS];
@@ -23,13 +32,13 @@ typedef struct tp_layers_args {
     int64_t hidden, heads, kv_heads, head_dim, feed;
     int n_layers;
     const tp_layers_block *blocks;
-    tp_matrix embedding;     /* [vocab, hidden] */
-    const int32_t *id;       /* the token */
-    const int32_t *used;     /* keys in the cache, which is its position; its own go behind them */
-    const float *inv_freq;   /* [head_dim / 2]: angles are position * inv_freq */
-    float factor;            /* of cosines and sines */
-    float eps, scale;        /* of norms; of scores */
-    const void *later;       /* what kernels read right behind: brought nearer meanwhile; NULL: nothing */
+    tp_matrix embedding;   /* [vocab, hidden] */
+    const int32_t *id;     /* the token */
+    const int32_t *used;   /* keys in the cache, which is its position; its own go behind them */
+    const float *inv_freq; /* [head_dim / 2]: angles are position * inv_freq */
+    float factor;          /* of cosines and sines */
+    float eps, scale;      /* of norms; of scores */
+    const void *later;     /* what kernels read right behind: brought nearer meanwhile; NULL: nothing */
     uint64_t later_bytes;
     tp_rows x; /* [1, hidden]: out */
 } tp_layers_args;

@@ -338,12 +338,12 @@ static tp_status open_layers(tp_ctx *ctx, tp_step *step, int64_t rank)
     if (blocks == NULL) return TP_NOMEM;
     for (int i = 0; i < (int)c->n_layers; i++) {
         const tp_block *b = &step->model->blocks[i];
-        blocks[i] = (tp_layers_block){.w = {b->q.weight, b->k.weight, b->v.weight, b->o.weight, b->gate.weight, b->up.weight,
-                                            b->down.weight},
-                                      .norm1 = b->norm1.data,
-                                      .norm2 = b->norm2.data,
-                                      .cache_k = tp_kv_cache_rows(step->cache, i, 0),
-                                      .cache_v = tp_kv_cache_rows(step->cache, i, 1)};
+        blocks[i] = (tp_layers_block){
+            .w = {b->q.weight, b->k.weight, b->v.weight, b->o.weight, b->gate.weight, b->up.weight, b->down.weight},
+            .norm1 = b->norm1.data,
+            .norm2 = b->norm2.data,
+            .cache_k = tp_kv_cache_rows(step->cache, i, 0),
+            .cache_v = tp_kv_cache_rows(step->cache, i, 1)};
     }
     tp_layers_args args = {.hidden = c->hidden_size,
                            .heads = c->n_heads,

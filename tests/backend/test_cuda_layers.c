@@ -43,7 +43,8 @@ static void *random_values(size_t n, tp_dtype dtype, double size, double middle)
 static void on_each(side sides[2], void *cpu, void *cuda, size_t n, tp_dtype dtype, double size, double middle)
 {
     void *values = random_values(n, dtype, size, middle);
-    void *at[2] = {put(&sides[0], values, n * (dtype == TP_BF16 ? 2 : 4)), put(&sides[1], values, n * (dtype == TP_BF16 ? 2 : 4))};
+    void *at[2] = {put(&sides[0], values, n * (dtype == TP_BF16 ? 2 : 4)),
+                   put(&sides[1], values, n * (dtype == TP_BF16 ? 2 : 4))};
     memcpy(cpu, &at[0], sizeof(void *));
     memcpy(cuda, &at[1], sizeof(void *));
     free(values);
@@ -128,7 +129,8 @@ static void run_apart(side *s, const network *n)
     float *parts = malloc((size_t)(n->heads * TP_ATTEND_PARTS * (n->head_dim + 2)) * 4);
     float *cosine = malloc((size_t)n->head_dim * 2), *sine = malloc((size_t)n->head_dim * 2);
     int32_t *counters = calloc((size_t)n->heads, 4);
-    tp_rope_table_args angles = {.n = 1, .half = n->head_dim / 2, .positions = s->used, .inv_freq = s->inv_freq, .factor = 0.9f};
+    tp_rope_table_args angles = {
+        .n = 1, .half = n->head_dim / 2, .positions = s->used, .inv_freq = s->inv_freq, .factor = 0.9f};
     angles.cos = cosine, angles.sin = sine;
     assert_ok(&s->ctx, tp_run_rope_table(&s->ctx, &angles));
     tp_embedding_args embedding = {.n = 1, .ids = s->id, .table = s->embedding, .out = s->x};
@@ -201,11 +203,14 @@ static void compare_side(side sides[2], const network *n, int32_t used)
             get(&sides[0], a, which == 0 ? p->cache_k.data : p->cache_v.data, cache * 2);
             get(&sides[1], b, which == 0 ? q->cache_k.data : q->cache_v.data, cache * 2);
             double row = distance(b + (size_t)used * kv, a + (size_t)used * kv, kv);
-            if (!(row <= 0.015)) fail_msg("%d keys: layer %d, %s of the token is off by %g", used, l, which == 0 ? "k" : "v", row);
+            if (!(row <= 0.015))
+                fail_msg("%d keys: layer %d, %s of the token is off by %g", used, l, which == 0 ? "k" : "v", row);
             memcpy(a + (size_t)used * kv, b + (size_t)used * kv, kv * 2);
             if (memcmp(a, b, cache * 2) != 0) fail_msg("%d keys: layer %d, the cache has changed elsewhere", used, l);
-            assert_ok(&sides[0].ctx, sides[0].ctx.device->backend->copy_in( /* the next token finds the same cache */
-                                         &sides[0].ctx, which == 0 ? p->cache_k.data : p->cache_v.data, a, cache * 2));
+            assert_ok(&sides[0].ctx,
+                      sides[0].ctx.device->backend->copy_in(/* the next token finds the same cache */
+                                                            &sides[0].ctx, which == 0 ? p->cache_k.data : p->cache_v.data, a,
+                                                            cache * 2));
         }
     free(a), free(b);
 }
@@ -258,7 +263,10 @@ static void test_unsuited(void **state)
 {
     (void)state;
     NEEDS_GPU();
-    static const network networks[] = {{576, 9, 9, 64, 1536, 10, 1}, {576, 12, 3, 48, 1536, 10, 1}, {576, 9, 3, 64, 1504, 10, 1}, {960, 15, 5, 64, 2560, 10, 1},
+    static const network networks[] = {{576, 9, 9, 64, 1536, 10, 1},
+                                       {576, 12, 3, 48, 1536, 10, 1},
+                                       {576, 9, 3, 64, 1504, 10, 1},
+                                       {960, 15, 5, 64, 2560, 10, 1},
                                        {4096, 32, 8, 128, 1024, 10, 1}};
     for (size_t i = 0; i < sizeof networks / sizeof *networks; i++) {
         side sides[2] = {0};
