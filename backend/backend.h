@@ -5,7 +5,7 @@
 #ifndef TP_BACKEND_BACKEND_H
 #define TP_BACKEND_BACKEND_H
 
-#include "backend/kernels.h"
+#include "backend/layers.h"
 #include "base/text.h"
 
 #ifdef __cplusplus
@@ -57,6 +57,11 @@ typedef struct tp_backend {
     /* Human and machine description for `doctor`: appends JSON members ("model": ..., ...). */
     void (*describe)(tp_device *device, tp_buf *json);
     tp_kernel kernels[TP_KERNEL_COUNT];
+    /* All layers of a decoding step in one call (backend/layers.h). open gives NULL, and no error, where this device or these
+     * shapes are not suited; the functions are NULL where no shapes are. */
+    tp_status (*layers_open)(tp_ctx *ctx, const tp_layers_args *args, tp_layers **layers);
+    tp_status (*layers_run)(tp_ctx *ctx, tp_layers *layers);
+    void (*layers_close)(tp_device *device, tp_layers *layers);
 } tp_backend;
 
 /* First member of every backend's device struct. */

@@ -26,6 +26,7 @@ struct tp_step {
     size_t bytes, at[AREAS];
     float *low; /* device: low-rank products of the linears that run together */
     size_t low_bytes;
+    tp_layers *layers; /* all layers as one call, or NULL */
     tp_sampling sampling;
     tp_graph *graph;      /* NULL where the device records none */
     unsigned char *flags; /* host [vocab] */
@@ -128,8 +129,10 @@ static void forget(tp_step *step)
     const tp_backend *backend = step->device->backend;
     if (step->graph != NULL) backend->graph_free(step->device, step->graph);
     if (step->low != NULL) backend->free(step->device, step->low, step->low_bytes);
+    if (step->layers != NULL) backend->layers_close(step->device, step->layers);
     step->graph = NULL;
     step->low = NULL;
+    step->layers = NULL;
 }
 
 void tp_step_close(tp_step *step)
@@ -275,7 +278,7 @@ static tp_status run_sample(tp_ctx *ctx, const tp_step *step)
     return tp_run_sample(ctx, &args);
 }
 
-static tp_status run_kernels(tp_ctx *ctx, const tp_step *step)
+static tp_status run_layers(tp_ctx *ctx, const tp_step *step)
 {
     const tp_model *model = step->model;
     tp_rows x = rows_of(step, X);
@@ -290,6 +293,12 @@ static tp_status run_kernels(tp_ctx *ctx, const tp_step *step)
     TP_TRY(tp_run_rope_table(ctx, &angles));
     TP_TRY(tp_run_embedding(ctx, &embedding));
     for (int layer = 0; layer < (int)model->config.n_layers; layer++) TP_TRY(run_layer(ctx, step, layer));
+    return TP_OK;
+}
+
+static tp_status run_kernels(tp_ctx *ctx, const tp_step *step)
+{
+    TP_TRY(step->layers != NULL ? ctx->device->backend->layers_run(ctx, step->layers) : run_layers(ctx, step));
     TP_TRY(run_head(ctx, step));
     return run_sample(ctx, step);
 }
@@ -307,6 +316,55 @@ static bool find_rank(const tp_model *model, int64_t *rank)
         if (slot->terms[0].a->rows > *rank) *rank = slot->terms[0].a->rows;
     }
     return true;
+}
+
+/* What the one call for all layers takes: a sequence alone, no biases, norms of heads, windows or adapters. */
+static bool is_plain(const tp_step *step, int64_t rank)
+{
+    const tp_model_config *c = &step->model->config;
+    if (step->slots != 1 || rank > 0 || c->qk_norm || c->slides != NULL) return false;
+    for (size_t i = 0; i < step->model->n_linears; i++)
+        if (step->model->linears[i]->bias.data != NULL) return false;
+    return true;
+}
+
+static tp_status open_layers(tp_ctx *ctx, tp_step *step, int64_t rank)
+{
+    const tp_backend *backend = ctx->device->backend;
+    const tp_model_config *c = &step->model->config;
+    const tp_matrix *head = &step->model->head.weight;
+    if (backend->layers_open == NULL || !is_plain(step, rank)) return TP_OK;
+    tp_layers_block *blocks = tp_alloc(ctx, (size_t)c->n_layers, sizeof *blocks);
+    if (blocks == NULL) return TP_NOMEM;
+    for (int i = 0; i < (int)c->n_layers; i++) {
+        const tp_block *b = &step->model->blocks[i];
+        blocks[i] = (tp_layers_block){
+            .w = {b->q.weight, b->k.weight, b->v.weight, b->o.weight, b->gate.weight, b->up.weight, b->down.weight},
+            .norm1 = b->norm1.data,
+            .norm2 = b->norm2.data,
+            .cache_k = tp_kv_cache_rows(step->cache, i, 0),
+            .cache_v = tp_kv_cache_rows(step->cache, i, 1)};
+    }
+    tp_layers_args args = {.hidden = c->hidden_size,
+                           .heads = c->n_heads,
+                           .kv_heads = c->n_kv_heads,
+                           .head_dim = c->head_dim,
+                           .feed = c->intermediate_size,
+                           .n_layers = (int)c->n_layers,
+                           .blocks = blocks,
+                           .embedding = step->model->embedding,
+                           .id = state_of(step, IDS),
+                           .used = state_of(step, POSITIONS),
+                           .inv_freq = step->model->inv_freq,
+                           .factor = step->model->rope_factor,
+                           .eps = (float)c->norm_eps,
+                           .scale = 1.0f / sqrtf((float)c->head_dim),
+                           .later = head->data,
+                           .later_bytes = (uint64_t)head->rows * (uint64_t)tp_format_row_bytes(head->format, head->cols),
+                           .x = rows_of(step, X)};
+    tp_status status = backend->layers_open(ctx, &args, &step->layers);
+    tp_free(blocks);
+    return status;
 }
 
 static tp_status record(tp_ctx *ctx, tp_step *step)
@@ -332,6 +390,7 @@ tp_status tp_step_begin(tp_ctx *ctx, tp_step *step, const tp_sampling *sampling,
         if (step->low == NULL) return TP_NOMEM;
     }
     TP_TRY(ctx->device->backend->zero(ctx, area_of(step, STATE), area_bytes(step->model, STATE) * (size_t)step->slots));
+    TP_TRY(open_layers(ctx, step, rank));
     return record(ctx, step);
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "backend/cuda/cuda.cuh"
+#include "backend/cuda/layers.cuh"
 #include "base/mem.h"
 
 /* Products with the head want many rows: 523 of 128256 logits each. */
@@ -421,4 +422,7 @@ extern "C" const tp_backend tp_cuda_backend = {
 #include "backend/kernels.def"
 #undef TP_KERNEL
         },
+    .layers_open = tp_cuda_layers_open,
+    .layers_run = tp_cuda_layers_run,
+    .layers_close = tp_cuda_layers_close,
 };
