@@ -65,6 +65,13 @@ static void close_side(struct side *side)
 
 /* ---- settings ---- */
 
+/* Whether both texts are the same; without memory both are empty, and the report fails as a whole. */
+static bool same_text(const struct report *r)
+{
+    size_t n = r->text_a.len;
+    return n == r->text_b.len && (n == 0 || memcmp(r->text_a.data, r->text_b.data, n) == 0);
+}
+
 /* The value's text, cut for people; "-" if there is none. */
 static void write_value(const struct report *r, const tp_json *value, const tp_buf *text, tp_buf *out)
 {
@@ -82,8 +89,7 @@ static void put_setting(struct report *r, const char *group, tp_span key, const 
     tp_buf_clear(&r->text_b);
     tp_json_write(&r->text_a, a, 0);
     tp_json_write(&r->text_b, b, 0);
-    if (a != NULL && b != NULL && r->text_a.len == r->text_b.len && memcmp(r->text_a.data, r->text_b.data, r->text_a.len) == 0)
-        return;
+    if (a != NULL && b != NULL && same_text(r)) return;
     if (r->json) {
         tp_buf_printf(&r->out, "%s{\"group\": \"%s\", \"key\": ", r->settings > 0 ? ", " : "", group);
         tp_json_write_string(&r->out, key.data, key.len);
@@ -232,7 +238,7 @@ static bool same_member(const tp_json *a, const tp_json *b, const char *key, str
     tp_buf_clear(&r->text_b);
     tp_json_write(&r->text_a, tp_json_get(a, key), 0);
     tp_json_write(&r->text_b, tp_json_get(b, key), 0);
-    return r->text_a.len == r->text_b.len && memcmp(r->text_a.data, r->text_b.data, r->text_a.len) == 0;
+    return same_text(r);
 }
 
 /* What differs between two tensors of one name. */

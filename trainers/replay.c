@@ -138,11 +138,9 @@ tp_status tp_replay_run(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, t
     bool is_new = shape == NULL;
     if (is_new) TP_TRY(remember(ctx, replay, batch, &shape));
     shape->used = ++replay->now;
-    if (shape->graph != NULL) {
-        replay->replayed++;
-        return ctx->device->backend->graph_launch(ctx, shape->graph);
-    }
-    TP_TRY(pass(state, batch, is_new ? &shape->trace : &ignored));
-    if (!is_new && !shape->plain && has_room(replay)) record(ctx, replay, shape, batch, pass, state);
-    return TP_OK;
+    if (is_new) return pass(state, batch, &shape->trace);
+    if (shape->graph == NULL && !shape->plain && has_room(replay)) record(ctx, replay, shape, batch, pass, state);
+    if (shape->graph == NULL) return pass(state, batch, &ignored);
+    replay->replayed++;
+    return ctx->device->backend->graph_launch(ctx, shape->graph);
 }

@@ -364,7 +364,8 @@ static tp_status reserve(tp_run *run, uint64_t limit)
     return TP_OK;
 }
 
-/* As many logits at once as fit, but for half a percent, into what the sweep needs anyway: the head's products are quicker. */
+/* As many logits at once as fit, but for half a percent, into what the sweep needs anyway: the head's products are quicker so.
+ */
 static tp_status more_logits(tp_run *run, tp_lora *lora)
 {
     tp_device *dry = run->dry.device;

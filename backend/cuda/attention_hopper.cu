@@ -468,8 +468,10 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int key = t.key + warp_key + lane / 4 + h * 8;
+                        /* rows behind the last have zeros to add, but what a slope makes of theirs may be more than f16 holds
+                         */
                         finish(p, s[n][h * 2 + i], ds[n][h * 2 + i], x, slope, key - (query + shift),
-                               key >= seen.first && key < seen.end);
+                               row + r < t.end_row && key >= seen.first && key < seen.end);
                     }
                 }
             }

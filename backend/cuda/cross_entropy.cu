@@ -145,12 +145,12 @@ template <int HELD> __device__ __forceinline__ exp_sum exponentials(float (&v)[H
     for (int k = 0; k < HELD; k++)
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) own.greatest = fmaxf(own.greatest, v[k][i]);
-    const float shift = fmaxf(own.greatest, -1e38f) * LOG2E; /* finite */
+    const float shift = shift_of(own.greatest);
 #pragma unroll
     for (int k = 0; k < HELD; k++) {
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) {
-            v[k][i] = exp2_of(fmaf(v[k][i], LOG2E, -shift));
+            v[k][i] = exp2_of((v[k][i] - shift) * LOG2E); /* 1 for the greatest, to the last bit */
             own.sum += v[k][i];
         }
     }

@@ -2,8 +2,8 @@
  *
  * A plan belongs to one shape; the first one of a kind of kernel is compiled, which takes half a second, others take 30 ms. So
  * only sequences of one length, a multiple of LENGTHS, are worth one: those are batches that are cut to a fixed length, and
- * come again in every step. What a call takes depends on its shape alone, so the same recipe gives the same bits, and a batch
- * that is computed again gets what it got before. */
+ * come again in every step. What a call takes depends on its shape, and for the gradient on what was reserved, so the same
+ * recipe gives the same bits, and a batch that is computed again gets what it got before. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 #include "base/mem.h"
 
 #define LENGTHS      128
-#define PLANS        16
+#define PLANS        128
 #define VERSION_MIN  91000 /* before it, a mask of -inf was not what the kernels expected */
 #define RESERVE_MORE ((uint64_t)1 << 20)
 #define HEAD_DIM_MAX 256
@@ -22,14 +22,13 @@ typedef struct plan_slot {
     tp_dnn_shape shape;
     tp_dnn_descriptor plan; /* NULL: cuDNN has none */
     int64_t workspace;
-    uint64_t used; /* when, as a count of calls; 0: empty slot */
 } plan_slot;
 
 struct tp_cudnn {
     tp_dnn dnn;
     bool opened; /* false: not there, or forbidden */
     plan_slot plans[PLANS];
-    uint64_t calls;
+    int n_plans;
 };
 
 /* ---- opening ---- */
@@ -95,29 +94,21 @@ extern "C" void tp_cuda_dnn_version(tp_cuda *cuda, char out[32])
 
 /* ---- plans ---- */
 
-/* The plan of a shape, from the table or new; the one that was not used for longest makes room. Building loads code, which a
- * recording of this thread would forbid. */
+/* The plan of a shape, from the table or new; NULL if the table is full. None is ever dropped, for recordings may hold its
+ * kernels. Building loads code, which a recording of this thread would forbid. */
 static const plan_slot *find_plan(tp_cudnn *cudnn, const tp_dnn_shape *shape)
 {
-    plan_slot *oldest = &cudnn->plans[0];
-    cudnn->calls++;
-    for (plan_slot &slot : cudnn->plans) {
-        if (slot.used > 0 && memcmp(&slot.shape, shape, sizeof *shape) == 0) {
-            slot.used = cudnn->calls;
-            return &slot;
-        }
-        if (slot.used < oldest->used) oldest = &slot;
-    }
-    if (oldest->plan != NULL) (void)cudnn->dnn.BackendDestroyDescriptor(oldest->plan);
-    *oldest = plan_slot{};
-    oldest->shape = *shape;
-    oldest->used = cudnn->calls;
+    for (int i = 0; i < cudnn->n_plans; i++)
+        if (memcmp(&cudnn->plans[i].shape, shape, sizeof *shape) == 0) return &cudnn->plans[i];
+    if (cudnn->n_plans == PLANS) return NULL;
+    plan_slot *slot = &cudnn->plans[cudnn->n_plans++];
+    slot->shape = *shape;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     (void)cudaThreadExchangeStreamCaptureMode(&mode);
-    oldest->plan = tp_dnn_plan(&cudnn->dnn, shape, &oldest->workspace);
+    slot->plan = tp_dnn_plan(&cudnn->dnn, shape, &slot->workspace);
     (void)cudaThreadExchangeStreamCaptureMode(&mode);
     (void)cudaGetLastError();
-    return oldest;
+    return slot;
 }
 
 /* ---- calls ---- */
@@ -175,6 +166,13 @@ static bool fits(tp_rows x)
     return x.dtype == TP_BF16 && tp_rows_aligned(x);
 }
 
+/* The log-sum-exp of the first query lies where plans expect it. */
+static bool lse_fits(const tp_attention_args *a)
+{
+    const uintptr_t before = (uintptr_t)(a->segments[0].q_start * a->heads) * sizeof(float);
+    return (reinterpret_cast<uintptr_t>(a->lse) + before) % 16 == 0;
+}
+
 static bool good_length(int64_t length)
 {
     return length > 0 && length % LENGTHS == 0;
@@ -200,7 +198,7 @@ static bool describe(const tp_attention_args *a, tp_dnn_shape *shape)
     shape->head_dim = a->head_dim, shape->q_apart = q_apart, shape->k_apart = k_apart;
     shape->q_ld = a->q.ld, shape->k_ld = a->k.ld, shape->v_ld = a->v.ld, shape->out_ld = a->out.ld;
     shape->causal = a->causal, shape->window = window;
-    return true;
+    return lse_fits(a);
 }
 
 /* cuDNN, if it may be used here at all. The kernels of ours that it was measured against are those for Hopper. */
@@ -218,9 +216,10 @@ bool tp_dnn_attention(tp_ctx *ctx, const tp_attention_args *a)
     tp_cudnn *cudnn = describe(a, &shape) ? cudnn_of(cuda) : NULL;
     if (cudnn == NULL) return false;
     const plan_slot *slot = find_plan(cudnn, &shape);
+    if (slot == NULL || slot->plan == NULL) return false;
     const size_t lse_bytes = a->lse == NULL ? (size_t)(a->n_q * a->heads) * sizeof(float) : 0; /* it has to go somewhere */
     const size_t own = ((size_t)slot->workspace + 255) / 256 * 256;
-    if (slot->plan == NULL || own + lse_bytes > TP_CUDA_WORKSPACE_BYTES) return false;
+    if (own + lse_bytes > TP_CUDA_WORKSPACE_BYTES) return false;
     fill(&c, a, &shape, a->lse != NULL ? a->lse : reinterpret_cast<float *>(cuda->workspace + own));
     return execute(&cudnn->dnn, slot->plan, &c, cuda->workspace);
 }
@@ -270,7 +269,7 @@ bool tp_dnn_attention_backward(tp_ctx *ctx, const tp_attention_backward_args *b)
     shape.gradient = 1;
     shape.dout_ld = b->dout.ld, shape.dq_ld = b->dq.ld, shape.dk_ld = b->dk.ld, shape.dv_ld = b->dv.ld;
     const plan_slot *slot = find_plan(cudnn, &shape);
-    if (slot->plan == NULL || (size_t)slot->workspace > room) return false;
+    if (slot == NULL || slot->plan == NULL || (size_t)slot->workspace > room) return false;
     fill(&c, a, &shape, a->lse);
     add(&c, TP_DNN_ONE, &c.one);
     add_row(&c, TP_DNN_DOUT, b->dout, a->segments[0].q_start);

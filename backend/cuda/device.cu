@@ -182,8 +182,8 @@ static void cuda_describe(tp_device *device, tp_buf *json)
     tp_buf_printf(json, "\"model\": \"%s\", \"index\": %d, \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d", p.name,
                   cuda->index, p.major, p.minor, p.multiProcessorCount);
     tp_buf_printf(json, ", \"memory_bytes\": %zu, \"free_bytes\": %zu", total_bytes, free_bytes);
-    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\", \"cudnn\": \"%s\"", driver / 1000,
-                  driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas, dnn);
+    tp_buf_printf(json, ", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\", \"cublaslt\": \"%s\", \"cudnn\": \"%s\"",
+                  driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas, dnn);
 }
 
 /* ---- memory ---- */

@@ -399,6 +399,21 @@ static void test_products_tn(void **state)
     }
     try_product_tn(40000, 1000, 7, TP_F32, TP_BF16, 1, 0.5f); /* the split side in slices */
     try_product_tn(40000, 1000, 7, TP_F32, TP_F16, 1, 0.5f);
+    for (int i = 0; i < 4; i++) { /* long sums of no round length for a few results: none may miss its last terms */
+        tp_dtype x = i & 1 ? TP_F16 : TP_BF16;
+        shape s = {.n = 64,
+                   .m = 8,
+                   .k = 17474,
+                   .nt = (i & 2) != 0,
+                   .format = tp_format_of(x),
+                   .a_dtype = x,
+                   .c_dtype = TP_F32,
+                   .precision = x,
+                   .alpha = 1,
+                   .beta = 1};
+        try_product(&s);
+        try_product_tn(17474, i & 2 ? 12 : 64, i & 2 ? 64 : 8, x, x, 0.75f, 1);
+    }
     /* low-rank factors have kernels of their own: ranks and widths around their tiles, rows around their steps */
     static const int64_t ranks[] = {4, 8, 12, 16, 20, 32, 36, 64, 68}, wide[] = {8, 72, 128, 136, 256, 576},
                          rows[] = {1, 15, 63, 64, 65, 200, 1000};

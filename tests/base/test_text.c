@@ -123,6 +123,12 @@ static void sizes_read_well(void **state)
     assert_string_equal(tp_format_bytes(1536, out), "1.50 KiB");
     assert_string_equal(tp_format_bytes((uint64_t)24 << 30, out), "24.0 GiB");
     assert_string_equal(tp_format_bytes(UINT64_MAX, out), "16.0 EiB");
+    uint64_t n;
+    assert_true(tp_parse_size("8GiB", &n) && n == (uint64_t)8 << 30);
+    assert_true(tp_parse_size("1.5 GB", &n) && n == 1500000000);
+    assert_true(tp_parse_size("512", &n) && n == 512);
+    static const char *const bad_sizes[] = {"", "GiB", "0", "-1", "8gib", "8 GiB ", "9000000000GiB", "1e3", "1..5"};
+    for (size_t k = 0; k < sizeof bad_sizes / sizeof bad_sizes[0]; k++) assert_false(tp_parse_size(bad_sizes[k], &n));
 }
 
 static void keep_line(tp_log_level level, const char *text, void *user)

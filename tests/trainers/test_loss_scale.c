@@ -158,7 +158,7 @@ static void search(struct bench *b, const char *device, const char *precision, d
         scale /= 2, skipped++;
     }
     print_message("%s on %s: %d of %d steps searched for a scale, %g was found\n", precision, device, skipped, STEPS, scale);
-    assert_true(skipped >= least && isfinite(norms[STEPS - 1]));
+    assert_true(skipped >= least && skipped < STEPS);
 }
 
 static void too_large_a_scale(void **state)
