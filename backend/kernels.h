@@ -298,7 +298,7 @@ typedef struct tp_cross_entropy_args {
     float *loss;           /* [n] */
     float grad_scale;
     bool want_grad, narrow;
-    tp_dtype narrow_type; /* TP_BF16 or TP_F16 */
+    tp_dtype narrow_type;       /* TP_BF16 or TP_F16 */
     const tp_step_state *state; /* or NULL */
 } tp_cross_entropy_args;
 
