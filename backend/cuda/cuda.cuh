@@ -15,7 +15,6 @@
 /* Memory that a CUDA device holds besides what callers allocate, all of it taken when the device opens. */
 #define TP_CUDA_WORKSPACE_BYTES ((size_t)128 << 20) /* of the kernel that runs: converted operands, partial sums */
 #define TP_CUDA_BLAS_BYTES      ((size_t)32 << 20)  /* cuBLASLt's own */
-#define TP_CUDA_UPLOAD_BYTES    ((size_t)4 << 20)   /* small tables that kernels get from the host */
 /* What the driver keeps for a process: context, code, heaps. Measured on H100 and H200: 0.55 GiB with a small model, 0.72 with 8B. */
 #define TP_CUDA_CONTEXT_BYTES   ((size_t)736 << 20)
 /* Pinned host memory through which copies to the device pass. */
@@ -38,9 +37,6 @@ struct tp_cuda {
     size_t l2_bytes;
     unsigned char *workspace;   /* device, TP_CUDA_WORKSPACE_BYTES, aligned to 256 */
     struct tp_cublas *blas;     /* matmul.cu */
-    unsigned char *upload;      /* device, TP_CUDA_UPLOAD_BYTES */
-    unsigned char *uploaded;    /* what it holds: the same bytes on the host */
-    size_t uploaded_bytes;
     unsigned char *staging;     /* pinned host memory */
     cudaEvent_t staged[TP_CUDA_STAGING_PARTS]; /* the copies out of this part are done */
     cudaStream_t beside;        /* copies that run beside the kernels */
@@ -65,9 +61,6 @@ static inline tp_cuda *tp_cuda_of(tp_ctx *ctx);
 extern "C" {
 /* TP_OK, or the failure under the name of the operation: NOMEM for memory, else DEVICE. */
 tp_status tp_cuda_check(tp_ctx *ctx, const char *name, cudaError_t error);
-/* A copy in device memory of at most TP_CUDA_UPLOAD_BYTES bytes of host memory, which may change after the call. Valid until
- * the next upload, in the order of the stream; a kernel uploads one thing. The same bytes as last time cost nothing. */
-tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t bytes, const void **device);
 /* UNSUPPORTED unless f32, bf16 or f16; of two arrays, also if one is bf16 and the other f16. */
 tp_status tp_cuda_check_dtype(tp_ctx *ctx, const char *name, tp_dtype dtype);
 tp_status tp_cuda_check_dtypes(tp_ctx *ctx, const char *name, tp_dtype a, tp_dtype b);

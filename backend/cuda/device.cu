@@ -71,11 +71,9 @@ static void cuda_close(tp_device *device)
     if (cuda->before_beside != NULL) (void)cudaEventDestroy(cuda->before_beside);
     if (cuda->beside != NULL) (void)cudaStreamDestroy(cuda->beside);
     (void)cudaFreeHost(cuda->staging);
-    (void)cudaFree(cuda->upload);
     (void)cudaFree(cuda->workspace);
     (void)cudaFree(cuda->reserved);
     if (cuda->stream != NULL) (void)cudaStreamDestroy(cuda->stream);
-    tp_free(cuda->uploaded);
     tp_free(cuda);
 }
 
@@ -133,14 +131,11 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
     TP_TRY(read_properties(ctx, cuda));
     TP_TRY(tp_cuda_check(ctx, "open", cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)));
     TP_TRY(tp_cuda_check(ctx, "workspace", cudaMalloc((void **)&cuda->workspace, TP_CUDA_WORKSPACE_BYTES)));
-    TP_TRY(tp_cuda_check(ctx, "upload buffer", cudaMalloc((void **)&cuda->upload, TP_CUDA_UPLOAD_BYTES)));
     TP_TRY(
         tp_cuda_check(ctx, "pinned host memory", cudaHostAlloc((void **)&cuda->staging, STAGING_BYTES, cudaHostAllocDefault)));
     for (int i = 0; i < TP_CUDA_STAGING_PARTS; i++)
         TP_TRY(tp_cuda_check(ctx, "open", cudaEventCreateWithFlags(&cuda->staged[i], cudaEventDisableTiming)));
-    cuda->uploaded = (unsigned char *)tp_alloc_raw(ctx, TP_CUDA_UPLOAD_BYTES, 1);
-    if (cuda->uploaded == NULL) return TP_NOMEM;
-    cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_UPLOAD_BYTES + TP_CUDA_CONTEXT_BYTES;
+    cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_CONTEXT_BYTES;
     cuda->device.logits_bytes = LOGITS_BYTES;
     cuda->device.makes_swiglu_again = cuda->tensor_maps != NULL;
     return tp_cuda_blas_open(ctx, cuda);
@@ -281,21 +276,6 @@ static tp_status cuda_sync(tp_ctx *ctx)
 {
     TP_TRY(enter(ctx));
     return tp_cuda_check(ctx, "sync", cudaStreamSynchronize(tp_cuda_of(ctx)->stream));
-}
-
-tp_status tp_cuda_upload(tp_ctx *ctx, const char *name, const void *host, size_t bytes, const void **device)
-{
-    tp_cuda *cuda = tp_cuda_of(ctx);
-    *device = cuda->upload;
-    if (bytes > TP_CUDA_UPLOAD_BYTES)
-        return tp_fail(ctx, TP_UNSUPPORTED, "%s: a table of %zu bytes; cuda takes at most %zu", name, bytes,
-                       TP_CUDA_UPLOAD_BYTES);
-    if (bytes == 0 || (bytes == cuda->uploaded_bytes && memcmp(cuda->uploaded, host, bytes) == 0)) return TP_OK;
-    cuda->uploaded_bytes = 0; /* holds if the copy fails */
-    TP_TRY(cuda_copy_in(ctx, cuda->upload, host, bytes));
-    memcpy(cuda->uploaded, host, bytes);
-    cuda->uploaded_bytes = bytes;
-    return TP_OK;
 }
 
 /* ---- copies beside the kernels ---- */
