@@ -1,7 +1,7 @@
 #!/bin/bash
 # What `make install` leaves is usable: a program compiled with pkg-config against the installed library runs, static and shared.
 . "$(dirname "$0")/tap.inc"
-unset MAKEFLAGS MFLAGS MAKELEVEL BUILD
+unset MAKEFLAGS MFLAGS MAKELEVEL BUILD CFLAGS # an ordinary build, whatever the suite runs as
 root=$scratch/root
 
 run_make() { make --no-print-directory -j2 "$@"; }
