@@ -95,25 +95,24 @@ TP_INLINE uint32_t widen_f16(uint16_t h)
     return bits | (special & 0x7f800000u) | (uint32_t)(h & 0x8000u) << 16;
 }
 
-/* Converts in whole chunks and returns how many values that were. */
-TP_INLINE size_t narrow_f32_chunks_body(const unaligned32 *restrict p, size_t n, uint16_t *restrict out)
+TP_INLINE uint16_t narrow_half(uint16_t h)
 {
-    size_t i = 0;
-    for (; n - i >= CHUNK; i += CHUNK)
-        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow(p[i + k]);
-    return i;
+    return narrow(widen_f16(h));
 }
 
-TP_INLINE size_t narrow_f16_chunks_body(const unaligned16 *restrict p, size_t n, uint16_t *restrict out)
-{
-    size_t i = 0;
-    for (; n - i >= CHUNK; i += CHUNK)
-        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow(widen_f16(p[i + k]));
-    return i;
-}
+/* name converts in whole chunks, each value by turn, and returns how many values that were. */
+#define NARROW_CHUNKS(name, type, turn)                                                                                        \
+    TP_INLINE size_t name##_body(const type *restrict p, size_t n, uint16_t *restrict out)                                     \
+    {                                                                                                                          \
+        size_t i = 0;                                                                                                          \
+        for (; n - i >= CHUNK; i += CHUNK)                                                                                     \
+            for (size_t k = 0; k < CHUNK; k++) out[i + k] = turn(p[i + k]);                                                    \
+        return i;                                                                                                              \
+    }                                                                                                                          \
+    TP_TWICE(size_t, name, (const type *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
 
-TP_TWICE(size_t, narrow_f32_chunks, (const unaligned32 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
-TP_TWICE(size_t, narrow_f16_chunks, (const unaligned16 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
+NARROW_CHUNKS(narrow_f32_chunks, unaligned32, narrow)
+NARROW_CHUNKS(narrow_f16_chunks, unaligned16, narrow_half)
 
 void tp_narrow_to_bf16(tp_format_id from, const void *data, size_t n, uint16_t *out)
 {
@@ -122,7 +121,7 @@ void tp_narrow_to_bf16(tp_format_id from, const void *data, size_t n, uint16_t *
     if (from == TP_FORMAT_F32)
         for (size_t i = narrow_f32_chunks(wide, n, out); i < n; i++) out[i] = narrow(wide[i]);
     else
-        for (size_t i = narrow_f16_chunks(half, n, out); i < n; i++) out[i] = narrow(widen_f16(half[i]));
+        for (size_t i = narrow_f16_chunks(half, n, out); i < n; i++) out[i] = narrow_half(half[i]);
 }
 
 /* ---- to f16 ---- */
@@ -138,24 +137,13 @@ TP_INLINE uint16_t narrow_f16(uint32_t bits)
     return (uint16_t)(sign | (special & is_special) | (tiny & is_tiny) | (normal & ~is_special & ~is_tiny));
 }
 
-TP_INLINE size_t f16_of_f32_chunks_body(const unaligned32 *restrict p, size_t n, uint16_t *restrict out)
+TP_INLINE uint16_t f16_of_bf16(uint16_t h)
 {
-    size_t i = 0;
-    for (; n - i >= CHUNK; i += CHUNK)
-        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow_f16(p[i + k]);
-    return i;
+    return narrow_f16((uint32_t)h << 16);
 }
 
-TP_INLINE size_t f16_of_bf16_chunks_body(const unaligned16 *restrict p, size_t n, uint16_t *restrict out)
-{
-    size_t i = 0;
-    for (; n - i >= CHUNK; i += CHUNK)
-        for (size_t k = 0; k < CHUNK; k++) out[i + k] = narrow_f16((uint32_t)p[i + k] << 16);
-    return i;
-}
-
-TP_TWICE(size_t, f16_of_f32_chunks, (const unaligned32 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
-TP_TWICE(size_t, f16_of_bf16_chunks, (const unaligned16 *restrict p, size_t n, uint16_t *restrict out), (p, n, out))
+NARROW_CHUNKS(f16_of_f32_chunks, unaligned32, narrow_f16)
+NARROW_CHUNKS(f16_of_bf16_chunks, unaligned16, f16_of_bf16)
 
 void tp_narrow_to_f16(tp_format_id from, const void *data, size_t n, uint16_t *out)
 {
@@ -164,5 +152,5 @@ void tp_narrow_to_f16(tp_format_id from, const void *data, size_t n, uint16_t *o
     if (from == TP_FORMAT_F32)
         for (size_t i = f16_of_f32_chunks(wide, n, out); i < n; i++) out[i] = narrow_f16(wide[i]);
     else
-        for (size_t i = f16_of_bf16_chunks(half, n, out); i < n; i++) out[i] = narrow_f16((uint32_t)half[i] << 16);
+        for (size_t i = f16_of_bf16_chunks(half, n, out); i < n; i++) out[i] = f16_of_bf16(half[i]);
 }

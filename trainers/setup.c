@@ -365,7 +365,7 @@ static tp_status reserve(tp_run *run, uint64_t limit)
 }
 
 /* As many logits at once as fit, but for half a percent, into what the sweep needs anyway: the head's products are quicker. */
-static tp_status more_logits(tp_run *run, tp_lora *lora)
+static tp_status more_logits(tp_run *run, tp_lora *lora, uint64_t limit)
 {
     tp_device *dry = run->dry.device;
     const uint64_t least = dry->logits_bytes, most = run->plan.peak + run->plan.peak / 200;
@@ -373,7 +373,7 @@ static tp_status more_logits(tp_run *run, tp_lora *lora)
         tp_plan plan;
         dry->logits_bytes = bytes;
         TP_TRY(tp_plan_make(&run->dry, run->shape_model, lora, &run->plan.shape, &plan));
-        if (plan.peak > most || plan.peak > memory_limit(run)) continue;
+        if (plan.peak > most || plan.peak > limit) continue;
         run->plan = plan;
         run->ctx->device->logits_bytes = bytes;
         return TP_OK;
@@ -413,7 +413,7 @@ static tp_status make_plan(tp_run *run)
     if (status == TP_OK)
         status = from_dry(run, fit ? tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &run->plan)
                                    : tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
-    if (status == TP_OK) status = from_dry(run, more_logits(run, lora));
+    if (status == TP_OK) status = from_dry(run, more_logits(run, lora, limit));
     if (status == TP_OK && (run->options.dry_run || run->plan.peak > limit))
         status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
                                                run->config->train.micro_batch_size, run->max_length,
