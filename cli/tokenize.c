@@ -222,7 +222,8 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 }
 
 static const tp_flag flags[] = {
-    {"in", "FILE", false, false, "rows {text}, {messages, tools?} or {ids}: .jsonl, .csv (or .gz of them) or .txt; - reads standard input"},
+    {"in", "FILE", false, false,
+     "rows {text}, {messages, tools?} or {ids}: .jsonl, .csv (or .gz of them) or .txt; - reads standard input"},
     {"no-special", NULL, false, false, "add no bos and eos to texts"},
     {"generation-prompt", NULL, false, false, "end conversations where the reply begins"},
     {"decode", NULL, false, false, "ids to text"},
