@@ -47,6 +47,7 @@ typedef struct tp_joint_spec {
     int64_t room;
     tp_tensor *bias;     /* [1, out] f32, frozen, or NULL */
     tp_tensor *residual; /* [N, out] or NULL */
+    bool unread;         /* y is wanted for the sweep alone: its values are not made */
     int n_parts;
     struct tp_joint_part {
         int64_t rows; /* of the weight; those of all parts make `out` */

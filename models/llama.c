@@ -84,6 +84,7 @@ static tp_tensor *feed_forward(tp_model *model, const tp_pass *pass, int layer, 
     bool joint = tp_module_joint(pass, &b->joints[TP_JOINT_DOWN], product, x, down);
     bool again = joint && tp_tape_ctx(pass->tape)->device->makes_swiglu_again;
     if (again || layer < pass->remade_layers) tp_tape_forget(pass->tape, product);
+    if (layer < pass->remade_gates && !tp_tape_again(pass->tape)) tp_tape_forget(pass->tape, gate_up[0]);
     tp_tape_scope_end(pass->tape);
     return down[0];
 }

@@ -12,8 +12,10 @@
 
 /* Products of fewer multiplications are not worth measuring. */
 #define TUNE_LEAST   ((double)(1 << 28))
-#define TUNE_CHOICES 24
-#define TUNE_REPEATS 5
+#define TUNE_CHOICES 64
+#define TUNE_FINAL   4 /* of them are measured again, in turn with the first */
+#define TUNE_REPEATS 3
+#define TUNE_ROUNDS  4
 #define TUNE_GAIN    0.99f /* what a choice must bring before it replaces the first */
 
 /* The functions that we call, under their names without the prefix. */
@@ -226,26 +228,33 @@ static float measure(const tp_cuda *cuda, const tp_product *p, const description
     return milliseconds / TUNE_REPEATS;
 }
 
-/* The fastest of what cuBLASLt offers, measured on the operands at hand: their contents are lost where c is added to. */
+/* The fastest of what cuBLASLt offers, measured on the operands at hand: their contents are lost where c is added to. The few
+ * that a first look leaves meet again in turn, so that a GPU that slows down meanwhile is fair to all. */
 static cublasStatus_t tune(tp_cuda *cuda, const tp_plan_key *key, const tp_product *p, description *d, tp_plan_slot *slot)
 {
     tp_cublas *blas = cuda->blas;
     cublasLtMatmulHeuristicResult_t results[TUNE_CHOICES];
-    int n = 0, best = 0;
-    float least = INFINITY, first = INFINITY;
+    int n = 0, n_last = 0, last[1 + TUNE_FINAL] = {0}, best = 0;
+    float first_look[TUNE_CHOICES], total[1 + TUNE_FINAL] = {0};
     TRY_BLAS(set_preference(blas, key, &d->preference));
     TRY_BLAS(blas->MatmulAlgoGetHeuristic(blas->handle, d->operation, d->right, d->left, d->add, d->c, d->preference,
                                           TUNE_CHOICES, results, &n));
-    for (int i = 0; i < n; i++) {
-        if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
-        const float time = measure(cuda, p, d, &results[i].algo);
-        if (i == 0) first = time;
-        if (!(time < least * (best == 0 ? TUNE_GAIN : 1.0f)) && i > 0) continue;
-        least = time, best = i;
+    for (int i = 0; i < n; i++)
+        first_look[i] = results[i].state == CUBLAS_STATUS_SUCCESS ? measure(cuda, p, d, &results[i].algo) : INFINITY;
+    for (; n_last <= TUNE_FINAL; n_last++) { /* the first is cuBLASLt's choice */
+        int fastest = -1;
+        for (int i = 0; i < n; i++)
+            if (first_look[i] < INFINITY && (fastest < 0 || (n_last > 0 && first_look[i] < first_look[fastest]))) fastest = i;
+        if (fastest < 0) break;
+        last[n_last] = fastest, first_look[fastest] = INFINITY;
     }
-    if (!(least < INFINITY)) return CUBLAS_STATUS_NOT_SUPPORTED;
-    tp_plans_fill(&blas->plans, slot, key, &results[best].algo, TP_PLAN_TUNED);
-    slot->before = first, slot->after = least;
+    if (n_last == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
+    for (int round = 0; round < TUNE_ROUNDS; round++)
+        for (int i = 0; i < n_last; i++) total[i] += measure(cuda, p, d, &results[last[i]].algo) / TUNE_ROUNDS;
+    for (int i = 1; i < n_last; i++)
+        if (total[i] < total[best] * (best == 0 ? TUNE_GAIN : 1.0f)) best = i;
+    tp_plans_fill(&blas->plans, slot, key, &results[last[best]].algo, TP_PLAN_TUNED);
+    slot->before = total[0], slot->after = total[best];
     return CUBLAS_STATUS_SUCCESS;
 }
 
