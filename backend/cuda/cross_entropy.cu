@@ -209,10 +209,13 @@ __global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_
             }
         }
         if (own_label) correct = from[label];
+        if constexpr (AHEAD) {
+            __syncthreads(); /* all of the share has been read */
+            if (copies && row + groups < p.rows) next.begin(x + groups * p.ld);
+        }
         const exp_sum own = exponentials<HELD>(v), warp = merge_lanes<32>(own, 32);
         if (lane == 0) warps[parity][threadIdx.x / 32] = warp;
-        __syncthreads(); /* all of the share has been read */
-        if (copies && row + groups < p.rows) next.begin(x + groups * p.ld);
+        __syncthreads();
         exp_sum all = merge_lanes<WARPS>(warps[parity][lane % WARPS], WARPS);
         if (p.members > 1) {
             if (threadIdx.x == 0) sums[parity][0] = all.greatest, sums[parity][1] = all.sum;
