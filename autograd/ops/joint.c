@@ -70,7 +70,7 @@ static tp_status pass_down(tp_tape *tape, const tp_tensor *x, const tp_joint_spe
     const tp_matrix *w = spec->weight;
     tp_rows u = tp_rows_from(tp_tensor_rows(x), 0, x->cols);
     if (used == 0) return TP_OK;
-    TP_TRY(pack(tape, spec, used));
+    if (!tp_tape_again(tape)) TP_TRY(pack(tape, spec, used)); /* else they are there since the forward pass */
     tp_matmul_args down = {.n = x->rows, .m = used, .k = x->cols, .a = tp_tensor_rows(x), .nt = true, .c = u, .alpha = 1};
     down.b = corner(w, w->rows, 0, used, w->cols);
     TP_TRY(tp_op_product(tape, down));
