@@ -176,6 +176,13 @@ template <int WARPS> struct mailbox {
     uint64_t came[2];
 };
 
+/* The blocks of a cluster meet. A block that is alone is no cluster: it must not use what only clusters can. */
+__device__ __forceinline__ void meet(int members)
+{
+    __syncthreads();
+    if (members > 1) tp_cluster::meet();
+}
+
 template <int WARPS> __device__ __forceinline__ void open_mailbox(mailbox<WARPS> &box)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -186,34 +193,44 @@ template <int WARPS> __device__ __forceinline__ void open_mailbox(mailbox<WARPS>
 #endif
 }
 
+/* Lane m's copy of the warp's sum goes to block m of the cluster; returns when the sums of all its warps are here. */
+template <int WARPS>
+__device__ __forceinline__ void exchange(mailbox<WARPS> &box, uint2 own, int member, int members, int64_t step)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const int lane = threadIdx.x % 32, parity = (int)(step & 1);
+    if (threadIdx.x == 0) tp_exchange::expect(&box.came[parity], members * WARPS * (int)sizeof(uint2));
+    if (lane < members)
+        tp_exchange::send(tp_exchange::there(&box.sums[parity][member * WARPS + threadIdx.x / 32], lane), own,
+                          tp_exchange::there(&box.came[parity], lane));
+    tp_exchange::wait(&box.came[parity], (uint32_t)(step >> 1 & 1));
+#else
+    (void)box, (void)own, (void)member, (void)members, (void)step;
+#endif
+}
+
 /* The same result in all blocks. All of the row has been read when it is there. */
 template <int WARPS>
 __device__ __forceinline__ exp_sum merge_cluster(mailbox<WARPS> &box, exp_sum own, int member, int members, int64_t step)
 {
-    exp_sum all = {-INFINITY, 0.0f};
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    const int lane = threadIdx.x % 32, parity = (int)(step & 1), sums = members * WARPS;
-    if (threadIdx.x == 0) tp_exchange::expect(&box.came[parity], sums * (int)sizeof(uint2));
-    if (lane < members)
-        tp_exchange::send(tp_exchange::there(&box.sums[parity][member * WARPS + threadIdx.x / 32], lane),
-                          make_uint2(__float_as_uint(own.greatest), __float_as_uint(own.sum)),
-                          tp_exchange::there(&box.came[parity], lane));
-    tp_exchange::wait(&box.came[parity], (uint32_t)(step >> 1 & 1));
-    for (int i = lane; i < sums; i += 32) {
-        const uint2 sum = box.sums[parity][i];
-        all = merge(all, {__uint_as_float(sum.x), __uint_as_float(sum.y)});
+    const int lane = threadIdx.x % 32;
+    const uint2 bits = make_uint2(__float_as_uint(own.greatest), __float_as_uint(own.sum));
+    const uint2 *const sums = box.sums[step & 1];
+    if (members > 1) {
+        exchange(box, bits, member, members, step);
+    } else {
+        if (lane == 0) box.sums[step & 1][threadIdx.x / 32] = bits;
+        __syncthreads();
     }
-    all = merge_lanes(all);
-#else
-    (void)box, (void)own, (void)member, (void)members, (void)step;
-#endif
-    return all;
+    exp_sum all = {-INFINITY, 0.0f};
+    for (int i = lane; i < members * WARPS; i += 32) all = merge(all, {__uint_as_float(sums[i].x), __uint_as_float(sums[i].y)});
+    return merge_lanes(all);
 }
 
 /* A cluster takes row after row, a block of N threads `width` columns of each. AHEAD: the row's next share is under way while
  * this one is merged and written. Gradient is the type of the gradients. */
 template <int N, int HELD, bool AHEAD, typename Gradient>
-__global__ void __launch_bounds__(N, N *HELD <= 4096 ? 2 : 1) held_entropy_kernel(entropy_params p)
+__global__ void __launch_bounds__(N, N <= 512 ? 2 : 1) held_entropy_kernel(entropy_params p)
 {
     extern __shared__ __align__(16) float ahead[];
     __shared__ __align__(16) mailbox<N / 32> box;
@@ -225,11 +242,11 @@ __global__ void __launch_bounds__(N, N *HELD <= 4096 ? 2 : 1) held_entropy_kerne
     share next = {(uint32_t)__cvta_generic_to_shared(ahead), (uint32_t)__cvta_generic_to_shared(&full), count * 4};
     const bool copies = AHEAD && threadIdx.x == 0 && count > 0;
     if (threadIdx.x == 0) {
-        next.open();
-        open_mailbox(box);
+        if (AHEAD) next.open();
+        if (p.members > 1) open_mailbox(box);
         if (copies && group < p.rows) next.begin(p.logits + group * p.ld + first);
     }
-    tp_cluster::meet();
+    meet(p.members);
     int64_t step = 0;
     for (int64_t row = group; row < p.rows; row += groups, step++) {
         float *const x = p.logits + row * p.ld + first, v[HELD][CHUNK], correct = 0;
@@ -267,7 +284,7 @@ __global__ void __launch_bounds__(N, N *HELD <= 4096 ? 2 : 1) held_entropy_kerne
         }
         if (own_label) to[label] = tp_from_f32<Gradient>(fmaf(__expf(correct - all.greatest), factor, -scale));
     }
-    tp_cluster::meet(); /* nobody sends to a block that has gone */
+    meet(p.members); /* nobody sends to a block that has gone */
 }
 
 /* A block takes row after row. As few rows as possible are under way at once, so that their second reading finds them in L2. */
@@ -320,10 +337,10 @@ template <int N, int HELD, bool AHEAD, typename Gradient> tp_status launch_held(
                          tp_cluster::launch(ctx, kernel, tp_cuda_min(p.rows, at_once) * p.members, N, shared, p.members, p));
 }
 
-/* Few blocks a row wait less for each other than many: two to a multiprocessor as long as four of them hold it, else one. */
+/* Two blocks to a multiprocessor as long as they hold a row, else one. */
 template <bool AHEAD, typename Gradient> tp_status launch_clusters(tp_ctx *ctx, const entropy_params &p)
 {
-    if (p.vocab <= 4 * 512 * 8 * CHUNK) return launch_held<512, 8, AHEAD, Gradient>(ctx, p);
+    if (p.vocab <= CLUSTER_MAX * 512 * 8 * CHUNK) return launch_held<512, 8, AHEAD, Gradient>(ctx, p);
     return launch_held<1024, 8, AHEAD, Gradient>(ctx, p);
 }
 
