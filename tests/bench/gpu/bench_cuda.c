@@ -1,6 +1,6 @@
 /* What the kernels of a GPU reach: products in TFLOP/s, attention in TFLOP/s, and what memory bounds as a share of copying.
  *
- *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory]
+ *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory|loss]
  *   build/tests/bench/gpu/bench_cuda attention [BATCH LENGTH HEADS KV_HEADS HEAD_DIM WINDOW] [uneven] [any-order] [fp16]
  *
  * Each line is the median of nine rounds of calls that take some 10 ms together, after one for warming up. Inputs are random:
@@ -405,10 +405,13 @@ int main(int argc, char **argv)
         joint_factors(16384, 8192, 8192, 0);
         joint_factors(4096, 4096, 1024, 1024);
         joint_factors(4096, 14336, 14336, 0);
+        adamw();
+    }
+    if (*only == '\0' || strcmp(only, "memory") == 0 || strcmp(only, "loss") == 0) {
+        if (strcmp(only, "loss") == 0) measure_copy();
         cross_entropy(49152, false);
         cross_entropy(49152, true);
         cross_entropy(128256, true);
-        adamw();
     }
     tp_device_close(ctx.device);
     return 0;
