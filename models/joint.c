@@ -46,6 +46,7 @@ static bool describe(const tp_pass *pass, const tp_joint *joint, const tp_tensor
 bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[])
 {
     tp_joint_spec spec = {.weight = &joint->weight, .room = joint->room, .residual = residual, .n_parts = joint->n};
+    spec.unread = joint == pass->unread;
     if (x == NULL || joint->weight.data == NULL || !describe(pass, joint, x, &spec)) {
         for (int i = 0; i < joint->n; i++) y[i] = tp_module_linear(pass, joint->members[i], x, residual);
         return false;

@@ -11,7 +11,8 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
-#define RESERVE_SHARE 16 /* of the memory limit, one part for what kernels are only faster with */
+#define RESERVE_SHARE 16   /* of the memory limit, one part for what kernels are only faster with */
+#define RESERVE_WORK  1.02 /* and so much work of the products for it */
 
 static tp_status open_device(tp_run *run)
 {
@@ -233,17 +234,28 @@ static uint64_t memory_limit(const tp_run *run)
     return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
-/* Some of what the plan leaves, if kernels are faster with it. */
-static tp_status reserve(tp_run *run, uint64_t limit)
+/* Memory that kernels are faster with: what the plan leaves, or what little work that is done again frees. */
+static tp_status reserve(tp_run *run, tp_lora *lora, bool fit, uint64_t limit)
 {
     const tp_backend *backend = run->ctx->device->backend;
-    tp_plan *plan = &run->plan;
+    tp_plan *plan = &run->plan, other = *plan;
     uint64_t bytes = 0;
     if (backend->reserve == NULL || plan->peak > limit) return TP_OK;
-    const uint64_t left = limit - plan->peak, share = limit / RESERVE_SHARE;
-    TP_TRY(backend->reserve(run->ctx, &plan->attention, left < share ? left : share, &bytes));
-    plan->workspace += bytes;
-    plan->peak += bytes;
+    TP_TRY(backend->reserve(run->ctx, &plan->attention, limit / RESERVE_SHARE, &bytes));
+    if (bytes == 0) return TP_OK;
+    tp_plan_shape shape = plan->shape;
+    shape.workspace_bytes += bytes;
+    if (plan->peak + bytes > limit && fit) {
+        shape.remade_layers = shape.remade_gates = shape.recomputed_layers = 0;
+        shape.recomputed_rows = 0;
+        TP_TRY(from_dry(run, tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &other)));
+    } else {
+        TP_TRY(from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &other)));
+    }
+    const double before = plan->flops_f32 + plan->flops_narrow, after = other.flops_f32 + other.flops_narrow;
+    if (other.peak > limit || after > before * RESERVE_WORK)
+        return backend->reserve(run->ctx, &plan->attention, 0, &bytes); /* given back */
+    *plan = other;
     return TP_OK;
 }
 
@@ -296,6 +308,7 @@ static tp_status make_plan(tp_run *run)
     if (status == TP_OK)
         status = from_dry(run, fit ? tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &run->plan)
                                    : tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    if (status == TP_OK) status = reserve(run, lora, fit, limit);
     if (status == TP_OK) status = from_dry(run, more_logits(run, lora, limit));
     if (status == TP_OK && (run->options.dry_run || run->plan.peak > limit))
         status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
@@ -303,7 +316,6 @@ static tp_status make_plan(tp_run *run)
                                                run->shape_model->config.max_positions, &run->plan));
     tp_lora_free(lora);
     TP_TRY(status);
-    TP_TRY(reserve(run, limit));
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
 
