@@ -81,7 +81,9 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     double *flops = dry->device->flops;
     flops[0] = flops[1] = dry->device->bytes_moved = 0;
     (void)tp_dry_attention_size(dry->device);
+    (void)tp_dry_calls(dry->device);
     TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations));
+    plan->calls = tp_dry_calls(dry->device);
     plan->attention = tp_dry_attention_size(dry->device);
     plan->flops_f32 = flops[0] * (double)shape->accumulation;
     plan->flops_narrow = flops[1] * (double)shape->accumulation;
@@ -215,6 +217,7 @@ static const struct {
     {"workspace", offsetof(tp_plan, workspace)},
     {"samples", offsetof(tp_plan, samples)},
     {"save", offsetof(tp_plan, save)},
+    {"recordings", offsetof(tp_plan, recordings)},
     {"host", offsetof(tp_plan, host)},
 };
 

@@ -28,8 +28,11 @@ typedef struct tp_plan {
     uint64_t samples; /* KV cache, arena and copies of the factors that samples are decoded with */
     uint64_t save;    /* host copies while a checkpoint is written */
     uint64_t host;
+    uint64_t recordings;            /* of micro-batches, as many as recorded_most */
     uint64_t peak;                  /* sum: what the process will hold at most, in bytes */
     tp_attention_size attention;    /* the largest of the step */
+    int64_t calls;                  /* of kernels, in a micro-batch */
+    int64_t recorded_most;          /* recordings that are kept: whoever makes the plan adds them */
     uint64_t arena;                 /* capacity the step arena gets (activations, exactly) */
     double flops_f32, flops_narrow; /* of one optimizer step, by precision of the product: f32, 16 bits */
     double bytes_moved;             /* of one optimizer step, by all kernels */

@@ -34,6 +34,7 @@ struct tp_run {
     tp_pattern *patterns; /* rank and alpha patterns of the recipe */
     tp_tape *tape;
     tp_batch_buffers buffers;
+    tp_buckets buckets;
     tp_replay *replay;
     tp_host_batch *group; /* [gradient_accumulation_steps]: the micro-batches of step group_step (from 0; -1: none) */
     int64_t group_step, group_n, group_labels, group_tokens;

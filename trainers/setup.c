@@ -11,7 +11,9 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
-#define RESERVE_SHARE 16 /* of the memory limit, one part for what kernels are only faster with */
+#define RESERVE_SHARE    16 /* of the memory limit, one part for what kernels are only faster with */
+#define RECORDINGS_MOST  16 /* of micro-batches */
+#define RECORDINGS_SHARE 32 /* of the memory that the run takes otherwise, one part for them */
 
 static tp_status open_device(tp_run *run)
 {
@@ -382,6 +384,45 @@ static tp_status more_logits(tp_run *run, tp_lora *lora, uint64_t limit)
     return TP_OK;
 }
 
+/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
+ * grows, frequencies of some ropes are copied to the device for each length. */
+static bool repeats(const tp_run *run)
+{
+    const tp_plan_shape *shape = &run->plan.shape;
+    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
+    return run->ctx->device->backend->capture_begin != NULL && !parks &&
+           !tp_rope_depends_on_length(&run->shape_model->config.rope);
+}
+
+/* As many recordings as there is memory for. Where all micro-batches have the largest one's rows, one shape is all there is,
+ * but for the last of an epoch. */
+static void plan_recordings(tp_run *run, uint64_t limit, int64_t tokens)
+{
+    tp_plan *plan = &run->plan;
+    const uint64_t each = (uint64_t)plan->calls * run->ctx->device->backend->recorded_call_bytes;
+    const bool even = tokens == run->micro_batches * plan->shape.rows;
+    if (!repeats(run) || each == 0 || plan->peak > limit) return;
+    const uint64_t share = plan->peak / RECORDINGS_SHARE, left = limit - plan->peak;
+    plan->recorded_most = (int64_t)((share < left ? share : left) / each);
+    if (plan->recorded_most < 2 && left >= 2 * each) plan->recorded_most = 2;
+    if (plan->recorded_most > RECORDINGS_MOST) plan->recorded_most = RECORDINGS_MOST;
+    if (even && plan->recorded_most > 2) plan->recorded_most = 2;
+    plan->recordings = (uint64_t)plan->recorded_most * each;
+    plan->peak += plan->recordings;
+}
+
+/* Filling up micro-batches costs about a twentieth of the largest one; recordings save a microsecond for each call of a kernel.
+ * The rates are those of a fast GPU, and the same everywhere, for what is added up depends on this. */
+static void choose_buckets(tp_run *run)
+{
+    const tp_plan *plan = &run->plan;
+    const double f32_rate = 5e13, narrow_rate = 5e14, copy_rate = 2.5e12, call_saves = 1e-6, filled = 1.0 / 20;
+    double seconds = plan->flops_f32 / f32_rate + plan->flops_narrow / narrow_rate + plan->bytes_moved / copy_rate;
+    bool pays = seconds / (double)plan->shape.accumulation * filled < (double)plan->calls * call_saves;
+    if (plan->recorded_most > 0 && plan->shape.recomputed_rows == 0 && pays)
+        run->buckets = tp_buckets_for(plan->shape.rows, plan->shape.labels);
+}
+
 static tp_status make_plan(tp_run *run)
 {
     tp_lora *lora;
@@ -420,6 +461,8 @@ static tp_status make_plan(tp_run *run)
                                                run->shape_model->config.max_positions, &run->plan));
     tp_lora_free(lora);
     TP_TRY(status);
+    plan_recordings(run, limit, counts.tokens);
+    choose_buckets(run);
     TP_TRY(reserve(run, limit));
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
@@ -456,16 +499,6 @@ static tp_status open_model(tp_run *run)
     return status;
 }
 
-/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
- * grows, frequencies of some ropes are copied to the device for each length. TAPEFT_NO_GRAPHS is for comparisons. */
-static bool may_replay(const tp_run *run)
-{
-    const tp_plan_shape *shape = &run->plan.shape;
-    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
-    return !parks && !run->options.tune && !tp_rope_depends_on_length(&run->model->config.rope) &&
-           getenv("TAPEFT_NO_GRAPHS") == NULL;
-}
-
 static tp_status open_trainer(tp_run *run)
 {
     const tp_train_config *c = &run->config->train;
@@ -478,7 +511,8 @@ static tp_status open_trainer(tp_run *run)
     TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
     TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
     tp_tape_set_state(run->tape, run->optim->step_state);
-    TP_TRY(tp_replay_open(ctx, may_replay(run), &run->replay));
+    bool records = !run->options.tune && getenv("TAPEFT_NO_GRAPHS") == NULL; /* the variable is for comparisons */
+    TP_TRY(tp_replay_open(ctx, records ? run->plan.recorded_most : 0, &run->replay));
     TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
     if (run->samples != NULL) TP_TRY(tp_samples_begin(ctx, run->samples, run->model));
     run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);

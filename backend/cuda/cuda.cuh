@@ -54,6 +54,7 @@ struct tp_cuda {
     struct tp_cudnn *dnn;       /* cudnn.cu; NULL until a call could use it */
     unsigned char *reserved;    /* device memory beside the workspace, for attention's gradient by cuDNN */
     size_t reserved_bytes;
+    struct tp_graph *recording; /* graph.cu; NULL: kernels run */
 };
 
 static inline tp_cuda *tp_cuda_of(tp_ctx *ctx);
