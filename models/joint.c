@@ -63,5 +63,7 @@ bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, t
     y[0] = tp_joint_linear(pass->tape, x, &spec);
     if (joint->n > 1) tp_split(pass->tape, y[0], sizes, joint->n, y);
     tp_tape_scope_end(pass->tape);
+    for (int i = 0; i < joint->n; i++)
+        if (spec.parts[i].term != NULL && terms[i].dropout > 0) return false;
     return true;
 }

@@ -2,15 +2,17 @@
 #include "trainers/plan.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "autograd/upload.h"
+#include "base/mem.h"
 #include "inference/generate.h"
 
 /* The program itself, its libraries and allocator, measured as the resident size after start-up. */
 #define PROCESS_BYTES ((uint64_t)12 << 20)
 
 static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *shape, int64_t rows, int64_t labels, bool train,
-                          uint64_t *activations)
+                          uint64_t *activations, tp_place **places, size_t *n_places)
 {
     tp_tape *tape;
     tp_batch_buffers buffers;
@@ -20,6 +22,7 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
         tp_batch_buffers_close(&buffers);
         return status;
     }
+    if (places != NULL) tp_tape_note_places(tape);
     /* The longest possible segments: attention's work and dynamic RoPE look at them; activations do not. */
     int64_t longest = shape->longest_segment > 0 && shape->longest_segment < rows ? shape->longest_segment : rows,
             n_segments = 0;
@@ -55,9 +58,21 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     status = tp_tape_status(tape);
     if (status == TP_OK && train) status = tp_tape_backward(tape, value);
     if (tp_tape_peak(tape) > *activations) *activations = tp_tape_peak(tape);
+    if (places != NULL && status == TP_OK) {
+        const tp_place *noted = tp_tape_places(tape, n_places);
+        *places = tp_alloc_raw(dry, *n_places, sizeof **places);
+        if (*places == NULL) status = TP_NOMEM;
+        if (*places != NULL && *n_places > 0) memcpy(*places, noted, *n_places * sizeof *noted);
+    }
     tp_tape_free(tape);
     tp_batch_buffers_close(&buffers);
     return status;
+}
+
+tp_status tp_plan_places(tp_ctx *dry, tp_model *model, const tp_plan_shape *shape, tp_place **places, size_t *n)
+{
+    uint64_t ignored = 0;
+    return dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &ignored, places, n);
 }
 
 /* Decoding under bf16 and fp16 holds every factor a second time, in half the bytes. */
@@ -82,14 +97,14 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     flops[0] = flops[1] = dry->device->bytes_moved = 0;
     (void)tp_dry_attention_size(dry->device);
     (void)tp_dry_calls(dry->device);
-    TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations));
+    TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations, NULL, NULL));
     plan->calls = tp_dry_calls(dry->device);
     plan->attention = tp_dry_attention_size(dry->device);
     plan->flops_f32 = flops[0] * (double)shape->accumulation;
     plan->flops_narrow = flops[1] * (double)shape->accumulation;
     plan->bytes_moved = dry->device->bytes_moved * (double)shape->accumulation;
     if (shape->eval_rows > 0)
-        TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations));
+        TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations, NULL, NULL));
     TP_TRY(plan_samples(dry, model, shape, flat, &plan->samples));
     plan->arena = plan->activations;
     plan->weights = model->weight_bytes;

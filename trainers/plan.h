@@ -46,6 +46,10 @@ typedef struct tp_plan {
  * its slots filled by `lora` (NULL: none). */
 TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape,
                               tp_plan *plan) TP_MUST_CHECK;
+/* Where such a step's allocations lie: a micro-batch with fewer rows or labels, run in the same way, fits into these places. Not
+ * for steps in slices of the batch. *places is the caller's (tp_free). */
+TP_API tp_status tp_plan_places(tp_ctx *dry, tp_model *shape_model, const tp_plan_shape *shape, tp_place **places,
+                                size_t *n) TP_MUST_CHECK;
 /* The same for the cheapest way that fits into `limit` bytes: nothing computed again; norms and SwiGLU of some blocks; of all,
  * and some blocks as a whole; all of them; all of them in slices of the batch. Where none fits, the plan is the smallest one.
  */

@@ -191,3 +191,11 @@ tp_status tp_replay_run(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, b
     replay->replayed++;
     return ctx->device->backend->graph_launch(ctx, shape->graph);
 }
+
+void tp_replay_prepare(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, bool any_segments)
+{
+    bool ignored;
+    struct shape *shape = replay->most > 0 ? find(replay, batch, any_segments) : NULL;
+    if (shape != NULL && shape->graph != NULL && turn_to(ctx, replay, shape, batch, &ignored) != TP_OK)
+        give_up(ctx, replay, shape);
+}

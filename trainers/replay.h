@@ -45,6 +45,8 @@ TP_API void tp_replay_close(tp_replay *replay);
  * batch are no part of its shape. */
 TP_API tp_status tp_replay_run(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, bool any_segments, tp_replay_pass pass,
                                void *state) TP_MUST_CHECK;
+/* Ahead of tp_replay_run, while the device is at work on others: has the recording of such a batch ready, if there is one. */
+TP_API void tp_replay_prepare(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, bool any_segments);
 /* How many micro-batches were recordings so far; -1: none can be. */
 TP_API int64_t tp_replay_count(const tp_replay *replay);
 

@@ -23,6 +23,8 @@ struct tp_run {
     tp_ctx dry;
     tp_model *shape_model;
     tp_plan plan;
+    tp_place *places; /* of a micro-batch's allocations in the step arena; NULL: first fit */
+    size_t n_places;
 
     tp_tokenizer *tokenizer;     /* NULL with ready tokens */
     tp_dataset *data, *held_out; /* held_out NULL: none */

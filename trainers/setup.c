@@ -33,6 +33,7 @@ static tp_status open_device(tp_run *run)
         return tp_fail(ctx, run->dry.status, "%s", run->dry.message);
     run->dry.device->logits_bytes = ctx->device->logits_bytes;
     run->dry.device->makes_swiglu_again = ctx->device->makes_swiglu_again;
+    run->dry.device->drops_in_products = ctx->device->drops_in_products;
     return TP_OK;
 }
 
@@ -48,13 +49,12 @@ static tp_status read_start(tp_run *run)
     return tp_adapter_config_read(run->ctx, run->config->run.adapter_path, &run->start);
 }
 
-/* The highest rank of the run's adapter; 0 with dropout, which keeps adapters out of joint products. */
+/* The highest rank of the run's adapter. */
 static tp_status room_rank(tp_run *run, int64_t *rank)
 {
     const tp_lora_config *c = &run->config->lora;
     const tp_lora_spec *start = &run->start.spec;
     double most = (double)c->rank;
-    *rank = 0;
     if (run->config->run.adapter_path != NULL) {
         TP_TRY(read_start(run));
         most = (double)start->rank;
@@ -62,8 +62,7 @@ static tp_status room_rank(tp_run *run, int64_t *rank)
     } else {
         for (size_t i = 0; i < c->rank_pattern.n; i++) most = fmax(most, c->rank_pattern.items[i].value);
     }
-    bool given = run->config->run.adapter_path == NULL || tp_recipe_given(run->recipe, "lora_dropout");
-    if (!((given ? c->dropout : start->dropout) > 0)) *rank = (int64_t)most;
+    *rank = (int64_t)most;
     return TP_OK;
 }
 
@@ -459,6 +458,9 @@ static tp_status make_plan(tp_run *run)
         status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
                                                run->config->train.micro_batch_size, run->max_length,
                                                run->shape_model->config.max_positions, &run->plan));
+    /* Host memory has room for batches that fall differently. */
+    if (status == TP_OK && !run->ctx->device->backend->host_memory && run->plan.shape.recomputed_rows == 0)
+        status = from_dry(run, tp_plan_places(&run->dry, run->shape_model, &run->plan.shape, &run->places, &run->n_places));
     tp_lora_free(lora);
     TP_TRY(status);
     plan_recordings(run, limit, counts.tokens);
@@ -577,6 +579,7 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     tp_replay_close(run->replay);
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
+    tp_free(run->places);
     tp_batch_buffers_close(&run->buffers);
     for (int64_t i = 0; run->group != NULL && i < run->config->train.gradient_accumulation_steps; i++)
         tp_host_batch_free(&run->group[i]);

@@ -36,11 +36,17 @@ static tp_status get_group(tp_run *run, int64_t step)
     return TP_OK;
 }
 
-/* The same while the device is at work. What fails will fail again, in the step that it belongs to. */
+/* The same while the device is at work, up to what it is to begin with. What fails will fail again, in the step that it belongs
+ * to. */
 static void get_group_early(tp_run *run, int64_t step)
 {
     if (run->ctx->device->backend->host_memory || step >= run->steps) return;
-    if (get_group(run, step) != TP_OK) tp_ctx_clear(run->ctx);
+    if (get_group(run, step) != TP_OK) {
+        tp_ctx_clear(run->ctx);
+        return;
+    }
+    tp_batch host = tp_host_batch_view(&run->group[0]), batch = tp_batch_uploaded(&run->buffers, &host);
+    tp_replay_prepare(run->ctx, run->replay, &batch, run->group[0].any_segments);
 }
 
 /* The kernels of a micro-batch: a tp_replay_pass. Only what is in the batch, and what lies in device memory, may differ from
@@ -61,6 +67,7 @@ static tp_status forward_and_backward(void *state, const tp_batch *batch, uint64
                                   .labels = batch->labels,
                                   .n = batch->n_labels,
                                   .state = run->optim->step_state};
+    if (run->places != NULL) tp_tape_follow_places(run->tape, run->places, run->n_places);
     tp_tensor *total = tp_linear_cross_entropy(run->tape, tp_model_forward(run->model, &pass), &spec);
     tp_status status = tp_tape_status(run->tape);
     if (status == TP_OK) status = tp_tape_backward(run->tape, total);

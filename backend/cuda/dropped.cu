@@ -349,7 +349,7 @@ int params_of(const tp_dropped_args *a, dropped_params *p, int64_t *greatest)
 
 bool takes(const tp_dropped_args *a)
 {
-    return a->scratch.data == NULL;
+    return a->masks != NULL || a->scratch.data == NULL;
 }
 
 /* Calls f<parts, GROUPS of `wide` columns of the highest rank>. */

@@ -33,10 +33,10 @@ static void free_graph(tp_graph *graph)
     tp_free(graph);
 }
 
-static tp_status begin(tp_ctx *ctx)
+static tp_status begin(tp_ctx *ctx, cudaStreamCaptureMode mode)
 {
     TP_TRY(tp_cuda_check(ctx, "capture", cudaSetDevice(tp_cuda_of(ctx)->index)));
-    return tp_cuda_check(ctx, "capture", cudaStreamBeginCapture(tp_cuda_of(ctx)->stream, cudaStreamCaptureModeThreadLocal));
+    return tp_cuda_check(ctx, "capture", cudaStreamBeginCapture(tp_cuda_of(ctx)->stream, mode));
 }
 
 /* What was recorded so far ends with *node; NULL: nothing was. */
@@ -108,7 +108,7 @@ tp_status tp_cuda_capture_begin(tp_ctx *ctx)
 {
     tp_graph *graph = static_cast<tp_graph *>(tp_alloc(ctx, 1, sizeof *graph));
     if (graph == NULL) return TP_NOMEM;
-    tp_status status = begin(ctx);
+    tp_status status = begin(ctx, cudaStreamCaptureModeThreadLocal);
     if (status == TP_OK)
         tp_cuda_of(ctx)->recording = graph;
     else
@@ -201,9 +201,10 @@ tp_status tp_cuda_graph_segments(tp_ctx *ctx, tp_graph *graph, const tp_segment 
     cudaGraph_t again = NULL;
     cudaGraphNode_t last = NULL;
     *fits = false;
-    TP_TRY(begin(ctx));
+    TP_TRY(begin(ctx, cudaStreamCaptureModeRelaxed)); /* a kernel that is met for the first time is loaded */
     tp_status status = call_again(ctx, graph, segments, n, &last);
     cudaError_t error = cudaStreamEndCapture(tp_cuda_of(ctx)->stream, &again);
+    (void)cudaGetLastError(); /* as above */
     if (status == TP_OK) status = tp_cuda_check(ctx, "capture", error);
     if (status == TP_OK) status = take_over(ctx, graph, last, fits);
     if (again != NULL) (void)cudaGraphDestroy(again);
