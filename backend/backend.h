@@ -65,6 +65,7 @@ typedef struct tp_backend {
     /* Attention in a recording, from its next launch on, is over these segments instead of those it was called with. *fits
      * false: they would take other kernels, and the recording is as it was. NULL where kernels cannot be recorded. */
     tp_status (*graph_segments)(tp_ctx *ctx, tp_graph *graph, const tp_segment *segments, int64_t n, bool *fits);
+    uint64_t piece_bytes;         /* its memory comes in such pieces, for allocations of half of one or more; 0: as it is */
     uint64_t recorded_call_bytes; /* about what a call of a kernel takes of the device's memory in a recording */
 } tp_backend;
 

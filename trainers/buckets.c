@@ -1,8 +1,8 @@
 /* Few shapes out of many lengths. */
 #include "trainers/replay.h"
 
-/* Numbers of rows up to the largest, and of labels: a sixteenth of the rows means that 3 % of the largest batch are filled in on
- * average. */
+/* Numbers of rows up to the largest, and of labels: a sixteenth of the rows means that 3 % of the largest batch are filled in
+ * on average. */
 #define ROW_STEPS   16
 #define LABEL_STEPS 8
 /* Fewer would be a number of its own for next to nothing. */

@@ -89,6 +89,22 @@ static uint64_t larger(int64_t a, int64_t b)
     return (uint64_t)(a > b ? a : b);
 }
 
+/* What is left over of the pieces that stacked weights take. */
+static uint64_t left_of_pieces(const tp_model *model, uint64_t piece)
+{
+    uint64_t left = 0;
+    for (int64_t i = 0; piece > 0 && i < model->config.n_layers; i++)
+        for (int j = 0; j < TP_JOINTS; j++) {
+            const tp_joint *joint = &model->blocks[i].joints[j];
+            const tp_matrix *w = &joint->weight;
+            if (joint->weight.data == NULL) continue;
+            uint64_t bytes =
+                (uint64_t)(w->rows + joint->room) * (uint64_t)w->stride * (uint64_t)tp_formats[w->format].block_bytes;
+            if (bytes >= piece / 2) left += (piece - bytes % piece) % piece;
+        }
+    return left;
+}
+
 tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_plan_shape *shape, tp_plan *plan)
 {
     *plan = (tp_plan){.shape = *shape};
@@ -107,7 +123,7 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
         TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations, NULL, NULL));
     TP_TRY(plan_samples(dry, model, shape, flat, &plan->samples));
     plan->arena = plan->activations;
-    plan->weights = model->weight_bytes;
+    plan->weights = model->weight_bytes + left_of_pieces(model, shape->piece_bytes);
     plan->adapter = flat;
     plan->gradients = shape->train ? flat : 0;
     plan->optimizer = flat * (uint64_t)shape->optimizer_states;

@@ -19,6 +19,7 @@ typedef struct tp_plan_shape {
     int optimizer_states;     /* f32 numbers kept per parameter */
     uint64_t host_bytes;      /* data index, tokenizer and the like, as the caller knows them */
     bool own_memory;          /* the device's memory is not the host's: what is there alone does not count */
+    uint64_t piece_bytes;     /* tp_backend.piece_bytes of the device that will run it */
     uint64_t workspace_bytes; /* the device's own: tp_device.workspace_bytes of the one that will run it */
 } tp_plan_shape;
 
@@ -46,8 +47,8 @@ typedef struct tp_plan {
  * its slots filled by `lora` (NULL: none). */
 TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape,
                               tp_plan *plan) TP_MUST_CHECK;
-/* Where such a step's allocations lie: a micro-batch with fewer rows or labels, run in the same way, fits into these places. Not
- * for steps in slices of the batch. *places is the caller's (tp_free). */
+/* Where such a step's allocations lie: a micro-batch with fewer rows or labels, run in the same way, fits into these places.
+ * Not for steps in slices of the batch. *places is the caller's (tp_free). */
 TP_API tp_status tp_plan_places(tp_ctx *dry, tp_model *shape_model, const tp_plan_shape *shape, tp_place **places,
                                 size_t *n) TP_MUST_CHECK;
 /* The same for the cheapest way that fits into `limit` bytes: nothing computed again; norms and SwiGLU of some blocks; of all,

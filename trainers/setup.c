@@ -445,6 +445,7 @@ static tp_status make_plan(tp_run *run)
                            .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
                            .sample_context = run->samples != NULL ? tp_samples_context(run->samples) : 0,
+                           .piece_bytes = run->ctx->device->backend->piece_bytes,
                            .workspace_bytes = run->ctx->device->workspace_bytes,
                            .host_bytes = (uint64_t)counts.rows_used * 64};
     uint64_t limit = memory_limit(run);

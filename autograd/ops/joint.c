@@ -228,7 +228,8 @@ static bool later(const struct joint_record *r, tp_rows du)
 {
     const tp_lowrank *term = r->spec.parts[0].term;
     const tp_tensor *residual = r->spec.residual, *y = r->record.out[0];
-    if (!r->x->forgotten || drops(&r->spec) || r->spec.n_parts != 1 || !tp_wants_grad(term->a) || !tp_wants_grad(r->x)) return false;
+    if (!r->x->forgotten || drops(&r->spec) || r->spec.n_parts != 1 || !tp_wants_grad(term->a) || !tp_wants_grad(r->x))
+        return false;
     if (!tp_wants_grad(residual) || residual->grad != NULL || residual->base != NULL || residual->dtype != y->dtype ||
         residual->ld != y->ld || y->grad_storage == NULL)
         return false;

@@ -370,5 +370,6 @@ extern "C" const tp_backend tp_cuda_backend = {
     .layers_run = tp_cuda_layers_run,
     .layers_close = tp_cuda_layers_close,
     .graph_segments = tp_cuda_graph_segments,
+    .piece_bytes = (uint64_t)2 << 20,
     .recorded_call_bytes = 6000,
 };
