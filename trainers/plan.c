@@ -8,6 +8,9 @@
 #include "base/mem.h"
 #include "inference/generate.h"
 
+/* Of an arena for slices of uneven batches, one part more. */
+#define SLICES_SHARE 8
+
 /* The program itself, its libraries and allocator, measured as the resident size after start-up. */
 #define PROCESS_BYTES ((uint64_t)12 << 20)
 
@@ -122,6 +125,8 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     if (shape->eval_rows > 0)
         TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations, NULL, NULL));
     TP_TRY(plan_samples(dry, model, shape, flat, &plan->samples));
+    /* Slices that end elsewhere fall differently into the holes of the arena. */
+    if (shape->recomputed_rows > 0 && shape->uneven && shape->own_memory) plan->activations += plan->activations / SLICES_SHARE;
     plan->arena = plan->activations;
     plan->weights = model->weight_bytes + left_of_pieces(model, shape->piece_bytes);
     plan->adapter = flat;

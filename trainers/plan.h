@@ -15,6 +15,7 @@ typedef struct tp_plan_shape {
     int remade_layers, recomputed_layers;
     int64_t recomputed_rows;
     bool parked_inputs;
+    bool uneven;              /* other micro-batches have fewer rows */
     bool train;               /* false: forward and loss only */
     int optimizer_states;     /* f32 numbers kept per parameter */
     uint64_t host_bytes;      /* data index, tokenizer and the like, as the caller knows them */

@@ -411,14 +411,17 @@ static void plan_recordings(tp_run *run, uint64_t limit, int64_t tokens)
 }
 
 /* Filling up micro-batches costs about a twentieth of the largest one; recordings save a microsecond for each call of a kernel.
- * The rates are those of a fast GPU, and the same everywhere, for what is added up depends on this. */
-static void choose_buckets(tp_run *run)
+ * The rates are those of a fast GPU, and the same everywhere, for what is added up depends on this. Turning a recording to other
+ * segments is work of the host: the device hides it where each step is one micro-batch, which is known early, or where
+ * micro-batches are about as long as the longest, as packed ones are. */
+static void choose_buckets(tp_run *run, int64_t tokens)
 {
     const tp_plan *plan = &run->plan;
     const double f32_rate = 5e13, narrow_rate = 5e14, copy_rate = 2.5e12, call_saves = 1e-6, filled = 1.0 / 20;
     double seconds = plan->flops_f32 / f32_rate + plan->flops_narrow / narrow_rate + plan->bytes_moved / copy_rate;
     bool pays = seconds / (double)plan->shape.accumulation * filled < (double)plan->calls * call_saves;
-    if (plan->recorded_most > 0 && plan->shape.recomputed_rows == 0 && pays)
+    bool hidden = plan->shape.accumulation == 1 || 2 * tokens >= run->micro_batches * plan->shape.rows;
+    if (plan->recorded_most > 0 && plan->shape.recomputed_rows == 0 && pays && hidden)
         run->buckets = tp_buckets_for(plan->shape.rows, plan->shape.labels);
 }
 
@@ -441,6 +444,7 @@ static tp_status make_plan(tp_run *run)
                            .accumulation = run->config->train.gradient_accumulation_steps,
                            .recompute_every = group_size(run),
                            .parked_inputs = parks_inputs(run),
+                           .uneven = counts.tokens != run->micro_batches * rows,
                            .own_memory = !run->ctx->device->backend->host_memory,
                            .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
@@ -465,7 +469,7 @@ static tp_status make_plan(tp_run *run)
     tp_lora_free(lora);
     TP_TRY(status);
     plan_recordings(run, limit, counts.tokens);
-    choose_buckets(run);
+    choose_buckets(run, counts.tokens);
     TP_TRY(reserve(run, limit));
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
