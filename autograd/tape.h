@@ -57,8 +57,9 @@ TP_API bool tp_tape_recording(const tp_tape *tape);
 TP_API size_t tp_tape_mark(const tp_tape *tape);
 TP_API void tp_tape_rewind(tp_tape *tape, size_t mark, const tp_tensor *keep);
 
-/* The forward pass has done with x, and linears alone have read it: its memory may go. If its op saved what is needed, the
- * sweep makes it again for the first backward that reads it; otherwise nothing happens. */
+/* The forward pass has done with x, and linears or SwiGLU alone have read it: its memory may go. If its op saved what is needed,
+ * the sweep makes it again for the first backward that reads it; otherwise nothing happens. A view (tp_split) goes with the
+ * other views of the same tensor, which nobody may need either. */
 TP_API void tp_tape_forget(tp_tape *tape, tp_tensor *x);
 
 /* Where dropout reads its draw: device memory of the caller, who changes it between micro-batches only. NULL, at first: draw 0.
@@ -84,6 +85,8 @@ TP_API tp_tensor *tp_tape_sliced_segment(tp_tape *tape, tp_segment_fn forward, v
 /* Inputs of segments recorded from now on with recomputation wait for the sweep in host memory. They must not be read by anyone
  * else afterwards. */
 TP_API void tp_tape_set_parking(tp_tape *tape, bool parking);
+/* Whether a segment is run again for the sweep, which does not read its result. */
+TP_API bool tp_tape_again(const tp_tape *tape);
 /* Number, in the whole batch, of the first row of what is being computed. */
 TP_API int64_t tp_tape_row(const tp_tape *tape);
 

@@ -52,7 +52,8 @@ typedef struct tp_backend {
     void (*tune_begin)(tp_device *device);
     tp_status (*tune_end)(tp_ctx *ctx, tp_buf *report);
     /* Takes memory beside workspace_bytes, at most `most` bytes, if kernels that train such attention would be faster with it;
-     * *bytes says how much, 0 where it makes no difference. Once, before the first of them. NULL where nothing would be. */
+     * *bytes says how much, 0 where it makes no difference. Before the first of them; what an earlier call took is given back.
+     * NULL where nothing would be. */
     tp_status (*reserve)(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes);
     /* Human and machine description for `doctor`: appends JSON members ("model": ..., ...). */
     void (*describe)(tp_device *device, tp_buf *json);

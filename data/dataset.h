@@ -4,7 +4,7 @@
  * with as the recipe says, and from then on micro-batch i of epoch e is a pure function of (seed, e, i). A run therefore
  * resumes exactly from two integers, files may be larger than memory, and nothing depends on time or threads.
  *
- *   completion, instruction, chat   JSONL (or .txt): rendered, encoded, masked as recipes.md section 4 says
+ *   completion, instruction, chat   JSONL, CSV (or .txt): rendered, encoded, masked as recipes.md section 4 says
  *   tokens                          safetensors of ready micro-batches, in order unless shuffled
  *
  * With config->cache_dir the tokens of text are kept on disk (data/token_cache.h): the next run neither renders nor encodes.

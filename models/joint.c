@@ -49,6 +49,7 @@ bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, t
 {
     tp_lowrank terms[TP_JOINT_PARTS];
     tp_joint_spec spec = {.weight = &joint->weight, .room = joint->room, .residual = residual, .n_parts = joint->n};
+    spec.unread = joint == pass->unread;
     if (x == NULL || joint->weight.data == NULL || !describe(pass, joint, x, &spec, terms)) {
         for (int i = 0; i < joint->n; i++) y[i] = tp_module_linear(pass, joint->members[i], x, residual);
         return false;

@@ -56,9 +56,11 @@ typedef struct tp_pass {
     bool adapters_off;         /* the base alone */
     int recompute_every;       /* 0: keep all; k: keep every k-th block's input only */
     int remade_layers;         /* so many blocks, the first ones, keep no value that a norm or SwiGLU makes again cheaply */
+    int remade_gates;          /* so many of these blocks no gate and up either: a product that is made again */
     int recomputed_layers;     /* so many blocks, the first ones, keep their input only; not with recompute_every */
     bool parked_inputs;        /* inputs of recomputed blocks wait in host memory */
     int64_t recomputed_rows;   /* of these blocks, at once, at most, in whole segments of the batch; 0: all */
+    const tp_joint *unread;    /* the one whose result nobody reads, or NULL */
     /* Called with the input of the first block (0), the output of block i (i), the input of the head (-1). */
     void (*observe)(void *state, int index, tp_tensor *hidden);
     void *observe_state;

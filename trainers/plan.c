@@ -50,6 +50,7 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     if (train) {
         pass.recompute_every = shape->recompute_every;
         pass.remade_layers = shape->remade_layers;
+        pass.remade_gates = shape->remade_gates;
         pass.recomputed_layers = shape->recomputed_layers;
         pass.recomputed_rows = shape->recomputed_rows;
         pass.parked_inputs = shape->parked_inputs;
@@ -171,6 +172,11 @@ tp_status tp_plan_fit(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_plan
     shape.remade_layers = (int)model->config.n_layers;
     TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
     if (plan->peak <= limit) return bisect(dry, model, lora, &shape, &shape.remade_layers, limit, plan);
+    const uint64_t with_gates = plan->peak;
+    shape.remade_gates = shape.remade_layers;
+    TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
+    if (plan->peak <= limit) return bisect(dry, model, lora, &shape, &shape.remade_gates, limit, plan);
+    if (plan->peak == with_gates) shape.remade_gates = 0; /* they are products of their own, which stay */
     shape.recomputed_layers = (int)model->config.n_layers;
     for (int64_t slice = shape.rows;;) {
         TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
@@ -274,11 +280,11 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
         tp_buf_text(out, "null");
     tp_buf_printf(out,
                   ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d, "
-                  "\"remade_layers\": %d, \"recomputed_layers\": %d, "
+                  "\"remade_layers\": %d, \"remade_gates\": %d, \"recomputed_layers\": %d, "
                   "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld, \"least_bytes\": %llu, "
                   "\"smallest_device_bytes\": %llu}\n",
                   (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
-                  plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.recomputed_layers,
+                  plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.remade_gates, plan->shape.recomputed_layers,
                   (long long)plan->largest_batch, (long long)plan->largest_length, (unsigned long long)plan->least,
                   (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
 }
@@ -304,6 +310,7 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
     const tp_plan_shape *shape = &plan->shape;
     if (shape->remade_layers > 0)
         tp_buf_printf(out, "; in %d blocks norms and SwiGLU are computed again", shape->remade_layers);
+    if (shape->remade_gates > 0) tp_buf_printf(out, ", gate and up in %d", shape->remade_gates);
     if (shape->recomputed_layers > 0) tp_buf_printf(out, "; %d blocks recomputed", shape->recomputed_layers);
     if (shape->recomputed_rows > 0) tp_buf_printf(out, ", %lld tokens at a time", (long long)shape->recomputed_rows);
     if (shape->parked_inputs) tp_buf_text(out, ", their inputs kept in host memory");

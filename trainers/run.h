@@ -60,6 +60,8 @@ struct tp_run {
 
 /* trainers/setup.c */
 tp_status tp_run_setup(tp_run *run) TP_MUST_CHECK;
+/* trainers/lora_spec.c: with adapter_path, run->start has been read. */
+tp_status tp_run_lora_spec(tp_run *run, const tp_model *model, tp_lora_spec *spec) TP_MUST_CHECK;
 /* trainers/train.c: early_stopping_patience is used up, here or before the run was resumed. */
 bool tp_run_stops_early(const tp_run *run);
 /* trainers/evaluate.c: loss per label over held-out data, in order, without gradients or dropout. */

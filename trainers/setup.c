@@ -11,9 +11,10 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
-#define RESERVE_SHARE    16 /* of the memory limit, one part for what kernels are only faster with */
-#define RECORDINGS_MOST  16 /* of micro-batches */
-#define RECORDINGS_SHARE 32 /* of the memory that the run takes otherwise, one part for them */
+#define RESERVE_SHARE    16   /* of the memory limit, one part for what kernels are only faster with */
+#define RESERVE_WORK     1.02 /* and so much work of the products for it */
+#define RECORDINGS_MOST  16   /* of micro-batches */
+#define RECORDINGS_SHARE 32   /* of the memory that the run takes otherwise, one part for them */
 
 static tp_status open_device(tp_run *run)
 {
@@ -174,124 +175,6 @@ static void count_steps(tp_run *run)
 
 /* ---- the adapter ---- */
 
-static tp_names names_of(const tp_patterns *patterns)
-{
-    if (patterns->kind == TP_PATTERNS_REGEX) return (tp_names){true, &patterns->text, 1};
-    return (tp_names){false, patterns->list.items, patterns->list.n};
-}
-
-static tp_status spec_from_recipe(tp_run *run, const tp_model *model, tp_lora_spec *spec)
-{
-    const tp_lora_config *c = &run->config->lora;
-    size_t n = c->rank_pattern.n + c->alpha_pattern.n;
-    if (run->patterns == NULL) run->patterns = tp_alloc(run->ctx, n, sizeof *run->patterns);
-    if (run->patterns == NULL) return TP_NOMEM;
-    for (size_t i = 0; i < c->rank_pattern.n; i++)
-        run->patterns[i] = (tp_pattern){c->rank_pattern.items[i].name, c->rank_pattern.items[i].value};
-    for (size_t i = 0; i < c->alpha_pattern.n; i++)
-        run->patterns[c->rank_pattern.n + i] = (tp_pattern){c->alpha_pattern.items[i].name, c->alpha_pattern.items[i].value};
-    *spec = (tp_lora_spec){.rank = c->rank,
-                           .alpha = c->alpha,
-                           .dropout = c->dropout,
-                           .use_rslora = c->use_rslora,
-                           .gaussian = c->init == TP_LORA_INIT_GAUSSIAN,
-                           .rank_pattern = run->patterns,
-                           .n_rank_pattern = c->rank_pattern.n,
-                           .alpha_pattern = run->patterns + c->rank_pattern.n,
-                           .n_alpha_pattern = c->alpha_pattern.n};
-    tp_targets *t = &spec->targets;
-    t->all_linear = c->target_modules.kind == TP_PATTERNS_WORD && strcmp(c->target_modules.text, "all-linear") == 0;
-    if (c->target_modules.kind == TP_PATTERNS_WORD && !t->all_linear) {
-        t->include.list = tp_model_default_targets(model);
-        while (t->include.list[t->include.n] != NULL) t->include.n++;
-    } else if (!t->all_linear) {
-        t->include = names_of(&c->target_modules);
-    }
-    t->exclude = names_of(&c->exclude_modules);
-    t->layers = c->layers.items;
-    t->n_layers = c->layers.n;
-    return TP_OK;
-}
-
-/* A recipe key beside adapter_path must agree with the adapter's own configuration. */
-static tp_status disagrees(tp_run *run, const char *key, double ours, double theirs)
-{
-    char where[512];
-    if (!tp_recipe_given(run->recipe, key) || ours == theirs) return TP_OK;
-    return tp_fail(run->ctx, TP_INVALID, "%s: %s: the recipe says %g, the adapter it starts from %g",
-                   tp_recipe_where(run->recipe, key, where, sizeof where), key, ours, theirs);
-}
-
-static bool same_names(const tp_names *a, const tp_names *b)
-{
-    if (a->is_regex != b->is_regex || a->n != b->n) return false;
-    for (size_t i = 0; i < a->n; i++) {
-        bool found = false;
-        for (size_t j = 0; j < b->n && !found; j++) found = strcmp(a->list[i], b->list[j]) == 0;
-        if (!found) return false;
-    }
-    return true;
-}
-
-static bool same_layers(const tp_targets *a, const tp_targets *b)
-{
-    if (a->n_layers != b->n_layers) return false;
-    for (size_t i = 0; i < a->n_layers; i++) {
-        bool found = false;
-        for (size_t j = 0; j < b->n_layers && !found; j++) found = a->layers[i] == b->layers[j];
-        if (!found) return false;
-    }
-    return true;
-}
-
-static bool same_patterns(const tp_pattern *a, size_t n_a, const tp_pattern *b, size_t n_b)
-{
-    if (n_a != n_b) return false;
-    for (size_t i = 0; i < n_a; i++) {
-        bool found = false;
-        for (size_t j = 0; j < n_b && !found; j++) found = strcmp(a[i].key, b[j].key) == 0 && a[i].value == b[j].value;
-        if (!found) return false;
-    }
-    return true;
-}
-
-/* The same for keys that are more than a number. */
-static tp_status check_targets(tp_run *run, const tp_lora_spec *ours, const tp_lora_spec *theirs)
-{
-    const struct {
-        const char *key;
-        bool agrees;
-    } keys[] = {
-        {"lora_target_modules", ours->targets.all_linear || same_names(&ours->targets.include, &theirs->targets.include)},
-        {"lora_exclude_modules", same_names(&ours->targets.exclude, &theirs->targets.exclude)},
-        {"layers_to_transform", same_layers(&ours->targets, &theirs->targets)},
-        {"rank_pattern", same_patterns(ours->rank_pattern, ours->n_rank_pattern, theirs->rank_pattern, theirs->n_rank_pattern)},
-        {"alpha_pattern",
-         same_patterns(ours->alpha_pattern, ours->n_alpha_pattern, theirs->alpha_pattern, theirs->n_alpha_pattern)},
-        {"init_lora_weights", false},
-    };
-    char where[512];
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        if (!keys[i].agrees && tp_recipe_given(run->recipe, keys[i].key))
-            return tp_fail(run->ctx, TP_INVALID, "%s: %s: the adapter it starts from has its own, which is another",
-                           tp_recipe_where(run->recipe, keys[i].key, where, sizeof where), keys[i].key);
-    return TP_OK;
-}
-
-static tp_status spec_from_adapter(tp_run *run, const tp_model *model, tp_lora_spec *spec)
-{
-    const tp_lora_config *c = &run->config->lora;
-    tp_lora_spec wanted;
-    TP_TRY(read_start(run));
-    TP_TRY(spec_from_recipe(run, model, &wanted));
-    *spec = run->start.spec;
-    TP_TRY(disagrees(run, "lora_r", (double)c->rank, (double)spec->rank));
-    TP_TRY(disagrees(run, "lora_alpha", c->alpha, spec->alpha));
-    TP_TRY(disagrees(run, "use_rslora", c->use_rslora, spec->use_rslora));
-    if (tp_recipe_given(run->recipe, "lora_dropout")) spec->dropout = c->dropout; /* a matter of training, not of the tensors */
-    return check_targets(run, &wanted, spec);
-}
-
 /* How a message calls one of PEFT's keys: by the recipe's place and name. */
 static const char *call_key(void *state, const char *key, const char *member)
 {
@@ -309,7 +192,8 @@ static tp_status attach(tp_run *run, tp_ctx *ctx, tp_model *model, tp_lora **lor
     struct where where = {.recipe = run->recipe};
     tp_lora_spec spec;
     bool continues = run->config->run.adapter_path != NULL;
-    TP_TRY(continues ? spec_from_adapter(run, model, &spec) : spec_from_recipe(run, model, &spec));
+    if (continues) TP_TRY(read_start(run));
+    TP_TRY(tp_run_lora_spec(run, model, &spec));
     if (!continues) {
         spec.call = call_key;
         spec.call_state = &where;
@@ -351,17 +235,28 @@ static uint64_t memory_limit(const tp_run *run)
     return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
-/* Some of what the plan leaves, if kernels are faster with it. */
-static tp_status reserve(tp_run *run, uint64_t limit)
+/* Memory that kernels are faster with: what the plan leaves, or what little work that is done again frees. */
+static tp_status reserve(tp_run *run, tp_lora *lora, bool fit, uint64_t limit)
 {
     const tp_backend *backend = run->ctx->device->backend;
-    tp_plan *plan = &run->plan;
+    tp_plan *plan = &run->plan, other = *plan;
     uint64_t bytes = 0;
     if (backend->reserve == NULL || plan->peak > limit) return TP_OK;
-    const uint64_t left = limit - plan->peak, share = limit / RESERVE_SHARE;
-    TP_TRY(backend->reserve(run->ctx, &plan->attention, left < share ? left : share, &bytes));
-    plan->workspace += bytes;
-    plan->peak += bytes;
+    TP_TRY(backend->reserve(run->ctx, &plan->attention, limit / RESERVE_SHARE, &bytes));
+    if (bytes == 0) return TP_OK;
+    tp_plan_shape shape = plan->shape;
+    shape.workspace_bytes += bytes;
+    if (plan->peak + bytes > limit && fit) {
+        shape.remade_layers = shape.remade_gates = shape.recomputed_layers = 0;
+        shape.recomputed_rows = 0;
+        TP_TRY(from_dry(run, tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &other)));
+    } else {
+        TP_TRY(from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &other)));
+    }
+    const double before = plan->flops_f32 + plan->flops_narrow, after = other.flops_f32 + other.flops_narrow;
+    if (other.peak > limit || after > before * RESERVE_WORK)
+        return backend->reserve(run->ctx, &plan->attention, 0, &bytes); /* given back */
+    *plan = other;
     return TP_OK;
 }
 
@@ -411,8 +306,8 @@ static void plan_recordings(tp_run *run, uint64_t limit, int64_t tokens)
 }
 
 /* Filling up micro-batches costs about a twentieth of the largest one; recordings save a microsecond for each call of a kernel.
- * The rates are those of a fast GPU, and the same everywhere, for what is added up depends on this. Turning a recording to other
- * segments is work of the host: the device hides it where each step is one micro-batch, which is known early, or where
+ * The rates are those of a fast GPU, and the same everywhere, for what is added up depends on this. Turning a recording to
+ * other segments is work of the host: the device hides it where each step is one micro-batch, which is known early, or where
  * micro-batches are about as long as the longest, as packed ones are. */
 static void choose_buckets(tp_run *run, int64_t tokens)
 {
@@ -458,6 +353,7 @@ static tp_status make_plan(tp_run *run)
     if (status == TP_OK)
         status = from_dry(run, fit ? tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &run->plan)
                                    : tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    if (status == TP_OK) status = reserve(run, lora, fit, limit);
     if (status == TP_OK) status = from_dry(run, more_logits(run, lora, limit));
     if (status == TP_OK && (run->options.dry_run || run->plan.peak > limit))
         status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
@@ -470,7 +366,6 @@ static tp_status make_plan(tp_run *run)
     TP_TRY(status);
     plan_recordings(run, limit, counts.tokens);
     choose_buckets(run, counts.tokens);
-    TP_TRY(reserve(run, limit));
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
 

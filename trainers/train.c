@@ -59,6 +59,7 @@ static tp_status forward_and_backward(void *state, const tp_batch *batch, uint64
                     .training = true,
                     .recompute_every = run->plan.shape.recompute_every,
                     .remade_layers = run->plan.shape.remade_layers,
+                    .remade_gates = run->plan.shape.remade_gates,
                     .recomputed_layers = run->plan.shape.recomputed_layers,
                     .recomputed_rows = run->plan.shape.recomputed_rows,
                     .parked_inputs = run->plan.shape.parked_inputs};

@@ -28,16 +28,17 @@ static int64_t most_rows(const tp_device *device, int64_t n, int64_t vocab)
     uint64_t bytes = device->logits_bytes > 0 ? device->logits_bytes : CHUNK_BYTES;
     int64_t most = (int64_t)(bytes / sizeof(float)) / vocab;
     if (most < 16) most = 16;
+    if (most > CHUNK_ROWS) most -= most % CHUNK_ROWS;
     return n < most ? n : most;
 }
 
-/* Chunks of about the same number of rows. */
+/* Chunks of about the same number of rows, whole tiles of them if there is room. */
 static int64_t chunk_rows(int64_t n, int64_t most)
 {
     if (n <= most) return n;
     int64_t chunks = (n + most - 1) / most;
-    int64_t rows = (n + chunks - 1) / chunks, whole = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS * CHUNK_ROWS;
-    return whole <= most ? whole : rows;
+    int64_t rows = (n + chunks - 1) / chunks;
+    return most >= CHUNK_ROWS ? (rows + CHUNK_ROWS - 1) / CHUNK_ROWS * CHUNK_ROWS : rows;
 }
 
 static tp_status gather(tp_tape *tape, const tp_tensor *x, const int32_t *rows, int64_t n, tp_rows out)

@@ -18,6 +18,7 @@ struct joint_record {
     tp_record record;
     tp_tensor *x;
     tp_joint_spec spec;
+    tp_tensor bias;
     tp_lowrank terms[TP_JOINT_PARTS];
     int64_t used; /* columns of the room */
     bool through; /* what passes through B has been made */
@@ -141,17 +142,21 @@ static tp_status down(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *sp
     return tp_op_product(tape, product);
 }
 
-/* y; with `used` columns of room, u behind x and a copy of it in `low`. */
-static tp_status forward(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_storage *masks,
-                         tp_rows low, tp_rows y)
+/* u behind x, and a copy of it in `low`. */
+static tp_status pass_down(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_storage *masks,
+                           tp_rows low)
+{
+    tp_rows u = tp_rows_from(tp_tensor_rows(x), 0, x->cols);
+    if (used == 0) return TP_OK;
+    if (!tp_tape_again(tape)) TP_TRY(pack(tape, spec, used)); /* else they are there since the forward pass */
+    TP_TRY(down(tape, x, spec, used, masks, u));
+    return low.data != NULL ? copy(tape, x->rows, used, u, low) : TP_OK;
+}
+
+/* y, with u behind x if there are columns of room. */
+static tp_status multiply(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_rows y)
 {
     const tp_matrix *w = spec->weight;
-    tp_rows u = tp_rows_from(tp_tensor_rows(x), 0, x->cols);
-    if (used > 0) {
-        TP_TRY(pack(tape, spec, used));
-        TP_TRY(down(tape, x, spec, used, masks, u));
-    }
-    if (low.data != NULL) TP_TRY(copy(tape, x->rows, used, u, low));
     tp_matmul_args large = {.n = x->rows,
                             .m = w->rows,
                             .k = w->cols + used,
@@ -280,7 +285,19 @@ static tp_status joint_backward(tp_tape *tape, tp_record *base)
     return tp_wants_grad(r->spec.residual) ? tp_grad_move(tape, y, r->spec.residual) : TP_OK;
 }
 
-static const tp_op joint_op = {.name = op_name, .backward = joint_backward};
+static tp_status joint_remake(tp_tape *tape, tp_record *base)
+{
+    struct joint_record *r = (struct joint_record *)base;
+    tp_tensor *y = base->out[0];
+    TP_TRY(tp_op_recall(tape, r->x));
+    if (r->used > 0) {
+        tp_rows low = {tp_storage_data(base->saved[0]), y->dtype, r->used};
+        TP_TRY(copy(tape, y->rows, r->used, low, tp_rows_from(tp_tensor_rows(r->x), 0, r->x->cols)));
+    }
+    return multiply(tape, r->x, &r->spec, r->used, tp_tensor_rows(y));
+}
+
+static const tp_op joint_op = {.name = op_name, .backward = joint_backward, .remake = joint_remake};
 
 bool tp_joint_before(tp_tensor *y, int64_t rows, tp_lowrank_backward_args *args)
 {
@@ -339,7 +356,8 @@ tp_tensor *tp_joint_linear(tp_tape *tape, tp_tensor *x, const tp_joint_spec *spe
         if (u == NULL || !open_masks(tape, x, spec, &masks)) return NULL;
     }
     tp_rows low = {u != NULL ? tp_storage_data(u) : NULL, y->dtype, used};
-    if (!tp_op_ok(tape, op_name, forward(tape, x, spec, used, masks, low, tp_tensor_rows(y)))) return NULL;
+    if (!tp_op_ok(tape, op_name, pass_down(tape, x, spec, used, masks, low))) return NULL;
+    if (!spec->unread && !tp_op_ok(tape, op_name, multiply(tape, x, spec, used, tp_tensor_rows(y)))) return NULL;
     if (!record) return y;
     struct joint_record *r = tp_op_record(tape, &joint_op, sizeof *r, y, NULL, NULL);
     if (r == NULL) return NULL;
@@ -349,10 +367,15 @@ tp_tensor *tp_joint_linear(tp_tape *tape, tp_tensor *x, const tp_joint_spec *spe
     r->x = x;
     r->spec = *spec;
     r->used = used;
+    if (spec->bias != NULL) {
+        r->bias = *spec->bias;
+        r->spec.bias = &r->bias;
+    }
     for (int i = 0; i < spec->n_parts; i++) {
         if (spec->parts[i].term == NULL) continue;
         r->terms[i] = *spec->parts[i].term;
         r->spec.parts[i].term = &r->terms[i];
     }
+    if (spec->unread) tp_tape_forget(tape, y);
     return y;
 }

@@ -15,7 +15,6 @@ namespace
 
 constexpr int THREADS = 1024;
 constexpr int WIDE = 8; /* values of a thread at a time */
-constexpr int HELD_THREADS = 512;
 constexpr int CHUNK = 4; /* values of a thread that follow each other in a row that is held */
 constexpr int CLUSTER_MAX = 8;
 
@@ -94,10 +93,10 @@ template <int N> __device__ __forceinline__ void turn(float (&v)[N], int label, 
 
 constexpr float LOG2E = 1.44269504f;
 
-/* A thread's chunks of a block's columns are HELD_THREADS apart. */
-__device__ __forceinline__ int held_column(int k)
+/* A thread's chunks of a block's columns are N apart, one for each thread. */
+template <int N> __device__ __forceinline__ int held_column(int k)
 {
-    return (k * HELD_THREADS + (int)threadIdx.x) * CHUNK;
+    return (k * N + (int)threadIdx.x) * CHUNK;
 }
 
 /* The block's share of a row on its way to shared memory, where hardware copies it. */
@@ -172,12 +171,12 @@ template <int MOST> __device__ __forceinline__ exp_sum merge_lanes(exp_sum x, in
     return {__shfl_sync(0xffffffffu, x.greatest, 0), __shfl_sync(0xffffffffu, x.sum, 0)};
 }
 
-/* A cluster takes row after row, a block `width` columns of each. AHEAD: the row's next share is under way while this one is
- * merged and written. Gradient is the type of the gradients. */
-template <int HELD, bool AHEAD, typename Gradient>
-__global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_kernel(entropy_params p)
+/* A cluster takes row after row, a block of N threads `width` columns of each. AHEAD: the row's next share is under way while this
+ * one is merged and written. Gradient is the type of the gradients. */
+template <int N, int HELD, bool AHEAD, typename Gradient>
+__global__ void __launch_bounds__(N, N * HELD <= 4096 ? 2 : 1) held_entropy_kernel(entropy_params p)
 {
-    constexpr int WARPS = HELD_THREADS / 32;
+    constexpr int WARPS = N / 32;
     extern __shared__ __align__(16) float ahead[];
     __shared__ exp_sum warps[2][WARPS]; /* of this row and the one before, which others may still read */
     __shared__ __align__(8) float sums[2][2];
@@ -197,12 +196,12 @@ __global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_
     for (int64_t row = group; row < p.rows; row += groups, parity ^= 1) {
         float *const x = p.logits + row * p.ld + first, v[HELD][CHUNK], correct = 0;
         const int label = p.labels[row] < 0 ? -1 : (int)(p.labels[row] - first); /* may lie in another block's share */
-        const bool own_label = label >= 0 && label < count && label / CHUNK % HELD_THREADS == (int)threadIdx.x;
+        const bool own_label = label >= 0 && label < count && label / CHUNK % N == (int)threadIdx.x;
         const float *const from = AHEAD ? ahead : x;
         if (AHEAD && count > 0) next.wait(parity);
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            const int c = held_column(k);
+            const int c = held_column<N>(k);
             if (p.aligned && c + CHUNK <= count) {
                 tp_load<CHUNK>(from + c, v[k]);
             } else {
@@ -211,10 +210,13 @@ __global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_
             }
         }
         if (own_label) correct = from[label];
+        if constexpr (AHEAD) {
+            __syncthreads(); /* all of the share has been read */
+            if (copies && row + groups < p.rows) next.begin(x + groups * p.ld);
+        }
         const exp_sum own = exponentials<HELD>(v), warp = merge_lanes<32>(own, 32);
         if (lane == 0) warps[parity][threadIdx.x / 32] = warp;
-        __syncthreads(); /* all of the share has been read */
-        if (copies && row + groups < p.rows) next.begin(x + groups * p.ld);
+        __syncthreads();
         exp_sum all = merge_lanes<WARPS>(warps[parity][lane % WARPS], WARPS);
         if (p.members > 1) {
             if (threadIdx.x == 0) sums[parity][0] = all.greatest, sums[parity][1] = all.sum;
@@ -232,7 +234,7 @@ __global__ void __launch_bounds__(HELD_THREADS, HELD <= 8 ? 2 : 1) held_entropy_
         for (int k = 0; k < HELD; k++) {
 #pragma unroll
             for (int i = 0; i < CHUNK; i++) v[k][i] *= own_factor;
-            tp_store_some<CHUNK>(to + held_column(k), count - held_column(k), p.aligned, v[k]);
+            tp_store_some<CHUNK>(to + held_column<N>(k), count - held_column<N>(k), p.aligned, v[k]);
         }
         if (own_label) to[label] = tp_from_f32<Gradient>(fmaf(__expf(correct - all.greatest), factor, -scale));
     }
@@ -281,30 +283,32 @@ template <typename Gradient> __global__ void __launch_bounds__(THREADS) cross_en
     }
 }
 
-template <int HELD, bool AHEAD, typename Gradient> tp_status launch_held(tp_ctx *ctx, entropy_params p)
+template <int N, int HELD, bool AHEAD, typename Gradient> tp_status launch_held(tp_ctx *ctx, entropy_params p)
 {
-    constexpr int64_t MOST = HELD * HELD_THREADS * CHUNK;
-    p.members = (int)tp_cuda_ceil(p.vocab, MOST);
+    const auto kernel = held_entropy_kernel<N, HELD, AHEAD, Gradient>;
+    p.members = (int)tp_cuda_ceil(p.vocab, (int64_t)N * HELD * CHUNK);
     p.width = tp_cuda_ceil(tp_cuda_ceil(p.vocab, p.members), CHUNK) * CHUNK;
     const int shared = AHEAD ? (int)p.width * 4 : 0;
     int at_once = 0;
-    TP_CUDA_ALLOW_SHARED(ctx, "cross_entropy", (held_entropy_kernel<HELD, AHEAD, Gradient>), shared);
-    TP_TRY(
-        tp_cluster::most_at_once(ctx, held_entropy_kernel<HELD, AHEAD, Gradient>, HELD_THREADS, shared, p.members, &at_once));
-    return tp_cuda_check(ctx, "cross_entropy",
-                         tp_cluster::launch(ctx, held_entropy_kernel<HELD, AHEAD, Gradient>,
-                                            tp_cuda_min(p.rows, at_once) * p.members, HELD_THREADS, shared, p.members, p));
+    TP_CUDA_ALLOW_SHARED(ctx, "cross_entropy", kernel, shared);
+    TP_TRY(tp_cluster::most_at_once(ctx, kernel, N, shared, p.members, &at_once));
+    return tp_cuda_check(
+        ctx, "cross_entropy",
+        tp_cluster::launch(ctx, kernel, tp_cuda_min(p.rows, at_once) * p.members, N, shared, p.members, p));
+}
+
+/* Few blocks a row wait less for each other than many: two to a multiprocessor as long as four of them hold it, else one. */
+template <bool AHEAD, typename Gradient> tp_status launch_clusters(tp_ctx *ctx, const entropy_params &p)
+{
+    if (p.vocab <= 4 * 512 * 8 * CHUNK) return launch_held<512, 8, AHEAD, Gradient>(ctx, p);
+    return launch_held<1024, 8, AHEAD, Gradient>(ctx, p);
 }
 
 template <typename Gradient> tp_status launch(tp_ctx *ctx, const entropy_params &p)
 {
-    constexpr int64_t ROOM = (int64_t)CLUSTER_MAX * HELD_THREADS * CHUNK; /* of a cluster that holds one chunk per thread */
-    const bool clusters = tp_cuda_of(ctx)->clusters;
     const bool ahead = tp_cuda_of(ctx)->tensor_maps != NULL && p.aligned && p.vocab % CHUNK == 0;
-    if (clusters && p.vocab <= 8 * ROOM)
-        return ahead ? launch_held<8, true, Gradient>(ctx, p) : launch_held<8, false, Gradient>(ctx, p);
-    if (clusters && p.vocab <= 16 * ROOM)
-        return ahead ? launch_held<16, true, Gradient>(ctx, p) : launch_held<16, false, Gradient>(ctx, p);
+    if (tp_cuda_of(ctx)->clusters && p.vocab <= CLUSTER_MAX * 1024 * 8 * CHUNK)
+        return ahead ? launch_clusters<true, Gradient>(ctx, p) : launch_clusters<false, Gradient>(ctx, p);
     TP_CUDA_LAUNCH(ctx, "cross_entropy", cross_entropy_kernel<Gradient>,
                    (unsigned)tp_cuda_min(p.rows, tp_cuda_of(ctx)->multiprocessors), THREADS, 0, p);
     return TP_OK;

@@ -242,12 +242,12 @@ extern "C" tp_status tp_cuda_reserve(tp_ctx *ctx, const tp_attention_size *size,
 {
     tp_cuda *cuda = tp_cuda_of(ctx);
     *bytes = 0;
-    if (size->sequences < 1 || !good_length(size->length) || !gradient_gains(size->length, size->head_dim)) return TP_OK;
-    const uint64_t wanted = gradient_bytes(size->sequences, size->length, size->heads, size->head_dim) + RESERVE_MORE;
-    if (wanted <= TP_CUDA_WORKSPACE_BYTES || wanted > most || cudnn_of(cuda) == NULL) return TP_OK;
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaSetDevice(cuda->index)));
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaFree(cuda->reserved)));
     cuda->reserved = NULL, cuda->reserved_bytes = 0;
+    if (size->sequences < 1 || !good_length(size->length) || !gradient_gains(size->length, size->head_dim)) return TP_OK;
+    const uint64_t wanted = gradient_bytes(size->sequences, size->length, size->heads, size->head_dim) + RESERVE_MORE;
+    if (wanted <= TP_CUDA_WORKSPACE_BYTES || wanted > most || cudnn_of(cuda) == NULL) return TP_OK;
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaMalloc((void **)&cuda->reserved, wanted)));
     *bytes = cuda->reserved_bytes = wanted;
     return TP_OK;
