@@ -3,7 +3,7 @@
 #
 #   tests/bench/gpu/sanitize.sh FOLDER [SECONDS [JOBS [LOG]]]       in the root of the repository
 #
-# FOLDER holds test_cuda, test_cuda_matmul, test_cuda_attention, test_cuda_few and test_cuda_layers. What is not done after SECONDS (600) is cut off.
+# FOLDER holds test_cuda, test_cuda_matmul, test_cuda_attention, test_cuda_few, test_cuda_layers, test_cuda_graph and test_cuda_dropped. What is not done after SECONDS (600) is cut off.
 # JOBS (12) processes run at a time, each on a core of its own. LOG is what an earlier call for the same binaries printed: what was clean there is not
 # run again, so that short turns on a GPU add up. TOOLS is the list of tools (racecheck initcheck memcheck synccheck).
 #
@@ -12,7 +12,7 @@
 set -u
 folder=${1:?usage: sanitize.sh FOLDER [SECONDS [JOBS [LOG]]]}
 end=$(($(date +%s) + ${2:-600})) jobs=${3:-12} before=${4:-/dev/null}
-programs="test_cuda_attention test_cuda test_cuda_few test_cuda_layers test_cuda_matmul"
+programs="test_cuda_attention test_cuda test_cuda_few test_cuda_layers test_cuda_matmul test_cuda_graph test_cuda_dropped"
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not there"; exit 2; }
