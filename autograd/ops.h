@@ -51,7 +51,7 @@ typedef struct tp_joint_spec {
     int n_parts;
     struct tp_joint_part {
         int64_t rows; /* of the weight; those of all parts make `out` */
-        /* On all rows of x and without dropout, or NULL; the ranks add up to at most `room`. */
+        /* On all rows of x, or NULL; the ranks add up to at most `room`. */
         const tp_lowrank *term;
     } parts[TP_JOINT_PARTS];
 } tp_joint_spec;

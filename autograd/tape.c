@@ -120,6 +120,19 @@ uint64_t tp_tape_trace(const tp_tape *tape)
 {
     return tape->pool.trace;
 }
+void tp_tape_note_places(tp_tape *tape)
+{
+    tape->pool.notes = true;
+}
+const tp_place *tp_tape_places(const tp_tape *tape, size_t *n)
+{
+    *n = tape->pool.n_noted;
+    return tape->pool.noted;
+}
+void tp_tape_follow_places(tp_tape *tape, const tp_place *places, size_t n)
+{
+    tp_pool_follow(&tape->pool, places, n);
+}
 void tp_tape_set_parking(tp_tape *tape, bool parking)
 {
     tape->parking = parking;

@@ -23,6 +23,11 @@ typedef struct tp_tape tp_tape;
 TP_API tp_status tp_tape_new(tp_ctx *ctx, size_t capacity, tp_dtype precision, tp_tape **tape) TP_MUST_CHECK;
 TP_API void tp_tape_free(tp_tape *tape);
 TP_API void tp_tape_reset(tp_tape *tape);
+/* The places of the step arena that a pass took, and another pass of no more rows and labels that takes the same: noting begins
+ * with an empty tape, following holds until the reset. `places` are the tape's own, or borrowed. */
+TP_API void tp_tape_note_places(tp_tape *tape);
+TP_API const tp_place *tp_tape_places(const tp_tape *tape, size_t *n);
+TP_API void tp_tape_follow_places(tp_tape *tape, const tp_place *places, size_t n);
 /* TP_OK or the first failure since the last reset. */
 TP_API tp_status tp_tape_status(const tp_tape *tape);
 TP_API tp_dtype tp_tape_precision(const tp_tape *tape);

@@ -63,6 +63,11 @@ typedef struct tp_backend {
     tp_status (*layers_open)(tp_ctx *ctx, const tp_layers_args *args, tp_layers **layers);
     tp_status (*layers_run)(tp_ctx *ctx, tp_layers *layers);
     void (*layers_close)(tp_device *device, tp_layers *layers);
+    /* Attention in a recording, from its next launch on, is over these segments instead of those it was called with. *fits
+     * false: they would take other kernels, and the recording is as it was. NULL where kernels cannot be recorded. */
+    tp_status (*graph_segments)(tp_ctx *ctx, tp_graph *graph, const tp_segment *segments, int64_t n, bool *fits);
+    uint64_t piece_bytes;         /* its memory comes in such pieces, for allocations of half of one or more; 0: as it is */
+    uint64_t recorded_call_bytes; /* about what a call of a kernel takes of the device's memory in a recording */
 } tp_backend;
 
 /* First member of every backend's device struct. */
@@ -73,6 +78,7 @@ struct tp_device {
     bool tf32;                /* set by the caller: f32 products may round their factors to tf32, where the device can */
     bool makes_swiglu_again;  /* its swiglu_factors makes y on the way, so that y need not be kept */
     bool any_order;           /* set by the caller: kernels may add in an order left to chance, where that is faster */
+    bool drops_in_products;   /* its dropped_down and the like draw and apply masks on the way (tp_drops_in_products) */
     uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
     uint64_t logits_bytes;    /* that a loss should make at once; 0: as the op likes */
@@ -92,6 +98,8 @@ TP_API void tp_device_close(tp_device *device);
 TP_API tp_status tp_device_precision(tp_ctx *ctx, const char *word, tp_dtype *precision) TP_MUST_CHECK;
 /* Of a dry device: the largest attention whose gradient was counted since it was asked last. */
 TP_API tp_attention_size tp_dry_attention_size(tp_device *device);
+/* Of a dry device: how many calls of kernels were counted since it was asked last. */
+TP_API int64_t tp_dry_calls(tp_device *device);
 
 /* tp_run_matmul(ctx, &args), ...: runs a kernel on ctx->device. */
 #define TP_KERNEL(name, type)                                                                                                  \

@@ -68,7 +68,8 @@ typedef struct tp_pass {
 
 /* y = module(x) + residual, with what sits in its slot. Opens the scope of the module's last path component. */
 TP_API tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_tensor *x, tp_tensor *residual);
-/* y[i] = member i (x), for all members; of a joint of one, y[0] = member 0 (x) + residual. Whether it was one product. */
+/* y[i] = member i (x), for all members; of a joint of one, y[0] = member 0 (x) + residual. Whether it was one product and x is
+ * read as it is: without dropout. */
 TP_API bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[]);
 
 #endif

@@ -23,6 +23,8 @@ struct tp_run {
     tp_ctx dry;
     tp_model *shape_model;
     tp_plan plan;
+    tp_place *places; /* of a micro-batch's allocations in the step arena; NULL: first fit */
+    size_t n_places;
 
     tp_tokenizer *tokenizer;     /* NULL with ready tokens */
     tp_dataset *data, *held_out; /* held_out NULL: none */
@@ -34,6 +36,7 @@ struct tp_run {
     tp_pattern *patterns; /* rank and alpha patterns of the recipe */
     tp_tape *tape;
     tp_batch_buffers buffers;
+    tp_buckets buckets;
     tp_replay *replay;
     tp_host_batch *group; /* [gradient_accumulation_steps]: the micro-batches of step group_step (from 0; -1: none) */
     int64_t group_step, group_n, group_labels, group_tokens;

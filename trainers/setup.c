@@ -11,8 +11,10 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
-#define RESERVE_SHARE 16   /* of the memory limit, one part for what kernels are only faster with */
-#define RESERVE_WORK  1.02 /* and so much work of the products for it */
+#define RESERVE_SHARE    16   /* of the memory limit, one part for what kernels are only faster with */
+#define RESERVE_WORK     1.02 /* and so much work of the products for it */
+#define RECORDINGS_MOST  16   /* of micro-batches */
+#define RECORDINGS_SHARE 32   /* of the memory that the run takes otherwise, one part for them */
 
 static tp_status open_device(tp_run *run)
 {
@@ -33,6 +35,7 @@ static tp_status open_device(tp_run *run)
         return tp_fail(ctx, run->dry.status, "%s", run->dry.message);
     run->dry.device->logits_bytes = ctx->device->logits_bytes;
     run->dry.device->makes_swiglu_again = ctx->device->makes_swiglu_again;
+    run->dry.device->drops_in_products = ctx->device->drops_in_products;
     return TP_OK;
 }
 
@@ -48,13 +51,12 @@ static tp_status read_start(tp_run *run)
     return tp_adapter_config_read(run->ctx, run->config->run.adapter_path, &run->start);
 }
 
-/* The highest rank of the run's adapter; 0 with dropout, which keeps adapters out of joint products. */
+/* The highest rank of the run's adapter. */
 static tp_status room_rank(tp_run *run, int64_t *rank)
 {
     const tp_lora_config *c = &run->config->lora;
     const tp_lora_spec *start = &run->start.spec;
     double most = (double)c->rank;
-    *rank = 0;
     if (run->config->run.adapter_path != NULL) {
         TP_TRY(read_start(run));
         most = (double)start->rank;
@@ -62,8 +64,7 @@ static tp_status room_rank(tp_run *run, int64_t *rank)
     } else {
         for (size_t i = 0; i < c->rank_pattern.n; i++) most = fmax(most, c->rank_pattern.items[i].value);
     }
-    bool given = run->config->run.adapter_path == NULL || tp_recipe_given(run->recipe, "lora_dropout");
-    if (!((given ? c->dropout : start->dropout) > 0)) *rank = (int64_t)most;
+    *rank = (int64_t)most;
     return TP_OK;
 }
 
@@ -278,6 +279,48 @@ static tp_status more_logits(tp_run *run, tp_lora *lora, uint64_t limit)
     return TP_OK;
 }
 
+/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
+ * grows, frequencies of some ropes are copied to the device for each length. */
+static bool repeats(const tp_run *run)
+{
+    const tp_plan_shape *shape = &run->plan.shape;
+    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
+    return run->ctx->device->backend->capture_begin != NULL && !parks &&
+           !tp_rope_depends_on_length(&run->shape_model->config.rope);
+}
+
+/* As many recordings as there is memory for. Where all micro-batches have the largest one's rows, one shape is all there is,
+ * but for the last of an epoch. */
+static void plan_recordings(tp_run *run, uint64_t limit, int64_t tokens)
+{
+    tp_plan *plan = &run->plan;
+    const uint64_t each = (uint64_t)plan->calls * run->ctx->device->backend->recorded_call_bytes;
+    const bool even = tokens == run->micro_batches * plan->shape.rows;
+    if (!repeats(run) || each == 0 || plan->peak > limit) return;
+    const uint64_t share = plan->peak / RECORDINGS_SHARE, left = limit - plan->peak;
+    plan->recorded_most = (int64_t)((share < left ? share : left) / each);
+    if (plan->recorded_most < 2 && left >= 2 * each) plan->recorded_most = 2;
+    if (plan->recorded_most > RECORDINGS_MOST) plan->recorded_most = RECORDINGS_MOST;
+    if (even && plan->recorded_most > 2) plan->recorded_most = 2;
+    plan->recordings = (uint64_t)plan->recorded_most * each;
+    plan->peak += plan->recordings;
+}
+
+/* Filling up micro-batches costs about a twentieth of the largest one; recordings save a microsecond for each call of a kernel.
+ * The rates are those of a fast GPU, and the same everywhere, for what is added up depends on this. Turning a recording to
+ * other segments is work of the host: the device hides it where each step is one micro-batch, which is known early, or where
+ * micro-batches are about as long as the longest, as packed ones are. */
+static void choose_buckets(tp_run *run, int64_t tokens)
+{
+    const tp_plan *plan = &run->plan;
+    const double f32_rate = 5e13, narrow_rate = 5e14, copy_rate = 2.5e12, call_saves = 1e-6, filled = 1.0 / 20;
+    double seconds = plan->flops_f32 / f32_rate + plan->flops_narrow / narrow_rate + plan->bytes_moved / copy_rate;
+    bool pays = seconds / (double)plan->shape.accumulation * filled < (double)plan->calls * call_saves;
+    bool hidden = plan->shape.accumulation == 1 || 2 * tokens >= run->micro_batches * plan->shape.rows;
+    if (plan->recorded_most > 0 && plan->shape.recomputed_rows == 0 && pays && hidden)
+        run->buckets = tp_buckets_for(plan->shape.rows, plan->shape.labels);
+}
+
 static tp_status make_plan(tp_run *run)
 {
     tp_lora *lora;
@@ -297,11 +340,13 @@ static tp_status make_plan(tp_run *run)
                            .accumulation = run->config->train.gradient_accumulation_steps,
                            .recompute_every = group_size(run),
                            .parked_inputs = parks_inputs(run),
+                           .uneven = counts.tokens != run->micro_batches * rows,
                            .own_memory = !run->ctx->device->backend->host_memory,
                            .any_order = run->ctx->device->any_order && run->ctx->device->backend->reserve != NULL,
                            .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
                            .sample_context = run->samples != NULL ? tp_samples_context(run->samples) : 0,
+                           .piece_bytes = run->ctx->device->backend->piece_bytes,
                            .workspace_bytes = run->ctx->device->workspace_bytes,
                            .host_bytes = (uint64_t)counts.rows_used * 64};
     uint64_t limit = memory_limit(run);
@@ -316,8 +361,13 @@ static tp_status make_plan(tp_run *run)
         status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
                                                run->config->train.micro_batch_size, run->max_length,
                                                run->shape_model->config.max_positions, &run->plan));
+    /* Host memory has room for batches that fall differently. */
+    if (status == TP_OK && !run->ctx->device->backend->host_memory && run->plan.shape.recomputed_rows == 0)
+        status = from_dry(run, tp_plan_places(&run->dry, run->shape_model, &run->plan.shape, &run->places, &run->n_places));
     tp_lora_free(lora);
     TP_TRY(status);
+    plan_recordings(run, limit, counts.tokens);
+    choose_buckets(run, counts.tokens);
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
 
@@ -353,16 +403,6 @@ static tp_status open_model(tp_run *run)
     return status;
 }
 
-/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
- * grows, frequencies of some ropes are copied to the device for each length. TAPEFT_NO_GRAPHS is for comparisons. */
-static bool may_replay(const tp_run *run)
-{
-    const tp_plan_shape *shape = &run->plan.shape;
-    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
-    return !parks && !run->options.tune && !tp_rope_depends_on_length(&run->model->config.rope) &&
-           getenv("TAPEFT_NO_GRAPHS") == NULL;
-}
-
 static tp_status open_trainer(tp_run *run)
 {
     const tp_train_config *c = &run->config->train;
@@ -375,7 +415,8 @@ static tp_status open_trainer(tp_run *run)
     TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
     TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
     tp_tape_set_state(run->tape, run->optim->step_state);
-    TP_TRY(tp_replay_open(ctx, may_replay(run), &run->replay));
+    bool records = !run->options.tune && getenv("TAPEFT_NO_GRAPHS") == NULL; /* the variable is for comparisons */
+    TP_TRY(tp_replay_open(ctx, records ? run->plan.recorded_most : 0, &run->replay));
     TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
     if (run->samples != NULL) TP_TRY(tp_samples_begin(ctx, run->samples, run->model));
     run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);
@@ -440,6 +481,7 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     tp_replay_close(run->replay);
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
+    tp_free(run->places);
     tp_batch_buffers_close(&run->buffers);
     for (int64_t i = 0; run->group != NULL && i < run->config->train.gradient_accumulation_steps; i++)
         tp_host_batch_free(&run->group[i]);

@@ -69,8 +69,10 @@ struct entropy_params {
     int64_t width; /* columns of each, a multiple of CHUNK */
 };
 
-__device__ __forceinline__ float scale_of(const entropy_params &p)
+/* A row without a label has a gradient of zeros. */
+__device__ __forceinline__ float scale_of(const entropy_params &p, int64_t row)
 {
+    if (p.labels[row] < 0) return 0.0f;
     return p.state != nullptr ? p.state->grad_scale * p.state->loss_scale : p.grad_scale;
 }
 
@@ -250,7 +252,7 @@ __global__ void __launch_bounds__(N, N <= 512 ? 2 : 1) held_entropy_kernel(entro
     int64_t step = 0;
     for (int64_t row = group; row < p.rows; row += groups, step++) {
         float *const x = p.logits + row * p.ld + first, v[HELD][CHUNK], correct = 0;
-        const int label = (int)(p.labels[row] - first); /* may lie in another block's share */
+        const int label = p.labels[row] < 0 ? -1 : (int)(p.labels[row] - first); /* may lie in another block's share */
         const bool own_label = label >= 0 && label < count && label / CHUNK % N == (int)threadIdx.x;
         const float *const from = AHEAD ? ahead : x;
         if (AHEAD && count > 0) next.wait((int)(step & 1));
@@ -272,8 +274,9 @@ __global__ void __launch_bounds__(N, N <= 512 ? 2 : 1) held_entropy_kernel(entro
         const exp_sum own = exponentials<HELD>(v);
         const exp_sum all = merge_cluster(box, merge_lanes(own), member, p.members, step);
         if (own_label) store_loss(p, row, all, correct);
+        if (member == 0 && threadIdx.x == 0 && p.labels[row] < 0) p.loss[row] = 0.0f;
         if (!p.want_grad) continue;
-        const float scale = scale_of(p), factor = scale / all.sum;
+        const float scale = scale_of(p, row), factor = scale / all.sum;
         const float own_factor = __expf(shift_of(own.greatest) - all.greatest) * factor;
         Gradient *const to = reinterpret_cast<Gradient *>(p.logits + row * p.ld) + first;
 #pragma unroll
@@ -295,7 +298,7 @@ template <typename Gradient> __global__ void __launch_bounds__(THREADS) cross_en
     for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
         float *x = p.logits + row * p.ld, v[WIDE];
         const int64_t label = p.labels[row];
-        const float correct = x[label];
+        const float correct = label < 0 ? 0.0f : x[label];
         exp_sum own = {-INFINITY, 0.0f};
         for (int64_t c = threadIdx.x * WIDE; c < p.vocab; c += THREADS * WIDE) {
             tp_load_some<WIDE>(x + c, p.vocab - c, p.aligned, v);
@@ -309,9 +312,14 @@ template <typename Gradient> __global__ void __launch_bounds__(THREADS) cross_en
             own.greatest = greatest;
         }
         const exp_sum all = block_merge(own, shared); /* a barrier: the label's logit is read before it is written */
-        if (threadIdx.x == 0) store_loss(p, row, all, correct);
+        if (threadIdx.x == 0) {
+            if (label < 0)
+                p.loss[row] = 0.0f;
+            else
+                store_loss(p, row, all, correct);
+        }
         if (!p.want_grad) continue;
-        const float scale = scale_of(p), factor = scale / all.sum;
+        const float scale = scale_of(p, row), factor = scale / all.sum;
         const int64_t steps = (p.vocab + THREADS * WIDE - 1) / (THREADS * WIDE);
         for (int64_t step = 0; step < steps; step++) {
             const int64_t c = ((NARROW ? step : steps - 1 - step) * THREADS + threadIdx.x) * WIDE;

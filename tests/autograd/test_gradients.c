@@ -61,10 +61,11 @@ static tp_matrix stacked(tp_dtype precision)
 }
 
 /* Parts of 4 and 3 rows. x [3, 5], residual [3, 7], A0 [2, 5], B0 [4, 2], A1 [1, 5], B1 [3, 1] */
-static tp_tensor *joint_of(tp_tape *tape, tp_tensor *x, tp_tensor **in)
+static tp_tensor *joint_of(tp_tape *tape, tp_tensor *x, tp_tensor **in, float dropout)
 {
     weight = stacked(tp_tape_precision(tape));
-    const tp_lowrank terms[] = {{.a = in[2], .b = in[3], .scaling = 0.75f}, {.a = in[4], .b = in[5], .scaling = 2}};
+    const tp_lowrank terms[] = {{.a = in[2], .b = in[3], .scaling = 0.75f, .dropout = dropout, .site = 2},
+                                {.a = in[4], .b = in[5], .scaling = 2, .dropout = dropout / 2, .site = 3}};
     tp_joint_spec spec = {.weight = &weight, .room = 3, .residual = in[1], .n_parts = 2};
     spec.parts[0] = (struct tp_joint_part){4, &terms[0]};
     spec.parts[1] = (struct tp_joint_part){3, &terms[1]};
@@ -79,7 +80,12 @@ static tp_tensor *without_room(tp_tape *tape, tp_tensor *y)
 static tp_tensor *joint(tp_tape *tape, tp_tensor **in)
 {
     tp_tape_set_room(tape, 3);
-    return without_room(tape, joint_of(tape, tp_scale(tape, in[0], 1), in));
+    return without_room(tape, joint_of(tape, tp_scale(tape, in[0], 1), in, 0));
+}
+static tp_tensor *joint_dropout(tp_tape *tape, tp_tensor **in)
+{
+    tp_tape_set_room(tape, 3);
+    return without_room(tape, joint_of(tape, tp_scale(tape, in[0], 1), in, 0.4f));
 }
 /* One factor alone, for the part of the last 3 rows, and x used twice. x [3, 5], A [2, 5], B [3, 2] */
 static tp_tensor *joint_partly(tp_tape *tape, tp_tensor **in)
@@ -95,13 +101,21 @@ static tp_tensor *joint_partly(tp_tape *tape, tp_tensor **in)
     return without_room(tape, tp_add(tape, once, tp_joint_linear(tape, x, &spec)));
 }
 /* The norm's result is forgotten and made again. Inputs as of joint, and the norm's weight [1, 5]. */
-static tp_tensor *joint_forgotten(tp_tape *tape, tp_tensor **in)
+static tp_tensor *forgotten(tp_tape *tape, tp_tensor **in, float dropout)
 {
     tp_tape_set_room(tape, 3);
     tp_tensor *h = tp_rmsnorm(tape, in[0], in[6], 1e-5f);
-    tp_tensor *y = joint_of(tape, h, in);
+    tp_tensor *y = joint_of(tape, h, in, dropout);
     tp_tape_forget(tape, h);
     return without_room(tape, y);
+}
+static tp_tensor *joint_forgotten(tp_tape *tape, tp_tensor **in)
+{
+    return forgotten(tape, in, 0);
+}
+static tp_tensor *joint_forgotten_dropout(tp_tape *tape, tp_tensor **in)
+{
+    return forgotten(tape, in, 0.4f);
 }
 
 /* A gated block as models have it, in which the device makes SwiGLU's result again and factors on both sides are met there:
@@ -384,6 +398,18 @@ static const gradcheck_case cases[] = {{"linear", LINEAR_INPUTS, linear, false, 
     {"swiglu of one tensor", {{3, 7, false, -3, 3}}, 1, swiglu_same, false, 0},
     {"gelu", {{3, 7, false, -3, 3}}, 1, gelu, false, 0}, {"gelu with erf", {{3, 7, false, -3, 3}}, 1, gelu_exact, false, 0},
     {"add", {{3, 7, X}, {3, 7, X}}, 2, add, false, 0}, {"add of one tensor", {{3, 7, X}}, 1, add_same, false, 0},
+    {"joint linear with dropout",
+     {{3, 5, X}, {3, 7, X}, {2, 5, P}, {4, 2, P}, {1, 5, P}, {3, 1, P}},
+     6,
+     joint_dropout,
+     false,
+     0},
+    {"joint linear with dropout of a forgotten norm",
+     {{3, 5, X}, {3, 7, X}, {2, 5, P}, {4, 2, P}, {1, 5, P}, {3, 1, P}, {1, 5, P}},
+     7,
+     joint_forgotten_dropout,
+     false,
+     0},
     {"scale", {{3, 7, X}}, 1, scale, false, 0}, {"dropout", {{3, 7, X}}, 1, dropout, false, 0},
     {"embedding", {{4, 5, P}, {4, 5, X}}, 2, embedding, false, 0}, {"rope", {{3, 8, X}}, 1, rope, false, 0},
     {"attention", {{7, 16, X}, {7, 8, X}, {7, 8, X}}, 3, attention, false, 0},

@@ -486,7 +486,8 @@ static void test_embedding(void **state)
         random_matrix(&b, &args.table, format, 48, dim, transposed, below(2) == 0);
         args.table.rope_pairs = !transposed && below(3) == 0 ? 16 : 0;
         args.table.round_bf16 = below(2) == 0;
-        ints_in(&b, &args.ids, n, 48);
+        int32_t *ids = ints_in(&b, &args.ids, n, 48);
+        if (n > 2) ids[2] = -1;
         rows_out(&b, &args.out, n, dim, random_dtype(), EXACT);
         char text[120];
         snprintf(text, sizeof text, "embedding %s n=%lld dim=%lld transposed=%d rope=%d", tp_formats[format].name, (long long)n,

@@ -140,6 +140,12 @@ static void test_limits_with_joint_weights(void **state)
     check_limits(true, 0, false);
 }
 
+static void test_limits_with_joint_weights_and_dropout(void **state)
+{
+    (void)state;
+    check_limits(true, 0.2, false);
+}
+
 static void test_limits_with_offloading(void **state)
 {
     (void)state;
@@ -150,6 +156,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_limits), cmocka_unit_test(test_limits_with_dropout),
                                        cmocka_unit_test(test_limits_with_joint_weights),
+                                       cmocka_unit_test(test_limits_with_joint_weights_and_dropout),
                                        cmocka_unit_test(test_limits_with_offloading)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
