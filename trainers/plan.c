@@ -284,9 +284,9 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
                   "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld, \"least_bytes\": %llu, "
                   "\"smallest_device_bytes\": %llu}\n",
                   (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
-                  plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.remade_gates, plan->shape.recomputed_layers,
-                  (long long)plan->largest_batch, (long long)plan->largest_length, (unsigned long long)plan->least,
-                  (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
+                  plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.remade_gates,
+                  plan->shape.recomputed_layers, (long long)plan->largest_batch, (long long)plan->largest_length,
+                  (unsigned long long)plan->least, (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
 }
 
 void tp_plan_write_memory(const tp_plan *plan, tp_buf *out)

@@ -53,8 +53,8 @@ TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora,
 TP_API tp_status tp_plan_places(tp_ctx *dry, tp_model *shape_model, const tp_plan_shape *shape, tp_place **places,
                                 size_t *n) TP_MUST_CHECK;
 /* The same for the cheapest way that fits into `limit` bytes: nothing computed again; norms and SwiGLU of some blocks; of all,
- * and gate and up of some, where they are one product; of all; some blocks as a whole; all of them; all of them in slices of the
- * batch. Where none fits, the plan is the smallest one. */
+ * and gate and up of some, where they are one product; of all; some blocks as a whole; all of them; all of them in slices of
+ * the batch. Where none fits, the plan is the smallest one. */
 TP_API tp_status tp_plan_fit(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape, uint64_t limit,
                              tp_plan *plan) TP_MUST_CHECK;
 /* The largest micro-batch of rows of `length` tokens, all of them with labels, and the longest rows, up to `longest`, in a

@@ -14,7 +14,7 @@ namespace
 {
 
 constexpr int THREADS = 1024;
-constexpr int WIDE = 8; /* values of a thread at a time */
+constexpr int WIDE = 8;  /* values of a thread at a time */
 constexpr int CHUNK = 4; /* values of a thread that follow each other in a row that is held */
 constexpr int CLUSTER_MAX = 8;
 
@@ -171,10 +171,10 @@ template <int MOST> __device__ __forceinline__ exp_sum merge_lanes(exp_sum x, in
     return {__shfl_sync(0xffffffffu, x.greatest, 0), __shfl_sync(0xffffffffu, x.sum, 0)};
 }
 
-/* A cluster takes row after row, a block of N threads `width` columns of each. AHEAD: the row's next share is under way while this
- * one is merged and written. Gradient is the type of the gradients. */
+/* A cluster takes row after row, a block of N threads `width` columns of each. AHEAD: the row's next share is under way while
+ * this one is merged and written. Gradient is the type of the gradients. */
 template <int N, int HELD, bool AHEAD, typename Gradient>
-__global__ void __launch_bounds__(N, N * HELD <= 4096 ? 2 : 1) held_entropy_kernel(entropy_params p)
+__global__ void __launch_bounds__(N, N *HELD <= 4096 ? 2 : 1) held_entropy_kernel(entropy_params p)
 {
     constexpr int WARPS = N / 32;
     extern __shared__ __align__(16) float ahead[];
@@ -292,9 +292,8 @@ template <int N, int HELD, bool AHEAD, typename Gradient> tp_status launch_held(
     int at_once = 0;
     TP_CUDA_ALLOW_SHARED(ctx, "cross_entropy", kernel, shared);
     TP_TRY(tp_cluster::most_at_once(ctx, kernel, N, shared, p.members, &at_once));
-    return tp_cuda_check(
-        ctx, "cross_entropy",
-        tp_cluster::launch(ctx, kernel, tp_cuda_min(p.rows, at_once) * p.members, N, shared, p.members, p));
+    return tp_cuda_check(ctx, "cross_entropy",
+                         tp_cluster::launch(ctx, kernel, tp_cuda_min(p.rows, at_once) * p.members, N, shared, p.members, p));
 }
 
 /* Few blocks a row wait less for each other than many: two to a multiprocessor as long as four of them hold it, else one. */
