@@ -78,8 +78,8 @@ typedef struct tp_rope_angles {
 } tp_rope_angles;
 /* Rotates x [N, H * head_dim] in place: x must not be used afterwards. */
 TP_API tp_tensor *tp_rope(tp_tape *tape, tp_tensor *x, const tp_rope_angles *angles, int64_t head_dim);
-/* The same for queries and keys, in one pass where they are columns of one tensor behind each other. False, and both NULL, on the
- * tape's error. */
+/* The same for queries and keys, in one pass where they are columns of one tensor behind each other. False, and both NULL, on
+ * the tape's error. */
 TP_API bool tp_rope_both(tp_tape *tape, tp_tensor **q, tp_tensor **k, const tp_rope_angles *angles, int64_t head_dim);
 
 /* Who sees whom. */

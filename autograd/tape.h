@@ -57,9 +57,9 @@ TP_API bool tp_tape_recording(const tp_tape *tape);
 TP_API size_t tp_tape_mark(const tp_tape *tape);
 TP_API void tp_tape_rewind(tp_tape *tape, size_t mark, const tp_tensor *keep);
 
-/* The forward pass has done with x, and linears or SwiGLU alone have read it: its memory may go. If its op saved what is needed,
- * the sweep makes it again for the first backward that reads it; otherwise nothing happens. A view (tp_split) goes with the
- * other views of the same tensor, which nobody may need either. */
+/* The forward pass has done with x, and linears or SwiGLU alone have read it: its memory may go. If its op saved what is
+ * needed, the sweep makes it again for the first backward that reads it; otherwise nothing happens. A view (tp_split) goes with
+ * the other views of the same tensor, which nobody may need either. */
 TP_API void tp_tape_forget(tp_tape *tape, tp_tensor *x);
 
 /* Where dropout reads its draw: device memory of the caller, who changes it between micro-batches only. NULL, at first: draw 0.

@@ -15,7 +15,7 @@ extern "C" {
 typedef struct tp_device tp_device;
 typedef struct tp_graph tp_graph; /* recorded kernels */
 
-/* Attention over sequences of one length in bf16, each query of which sees keys of its own sequence alone. */
+/* Attention over sequences of one length in bf16 or f16, each query of which sees keys of its own sequence alone. */
 typedef struct tp_attention_size {
     int64_t sequences, length, heads, head_dim; /* sequences 0: none */
 } tp_attention_size;
@@ -77,6 +77,7 @@ struct tp_device {
     int threads;
     bool tf32;                /* set by the caller: f32 products may round their factors to tf32, where the device can */
     bool makes_swiglu_again;  /* its swiglu_factors makes y on the way, so that y need not be kept */
+    bool any_order;           /* set by the caller: kernels may add in an order left to chance, where that is faster */
     bool drops_in_products;   /* its dropped_down and the like draw and apply masks on the way (tp_drops_in_products) */
     uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */

@@ -337,7 +337,7 @@ static double scores(const tp_attention_size *size)
 /* Remembers the largest one of sequences of one length. */
 static void note_size(dry_device *dry, const tp_attention_args *a)
 {
-    if (a->q.dtype != TP_BF16 || a->n_segments < 1 || a->n_prefix > 0 || a->window > 0) return;
+    if (a->q.dtype == TP_F32 || a->n_segments < 1 || a->n_prefix > 0 || a->window > 0) return;
     for (int64_t s = 0; s < a->n_segments; s++) {
         if (a->segments[s].q_len != a->segments[0].q_len || a->segments[s].k_len != a->segments[0].q_len) return;
     }

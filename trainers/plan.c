@@ -280,13 +280,14 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
         tp_buf_text(out, "null");
     tp_buf_printf(out,
                   ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d, "
-                  "\"remade_layers\": %d, \"remade_gates\": %d, \"recomputed_layers\": %d, "
+                  "\"remade_layers\": %d, \"remade_gates\": %d, \"recomputed_layers\": %d, \"deterministic\": %s, "
                   "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld, \"least_bytes\": %llu, "
                   "\"smallest_device_bytes\": %llu}\n",
                   (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
                   plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.remade_gates,
-                  plan->shape.recomputed_layers, (long long)plan->largest_batch, (long long)plan->largest_length,
-                  (unsigned long long)plan->least, (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
+                  plan->shape.recomputed_layers, plan->shape.any_order ? "false" : "true", (long long)plan->largest_batch,
+                  (long long)plan->largest_length, (unsigned long long)plan->least,
+                  (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
 }
 
 void tp_plan_write_memory(const tp_plan *plan, tp_buf *out)
@@ -319,6 +320,7 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
                       shape->recompute_every == 0   ? "no recomputation"
                       : shape->recompute_every == 1 ? "every block recomputed"
                                                     : "blocks recomputed in groups");
+    if (shape->any_order) tp_buf_text(out, "; not deterministic");
     tp_buf_char(out, '\n');
     if (plan->largest_batch > 0 || plan->largest_length > 0)
         tp_buf_printf(

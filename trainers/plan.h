@@ -15,6 +15,7 @@ typedef struct tp_plan_shape {
     int remade_layers, remade_gates, recomputed_layers;
     int64_t recomputed_rows;
     bool parked_inputs;
+    bool any_order;           /* of sums: tp_device.any_order, where the device makes use of it */
     bool uneven;              /* other micro-batches have fewer rows */
     bool train;               /* false: forward and loss only */
     int optimizer_states;     /* f32 numbers kept per parameter */

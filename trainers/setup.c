@@ -24,6 +24,7 @@ static tp_status open_device(tp_run *run)
         run->owns_device = true;
     }
     ctx->seed = (uint64_t)run->config->run.seed;
+    ctx->device->any_order = !run->config->run.deterministic;
     const char *word = tp_schema_field(&tp_recipe_schema, "precision")->words[run->config->run.precision];
     char where[512];
     if (tp_device_precision(ctx, word, &run->precision) != TP_OK)
@@ -341,6 +342,7 @@ static tp_status make_plan(tp_run *run)
                            .parked_inputs = parks_inputs(run),
                            .uneven = counts.tokens != run->micro_batches * rows,
                            .own_memory = !run->ctx->device->backend->host_memory,
+                           .any_order = run->ctx->device->any_order && run->ctx->device->backend->reserve != NULL,
                            .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
                            .sample_context = run->samples != NULL ? tp_samples_context(run->samples) : 0,

@@ -35,7 +35,8 @@ static bool side_by_side(const tp_tensor *a, const tp_tensor *b)
 }
 
 /* The values, or the gradients, of both. */
-static tp_status rotate_both(tp_tape *tape, tp_tensor *const x[2], const tp_rope_angles *angles, int64_t head_dim, bool gradients)
+static tp_status rotate_both(tp_tape *tape, tp_tensor *const x[2], const tp_rope_angles *angles, int64_t head_dim,
+                             bool gradients)
 {
     const bool one = side_by_side(x[0], x[1]);
     for (int i = 0; i < 2 && x[i] != NULL; i++) {

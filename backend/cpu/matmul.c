@@ -20,6 +20,9 @@
 #define LANES_MAX 64
 /* Left panels that one item packs. */
 #define PACK_PANELS 4
+/* Most words of k that are summed in one chain of additions. Longer ones are cut, and their sums added: three chains of 192
+ * have 0.6 of the rounding error of one of 576, and cost less than 1 %. */
+#define CHAIN_WORDS 208
 /* A product of no more columns, or no more k, is thin. */
 #define THIN_COLS 64
 
@@ -174,6 +177,22 @@ static void aim_at_result(tp_mm_tile *t, const tp_mm_out *out, int64_t row, int6
     t->from_ld = out->residual_ld;
 }
 
+/* A tile, in chains of about the same length. */
+static void run_chains(const tp_mm_engine *e, tp_mm_tile t)
+{
+    int64_t words = t.words, chains = tp_mm_ceil(words, CHAIN_WORDS);
+    int64_t chain = tp_mm_ceil(tp_mm_ceil(words, chains), TP_MM_RUN) * TP_MM_RUN;
+    const float *left = t.left, *right = t.right;
+    for (int64_t at = 0; at < words; at += chain) {
+        t.words = tp_mm_min(chain, words - at);
+        t.left = left + at * t.rows;
+        t.right = right + at * t.right_ld;
+        e->tile(&t);
+        t.from = t.to;
+        t.from_ld = t.ld;
+    }
+}
+
 /* One block of one group: what a right buffer holds, panel after panel. */
 typedef struct step {
     int64_t k, col, col_end;
@@ -279,7 +298,7 @@ static void multiply_tile(const pass *s, int64_t k, int64_t words, int64_t panel
     }
     if (s->direct) aim_at_result(&t, out, row, col, k == 0);
     if (s->direct || last) prefetch_tile(out, row, rows, col, cols);
-    s->e->tile(&t);
+    run_chains(s->e, t);
     if (last && !s->direct) s->e->finish(out, row, rows, col, cols, sums, s->e->nr);
 }
 

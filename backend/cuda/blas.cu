@@ -282,8 +282,8 @@ static cublasStatus_t choose(tp_cublas *blas, const tp_plan_key *key, descriptio
     const tp_plan_slot *near = tp_plans_near(&blas->plans, key);
     cublasLtMatmulHeuristicResult_t result;
     if (near == NULL) return ask(blas, key, d, algorithm);
-    cublasStatus_t status = blas->MatmulAlgoCheck(blas->handle, d->operation, d->right, d->left, d->add, d->c, &near->algorithm,
-                                                  &result);
+    cublasStatus_t status =
+        blas->MatmulAlgoCheck(blas->handle, d->operation, d->right, d->left, d->add, d->c, &near->algorithm, &result);
     if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > TP_CUDA_BLAS_BYTES) return ask(blas, key, d, algorithm);
     *algorithm = near->algorithm;
     return CUBLAS_STATUS_SUCCESS;

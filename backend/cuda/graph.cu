@@ -208,5 +208,6 @@ tp_status tp_cuda_graph_segments(tp_ctx *ctx, tp_graph *graph, const tp_segment 
     if (status == TP_OK) status = tp_cuda_check(ctx, "capture", error);
     if (status == TP_OK) status = take_over(ctx, graph, last, fits);
     if (again != NULL) (void)cudaGraphDestroy(again);
+    if (status != TP_OK) (void)cudaGetLastError(); /* the next launch has nothing to do with it */
     return status;
 }

@@ -117,6 +117,10 @@ static void expect_refusal(fixture *f, const char *text, size_t n, const char *p
     tp_ctx_clear(&f->ctx);
 }
 
+#define TEN       "\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9"
+#define CUT_NAME  "x" TEN TEN TEN "\xC3\xA9" /* 63 of 64 bytes */
+#define LONG_NAME "x" TEN TEN TEN TEN
+
 static void test_refusals(void **state)
 {
     static const struct {
@@ -157,6 +161,9 @@ static void test_refusals(void **state)
     fixture_begin(&f);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         expect_refusal(&f, cases[i].text, strlen(cases[i].text), cases[i].place, cases[i].what);
+    /* A long name is cut, and not within a character. */
+    expect_refusal(&f, LONG_NAME "\n\"1\n", strlen(LONG_NAME "\n\"1\n"), ":2:1",
+                   "column 1 (\"" CUT_NAME "\"): no quote closes");
     expect_refusal(&f, "a,b\n1,x\0y\n", 10, ":2:4", "column 2 (\"b\"): a NUL byte");
     expect_refusal(&f, "a,b\n1,\"\0\"\n", 10, ":2:4", "column 2 (\"b\"): a NUL byte");
     expect_refusal(&f, "\0a,b\n", 5, ":1:1", "column 1: a NUL byte");
