@@ -1,9 +1,8 @@
 /* Low-rank factors behind dropout: masks are drawn, kept and applied where a wide side passes through registers anyway.
  *
- *   down      u_i = d_i(x) a_i^T           one reading of x for all parts; the draws, a number for each value and part, are what
- *                                          takes the time, so their bits are kept for the other two
- *   gradient  da_i += du_i^T d_i(x)        one reading of x and of the bits
- *   up        dx += sum_i d_i(du_i a_i)    one reading and writing of dx
+ *   down      u_i = d_i(x) a_i^T           one reading of x for all parts; the draws, a number for each value and part, are
+ * what takes the time, so their bits are kept for the other two gradient  da_i += du_i^T d_i(x)        one reading of x and of
+ * the bits up        dx += sum_i d_i(du_i a_i)    one reading and writing of dx
  *
  * Products are made by tensor cores in bf16, with the values that are kept as they are: sums are multiplied by 1 / (1 - p).
  * A lane holds 16 columns that follow each other, so that its draws are whole blocks of the generator and its bits one number;
@@ -25,13 +24,13 @@ constexpr int LANE_COLUMNS = 16, WARP_COLUMNS = 4 * LANE_COLUMNS;
 constexpr int ROWS = 16; /* of a warp */
 
 struct dropped_part {
-    int column, rank;   /* of low; rows of a */
-    uint32_t least;     /* a number of the generator is kept from here on */
+    int column, rank; /* of low; rows of a */
+    uint32_t least;   /* a number of the generator is kept from here on */
     float keep_scale;
-    uint32_t words[2];  /* the generator's key */
+    uint32_t words[2]; /* the generator's key */
     uint64_t step;
-    uint16_t *masks;    /* [n, in / 16] or NULL */
-    int64_t sums;       /* gradient: where a block's sums begin; < 0: not wanted */
+    uint16_t *masks; /* [n, in / 16] or NULL */
+    int64_t sums;    /* gradient: where a block's sums begin; < 0: not wanted */
 };
 
 struct dropped_params {
@@ -195,9 +194,8 @@ __global__ void __launch_bounds__(GRADIENT_THREADS) gradient_kernel(const __grid
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 const uint32_t b = bits[e][i];
-                *reinterpret_cast<uint4 *>(&tiles[i][to]) =
-                    make_uint4(x[e].x & pair_mask(b, 0), x[e].y & pair_mask(b, 1), x[e].z & pair_mask(b, 2),
-                               x[e].w & pair_mask(b, 3));
+                *reinterpret_cast<uint4 *>(&tiles[i][to]) = make_uint4(x[e].x & pair_mask(b, 0), x[e].y & pair_mask(b, 1),
+                                                                       x[e].z & pair_mask(b, 2), x[e].w & pair_mask(b, 3));
             }
         }
 #pragma unroll
@@ -353,27 +351,27 @@ bool takes(const tp_dropped_args *a)
 }
 
 /* Calls f<parts, GROUPS of `wide` columns of the highest rank>. */
-#define WITH_PARTS(n, groups_of_two, N, G, ...)                  \
-    do {                                                         \
-        if ((groups_of_two) && (n) == 1) {                       \
-            constexpr int N = 1, G = 2;                          \
-            __VA_ARGS__                                          \
-        } else if ((groups_of_two) && (n) == 2) {                \
-            constexpr int N = 2, G = 2;                          \
-            __VA_ARGS__                                          \
-        } else if (groups_of_two) {                              \
-            constexpr int N = 3, G = 2;                          \
-            __VA_ARGS__                                          \
-        } else if ((n) == 1) {                                   \
-            constexpr int N = 1, G = 1;                          \
-            __VA_ARGS__                                          \
-        } else if ((n) == 2) {                                   \
-            constexpr int N = 2, G = 1;                          \
-            __VA_ARGS__                                          \
-        } else {                                                 \
-            constexpr int N = 3, G = 1;                          \
-            __VA_ARGS__                                          \
-        }                                                        \
+#define WITH_PARTS(n, groups_of_two, N, G, ...)                                                                                \
+    do {                                                                                                                       \
+        if ((groups_of_two) && (n) == 1) {                                                                                     \
+            constexpr int N = 1, G = 2;                                                                                        \
+            __VA_ARGS__                                                                                                        \
+        } else if ((groups_of_two) && (n) == 2) {                                                                              \
+            constexpr int N = 2, G = 2;                                                                                        \
+            __VA_ARGS__                                                                                                        \
+        } else if (groups_of_two) {                                                                                            \
+            constexpr int N = 3, G = 2;                                                                                        \
+            __VA_ARGS__                                                                                                        \
+        } else if ((n) == 1) {                                                                                                 \
+            constexpr int N = 1, G = 1;                                                                                        \
+            __VA_ARGS__                                                                                                        \
+        } else if ((n) == 2) {                                                                                                 \
+            constexpr int N = 2, G = 1;                                                                                        \
+            __VA_ARGS__                                                                                                        \
+        } else {                                                                                                               \
+            constexpr int N = 3, G = 1;                                                                                        \
+            __VA_ARGS__                                                                                                        \
+        }                                                                                                                      \
     } while (0)
 
 } // namespace
@@ -434,8 +432,6 @@ extern "C" tp_status tp_cuda_dropped_up(tp_ctx *ctx, const void *arguments)
     if (n == 0) return TP_OK;
     const int64_t columns = args->in / WARP_COLUMNS, rows = tp_cuda_ceil(p.n, UP_WARPS * ROWS);
     const dim3 grid((unsigned)columns, (unsigned)tp_cuda_min(tp_cuda_ceil(UP_BLOCKS, columns), rows));
-    WITH_PARTS(n, rank > 16, N, G, {
-        TP_CUDA_LAUNCH(ctx, "dropped_up", (up_kernel<N, G>), grid, UP_WARPS * 32, 0, p);
-    });
+    WITH_PARTS(n, rank > 16, N, G, { TP_CUDA_LAUNCH(ctx, "dropped_up", (up_kernel<N, G>), grid, UP_WARPS * 32, 0, p); });
     return TP_OK;
 }

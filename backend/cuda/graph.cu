@@ -1,7 +1,7 @@
 /* Recorded kernels, and attention over other segments than those it was recorded with.
  *
- * Segments travel in the parameters of attention's kernels, and the grids of these follow from them. So a recording keeps what each
- * call of attention was told and which of its nodes came from it. For other segments the calls are recorded once more, by
+ * Segments travel in the parameters of attention's kernels, and the grids of these follow from them. So a recording keeps what
+ * each call of attention was told and which of its nodes came from it. For other segments the calls are recorded once more, by
  * themselves, and where that makes the same kernels, their parameters and grids take the places of the old ones. All of this
  * is the host's work, while the device is still busy with what came before. */
 #include <string.h>
@@ -47,8 +47,8 @@ static tp_status last_node(tp_ctx *ctx, cudaGraphNode_t *node)
     const cudaGraphEdgeData *edges;
     size_t n = 0;
     *node = NULL;
-    TP_TRY(tp_cuda_check(
-        ctx, "capture", cudaStreamGetCaptureInfo(tp_cuda_of(ctx)->stream, &status, NULL, NULL, &last, &edges, &n)));
+    TP_TRY(tp_cuda_check(ctx, "capture",
+                         cudaStreamGetCaptureInfo(tp_cuda_of(ctx)->stream, &status, NULL, NULL, &last, &edges, &n)));
     if (status != cudaStreamCaptureStatusActive || n > 1) return tp_fail(ctx, TP_DEVICE, "capture: the recording broke off");
     if (n == 1) *node = last[0];
     return TP_OK;
@@ -208,5 +208,6 @@ tp_status tp_cuda_graph_segments(tp_ctx *ctx, tp_graph *graph, const tp_segment 
     if (status == TP_OK) status = tp_cuda_check(ctx, "capture", error);
     if (status == TP_OK) status = take_over(ctx, graph, last, fits);
     if (again != NULL) (void)cudaGraphDestroy(again);
+    if (status != TP_OK) (void)cudaGetLastError(); /* the next launch has nothing to do with it */
     return status;
 }
