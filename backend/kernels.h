@@ -294,8 +294,8 @@ typedef struct tp_dropout_args {
  *   dropped_gradient  da_i [rank[i], in] f32 += low_i^T d_i(x)         where da_i is not NULL
  *   dropped_up        dx += sum_i d_i(low_i a_i)
  * x, dx, low and a have one dtype. Devices and shapes that tp_drops_in_products names use `masks`: for each part with a rank a
- * bit for each value of x, 1 where it is kept, as [n, in / 8] bytes, which dropped_down writes (unless it is NULL) and the others
- * read. All others use `scratch` [n, in]. */
+ * bit for each value of x, 1 where it is kept, as [n, in / 8] bytes, which dropped_down writes (unless it is NULL) and the
+ * others read. All others use `scratch` [n, in]. */
 typedef struct tp_dropped_args {
     int64_t n, in;
     tp_rows x, dx, low, a;
