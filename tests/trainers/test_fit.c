@@ -90,7 +90,7 @@ static void check_limits(bool join, double dropout, bool offload)
     tp_ctx_init(&ctx);
     tp_buf_init(&text, 0);
     scratch_begin(&s);
-    for (uint64_t limit = 0;; limit = plan.peak - 1, steps++) {
+    for (uint64_t limit = 0;; limit = plan.peak - plan.recordings - 1, steps++) { /* recordings are given up before */
         snprintf(output, sizeof output, "%s/out-%d", s.folder, steps);
         write_limited(&text, output, limit, dropout, offload);
         plan_of(&ctx, &s, tp_buf_cstr(&text), join, &plan);
