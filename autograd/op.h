@@ -51,6 +51,8 @@ void *tp_op_record(tp_tape *tape, const tp_op *op, size_t bytes, tp_tensor *out0
 
 /* In backward, before a value of the forward pass is read: makes it again if it was forgotten. */
 tp_status tp_op_recall(tp_tape *tape, tp_tensor *x);
+/* In remake: a forgotten view of columns, from `column` on, of its base, which is there. */
+void tp_op_view_again(tp_tensor *view, int64_t column);
 
 /* In backward: the gradient of `t` as rows to write. *accumulate says whether to add (somebody wrote before). Call once per
  * write; NULL data on failure. Only for tensors with needs_grad. */

@@ -47,10 +47,11 @@ typedef struct tp_joint_spec {
     int64_t room;
     tp_tensor *bias;     /* [1, out] f32, frozen, or NULL */
     tp_tensor *residual; /* [N, out] or NULL */
+    bool unread;         /* y is wanted for the sweep alone: its values are not made */
     int n_parts;
     struct tp_joint_part {
         int64_t rows; /* of the weight; those of all parts make `out` */
-        /* On all rows of x and without dropout, or NULL; the ranks add up to at most `room`. */
+        /* On all rows of x, or NULL; the ranks add up to at most `room`. */
         const tp_lowrank *term;
     } parts[TP_JOINT_PARTS];
 } tp_joint_spec;
@@ -77,6 +78,9 @@ typedef struct tp_rope_angles {
 } tp_rope_angles;
 /* Rotates x [N, H * head_dim] in place: x must not be used afterwards. */
 TP_API tp_tensor *tp_rope(tp_tape *tape, tp_tensor *x, const tp_rope_angles *angles, int64_t head_dim);
+/* The same for queries and keys, in one pass where they are columns of one tensor behind each other. False, and both NULL, on
+ * the tape's error. */
+TP_API bool tp_rope_both(tp_tape *tape, tp_tensor **q, tp_tensor **k, const tp_rope_angles *angles, int64_t head_dim);
 
 /* Who sees whom. */
 typedef struct tp_attention_spec {

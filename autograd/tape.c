@@ -36,6 +36,7 @@ struct tp_tape {
     tp_storage **live; /* in order of creation; NULL: released */
     size_t n_live, live_capacity;
     int no_grad;
+    bool again;   /* a segment is run for the sweep */
     bool parking; /* inputs of recomputed segments go to host memory */
     tp_park park;
     const tp_step_state *state;
@@ -119,10 +120,28 @@ uint64_t tp_tape_trace(const tp_tape *tape)
 {
     return tape->pool.trace;
 }
+void tp_tape_note_places(tp_tape *tape)
+{
+    tape->pool.notes = true;
+}
+const tp_place *tp_tape_places(const tp_tape *tape, size_t *n)
+{
+    *n = tape->pool.n_noted;
+    return tape->pool.noted;
+}
+void tp_tape_follow_places(tp_tape *tape, const tp_place *places, size_t n)
+{
+    tp_pool_follow(&tape->pool, places, n);
+}
 void tp_tape_set_parking(tp_tape *tape, bool parking)
 {
     tape->parking = parking;
 }
+bool tp_tape_again(const tp_tape *tape)
+{
+    return tape->again;
+}
+
 int64_t tp_tape_row(const tp_tape *tape)
 {
     return tape->row;
@@ -358,26 +377,58 @@ void *tp_op_record(tp_tape *tape, const tp_op *op, size_t bytes, tp_tensor *out0
     return record;
 }
 
-void tp_tape_forget(tp_tape *tape, tp_tensor *x)
+static bool can_remake(const tp_tensor *x)
 {
-    if (tape->status != TP_OK || x == NULL || !tp_tape_recording(tape)) return;
-    if (x->maker == NULL || x->maker->op->remake == NULL || x->storage->users > 1) return;
+    return x->maker != NULL && x->maker->op->remake != NULL;
+}
+
+static void forget(tp_tape *tape, tp_tensor *x)
+{
     release(tape, x->storage);
     x->storage = NULL;
     x->data = NULL;
     x->forgotten = true;
 }
 
+/* All views of what x is a view of, and that itself, if nothing else shares the memory. */
+static void forget_views(tp_tape *tape, tp_tensor *x)
+{
+    int n = 0;
+    if (!can_remake(x) || !can_remake(x->base)) return;
+    while (n < TP_RECORD_OUTPUTS && x->maker->out[n] != NULL) n++;
+    if (x->storage->users != n + 1) return;
+    forget(tape, x->base);
+    for (int i = 0; i < n; i++) forget(tape, x->maker->out[i]);
+}
+
+void tp_tape_forget(tp_tape *tape, tp_tensor *x)
+{
+    if (tape->status != TP_OK || x == NULL || !tp_tape_recording(tape)) return;
+    if (x->base != NULL)
+        forget_views(tape, x);
+    else if (can_remake(x) && x->storage->users == 1)
+        forget(tape, x);
+}
+
 tp_status tp_op_recall(tp_tape *tape, tp_tensor *x)
 {
     size_t bytes;
     if (!x->forgotten) return TP_OK;
+    if (x->base != NULL) return x->maker->op->remake(tape, x->maker);
     if (!tensor_bytes(x->dtype, x->rows, x->ld, &bytes)) return TP_INTERNAL; /* it fitted before */
     x->storage = tp_op_alloc(tape, x->maker->op->name, bytes);
     if (x->storage == NULL) return tape->status;
     x->data = x->storage->data;
     x->forgotten = false;
     return x->maker->op->remake(tape, x->maker);
+}
+
+void tp_op_view_again(tp_tensor *view, int64_t column)
+{
+    view->storage = view->base->storage;
+    view->storage->users++;
+    view->data = (char *)view->base->data + (size_t)column * tp_dtype_bytes(view->dtype);
+    view->forgotten = false;
 }
 
 static bool allocate_grad(tp_tape *tape, tp_tensor *t)
@@ -572,7 +623,9 @@ static tp_tensor *run_again(tp_tape *tape, const struct segment_record *r, int64
     tp_tensor *x = slice_of(tape, r->x, first, end);
     if (x == NULL) return NULL;
     tape->row = first;
+    tape->again = true;
     *result = r->forward(tape, r->state, x);
+    tape->again = false;
     tape->row = row_now;
     return tape->status == TP_OK && *result != NULL ? x : NULL;
 }

@@ -23,6 +23,11 @@ typedef struct tp_tape tp_tape;
 TP_API tp_status tp_tape_new(tp_ctx *ctx, size_t capacity, tp_dtype precision, tp_tape **tape) TP_MUST_CHECK;
 TP_API void tp_tape_free(tp_tape *tape);
 TP_API void tp_tape_reset(tp_tape *tape);
+/* The places of the step arena that a pass took, and another pass of no more rows and labels that takes the same: noting begins
+ * with an empty tape, following holds until the reset. `places` are the tape's own, or borrowed. */
+TP_API void tp_tape_note_places(tp_tape *tape);
+TP_API const tp_place *tp_tape_places(const tp_tape *tape, size_t *n);
+TP_API void tp_tape_follow_places(tp_tape *tape, const tp_place *places, size_t n);
 /* TP_OK or the first failure since the last reset. */
 TP_API tp_status tp_tape_status(const tp_tape *tape);
 TP_API tp_dtype tp_tape_precision(const tp_tape *tape);
@@ -52,8 +57,9 @@ TP_API bool tp_tape_recording(const tp_tape *tape);
 TP_API size_t tp_tape_mark(const tp_tape *tape);
 TP_API void tp_tape_rewind(tp_tape *tape, size_t mark, const tp_tensor *keep);
 
-/* The forward pass has done with x, and linears alone have read it: its memory may go. If its op saved what is needed, the
- * sweep makes it again for the first backward that reads it; otherwise nothing happens. */
+/* The forward pass has done with x, and linears or SwiGLU alone have read it: its memory may go. If its op saved what is
+ * needed, the sweep makes it again for the first backward that reads it; otherwise nothing happens. A view (tp_split) goes with
+ * the other views of the same tensor, which nobody may need either. */
 TP_API void tp_tape_forget(tp_tape *tape, tp_tensor *x);
 
 /* Where dropout reads its draw: device memory of the caller, who changes it between micro-batches only. NULL, at first: draw 0.
@@ -79,6 +85,8 @@ TP_API tp_tensor *tp_tape_sliced_segment(tp_tape *tape, tp_segment_fn forward, v
 /* Inputs of segments recorded from now on with recomputation wait for the sweep in host memory. They must not be read by anyone
  * else afterwards. */
 TP_API void tp_tape_set_parking(tp_tape *tape, bool parking);
+/* Whether a segment is run again for the sweep, which does not read its result. */
+TP_API bool tp_tape_again(const tp_tape *tape);
 /* Number, in the whole batch, of the first row of what is being computed. */
 TP_API int64_t tp_tape_row(const tp_tape *tape);
 

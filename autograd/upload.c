@@ -19,6 +19,16 @@ void tp_batch_buffers_close(tp_batch_buffers *buffers)
     *buffers = (tp_batch_buffers){0};
 }
 
+tp_batch tp_batch_uploaded(const tp_batch_buffers *buffers, const tp_batch *host)
+{
+    tp_batch batch = *host;
+    batch.ids = buffers->memory;
+    batch.positions = batch.ids + buffers->rows;
+    batch.label_rows = batch.positions + buffers->rows;
+    batch.labels = batch.label_rows + buffers->labels;
+    return batch;
+}
+
 tp_status tp_batch_upload(tp_ctx *ctx, tp_batch_buffers *buffers, const tp_batch *host, tp_batch *batch)
 {
     const tp_backend *backend = ctx->device->backend;
@@ -34,10 +44,6 @@ tp_status tp_batch_upload(tp_ctx *ctx, tp_batch_buffers *buffers, const tp_batch
         TP_TRY(backend->copy_in(ctx, label_rows, host->label_rows, label_bytes));
         TP_TRY(backend->copy_in(ctx, labels, host->labels, label_bytes));
     }
-    *batch = *host;
-    batch->ids = ids;
-    batch->positions = positions;
-    batch->label_rows = label_rows;
-    batch->labels = labels;
+    *batch = tp_batch_uploaded(buffers, host);
     return TP_OK;
 }

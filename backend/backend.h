@@ -15,7 +15,7 @@ extern "C" {
 typedef struct tp_device tp_device;
 typedef struct tp_graph tp_graph; /* recorded kernels */
 
-/* Attention over sequences of one length in bf16, each query of which sees keys of its own sequence alone. */
+/* Attention over sequences of one length in bf16 or f16, each query of which sees keys of its own sequence alone. */
 typedef struct tp_attention_size {
     int64_t sequences, length, heads, head_dim; /* sequences 0: none */
 } tp_attention_size;
@@ -52,7 +52,8 @@ typedef struct tp_backend {
     void (*tune_begin)(tp_device *device);
     tp_status (*tune_end)(tp_ctx *ctx, tp_buf *report);
     /* Takes memory beside workspace_bytes, at most `most` bytes, if kernels that train such attention would be faster with it;
-     * *bytes says how much, 0 where it makes no difference. Once, before the first of them. NULL where nothing would be. */
+     * *bytes says how much, 0 where it makes no difference. Before the first of them; what an earlier call took is given back.
+     * NULL where nothing would be. */
     tp_status (*reserve)(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes);
     /* Human and machine description for `doctor`: appends JSON members ("model": ..., ...). */
     void (*describe)(tp_device *device, tp_buf *json);
@@ -62,6 +63,11 @@ typedef struct tp_backend {
     tp_status (*layers_open)(tp_ctx *ctx, const tp_layers_args *args, tp_layers **layers);
     tp_status (*layers_run)(tp_ctx *ctx, tp_layers *layers);
     void (*layers_close)(tp_device *device, tp_layers *layers);
+    /* Attention in a recording, from its next launch on, is over these segments instead of those it was called with. *fits
+     * false: they would take other kernels, and the recording is as it was. NULL where kernels cannot be recorded. */
+    tp_status (*graph_segments)(tp_ctx *ctx, tp_graph *graph, const tp_segment *segments, int64_t n, bool *fits);
+    uint64_t piece_bytes;         /* its memory comes in such pieces, for allocations of half of one or more; 0: as it is */
+    uint64_t recorded_call_bytes; /* about what a call of a kernel takes of the device's memory in a recording */
 } tp_backend;
 
 /* First member of every backend's device struct. */
@@ -71,6 +77,8 @@ struct tp_device {
     int threads;
     bool tf32;                /* set by the caller: f32 products may round their factors to tf32, where the device can */
     bool makes_swiglu_again;  /* its swiglu_factors makes y on the way, so that y need not be kept */
+    bool any_order;           /* set by the caller: kernels may add in an order left to chance, where that is faster */
+    bool drops_in_products;   /* its dropped_down and the like draw and apply masks on the way (tp_drops_in_products) */
     uint64_t memory_bytes;    /* what the machine or GPU has */
     uint64_t workspace_bytes; /* what the device holds for its kernels, fixed at open */
     uint64_t logits_bytes;    /* that a loss should make at once; 0: as the op likes */
@@ -90,6 +98,8 @@ TP_API void tp_device_close(tp_device *device);
 TP_API tp_status tp_device_precision(tp_ctx *ctx, const char *word, tp_dtype *precision) TP_MUST_CHECK;
 /* Of a dry device: the largest attention whose gradient was counted since it was asked last. */
 TP_API tp_attention_size tp_dry_attention_size(tp_device *device);
+/* Of a dry device: how many calls of kernels were counted since it was asked last. */
+TP_API int64_t tp_dry_calls(tp_device *device);
 
 /* tp_run_matmul(ctx, &args), ...: runs a kernel on ctx->device. */
 #define TP_KERNEL(name, type)                                                                                                  \

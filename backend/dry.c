@@ -15,6 +15,7 @@ typedef struct dry_device {
     tp_device device;
     uint64_t next; /* address of the next allocation */
     tp_attention_size attention;
+    int64_t calls;
 } dry_device;
 
 /* Nothing is mapped here on any system we know, so a kernel that reads by mistake is caught at once. */
@@ -107,6 +108,7 @@ static tp_status count(tp_ctx *ctx, tp_dtype precision, double flops, double byt
 {
     ctx->device->flops[precision != TP_F32] += flops;
     ctx->device->bytes_moved += bytes;
+    ((dry_device *)ctx->device)->calls++;
     return TP_OK;
 }
 
@@ -182,6 +184,34 @@ static tp_status dry_lowrank_backward(tp_ctx *ctx, const void *args)
 static tp_status dry_swiglu_factors(tp_ctx *ctx, const void *args)
 {
     return tp_swiglu_factors_apart(ctx, args);
+}
+
+/* With masks, x or dx passes once for all parts. */
+static tp_status dry_dropped(tp_ctx *ctx, const tp_dropped_args *a, bool reads_x, bool reads_and_writes_dx)
+{
+    int64_t used = 0, parts = 0;
+    for (int i = 0; i < TP_PACKED_PARTS; i++) used += a->rank[i], parts += a->rank[i] > 0;
+    double bytes = (reads_x ? bytes_of(a->x, a->n, a->in) : 0) + (reads_and_writes_dx ? 2 * bytes_of(a->dx, a->n, a->in) : 0);
+    bytes += bytes_of(a->low, a->n, used) + bytes_of(a->a, used, a->in) + (double)(a->n * parts) * (double)a->in / 8;
+    return count(ctx, a->low.dtype, 2 * (double)a->n * (double)a->in * (double)used, bytes);
+}
+
+static tp_status dry_dropped_down(tp_ctx *ctx, const void *args)
+{
+    const tp_dropped_args *a = args;
+    return a->masks != NULL ? dry_dropped(ctx, a, true, false) : tp_dropped_down_apart(ctx, a);
+}
+
+static tp_status dry_dropped_gradient(tp_ctx *ctx, const void *args)
+{
+    const tp_dropped_args *a = args;
+    return a->masks != NULL ? dry_dropped(ctx, a, true, false) : tp_dropped_gradient_apart(ctx, a);
+}
+
+static tp_status dry_dropped_up(tp_ctx *ctx, const void *args)
+{
+    const tp_dropped_args *a = args;
+    return a->masks != NULL ? dry_dropped(ctx, a, false, true) : tp_dropped_up_apart(ctx, a);
 }
 
 static tp_status dry_column_sum(tp_ctx *ctx, const void *args)
@@ -307,7 +337,7 @@ static double scores(const tp_attention_size *size)
 /* Remembers the largest one of sequences of one length. */
 static void note_size(dry_device *dry, const tp_attention_args *a)
 {
-    if (a->q.dtype != TP_BF16 || a->n_segments < 1 || a->n_prefix > 0 || a->window > 0) return;
+    if (a->q.dtype == TP_F32 || a->n_segments < 1 || a->n_prefix > 0 || a->window > 0) return;
     for (int64_t s = 0; s < a->n_segments; s++) {
         if (a->segments[s].q_len != a->segments[0].q_len || a->segments[s].k_len != a->segments[0].q_len) return;
     }
@@ -321,6 +351,14 @@ tp_attention_size tp_dry_attention_size(tp_device *device)
     const tp_attention_size size = dry->attention;
     dry->attention = (tp_attention_size){0};
     return size;
+}
+
+int64_t tp_dry_calls(tp_device *device)
+{
+    dry_device *dry = (dry_device *)device;
+    const int64_t calls = dry->calls;
+    dry->calls = 0;
+    return calls;
 }
 
 static tp_status dry_attention_backward(tp_ctx *ctx, const void *args)

@@ -96,7 +96,7 @@ typedef struct tp_column_sum_args {
     float beta;
 } tp_column_sum_args;
 
-/* out[i, :] (+)= table[ids[i], :]. ids are checked by the caller. */
+/* out[i, :] (+)= table[ids[i], :]. ids are checked by the caller; a negative one stands for zeros. */
 typedef struct tp_embedding_args {
     int64_t n;
     const int32_t *ids;
@@ -113,7 +113,8 @@ typedef struct tp_embedding_backward_args {
     float *dtable;
 } tp_embedding_backward_args;
 
-/* out[i, :] = in[index[i], :] and out[index[i], :] = in[i, :] (scatter: `rows` total rows, others set to 0 if zero_rest). */
+/* out[i, :] = in[index[i], :] and out[index[i], :] = in[i, :] (scatter: `rows` total rows, others set to 0 if zero_rest). A
+ * negative index gathers zeros, and scatters nowhere. */
 typedef struct tp_gather_rows_args {
     int64_t n, dim;
     const int32_t *index;
@@ -121,7 +122,7 @@ typedef struct tp_gather_rows_args {
 } tp_gather_rows_args;
 typedef struct tp_scatter_rows_args {
     int64_t n, dim, rows;
-    const int32_t *index; /* ascending, distinct */
+    const int32_t *index; /* ascending, distinct; negative ones behind them */
     tp_rows in, out;
     bool zero_rest;
 } tp_scatter_rows_args;
@@ -287,6 +288,27 @@ typedef struct tp_dropout_args {
     const tp_step_state *state; /* or NULL */
 } tp_dropout_args;
 
+/* What low-rank parts of a stacked weight do behind dropout, each with draws of its own: d_i(x) is tp_dropout of x [n, in] with
+ * p[i] and key[i]. Part i has rank[i] columns of low [n, used] and rows of a [used, in], one part behind the other.
+ *   dropped_down      low_i = d_i(x) a_i^T
+ *   dropped_gradient  da_i [rank[i], in] f32 += low_i^T d_i(x)         where da_i is not NULL
+ *   dropped_up        dx += sum_i d_i(low_i a_i)
+ * x, dx, low and a have one dtype. Devices and shapes that tp_drops_in_products names use `masks`: for each part with a rank a
+ * bit for each value of x, 1 where it is kept, as [n, in / 8] bytes, which dropped_down writes (unless it is NULL) and the others
+ * read. All others use `scratch` [n, in]. */
+typedef struct tp_dropped_args {
+    int64_t n, in;
+    tp_rows x, dx, low, a;
+    int64_t rank[TP_PACKED_PARTS]; /* unused parts: 0 */
+    float *da[TP_PACKED_PARTS];
+    float p[TP_PACKED_PARTS];
+    tp_rng_key key[TP_PACKED_PARTS];
+    int64_t first_row;
+    const tp_step_state *state; /* or NULL */
+    uint8_t *masks;
+    tp_rows scratch;
+} tp_dropped_args;
+
 /* loss[i] = log-sum-exp(logits[i]) - logits[i, labels[i]]; logits (f32) become gradients in place:
  * (softmax - onehot) * grad_scale, if want_grad. `narrow`: gradients are rounded to narrow_type and lie over the first half of
  * their row: an array of twice the leading dimension. With a state, its grad_scale * loss_scale is what counts. */
@@ -294,7 +316,7 @@ typedef struct tp_cross_entropy_args {
     int64_t n, vocab;
     float *logits; /* [n, ld] */
     int64_t ld;
-    const int32_t *labels; /* [n], all in 0..vocab-1 */
+    const int32_t *labels; /* [n], all in 0..vocab-1, or negative: no loss, and a gradient of zeros */
     float *loss;           /* [n] */
     float grad_scale;
     bool want_grad, narrow;

@@ -1,8 +1,6 @@
 /* Low-rank parts as products of their own; lowrank.h. */
 #include "backend/lowrank.h"
 
-#include "backend/backend.h"
-
 int tp_lowrank_split(const tp_matmul_args *args, tp_matmul_args parts[TP_LOWRANK_PARTS])
 {
     const tp_lowrank_args *l = args->lowrank;
@@ -88,4 +86,91 @@ tp_status tp_swiglu_factors_apart(tp_ctx *ctx, const tp_swiglu_factors_args *arg
     behind.b = g->dy;
     TP_TRY(tp_run_swiglu(ctx, &again));
     return tp_run_matmul_tn(ctx, &behind);
+}
+
+/* ---- behind dropout ---- */
+
+bool tp_drops_in_products(const tp_device *device, tp_dtype dtype, int64_t in, const int64_t rank[TP_PACKED_PARTS])
+{
+    bool fine = device->drops_in_products && dtype == TP_BF16 && in % 64 == 0;
+    for (int i = 0; i < TP_PACKED_PARTS; i++) fine = fine && rank[i] % 8 == 0 && rank[i] <= 32;
+    return fine;
+}
+
+static tp_dropout_args dropout_of(const tp_dropped_args *args, int part, tp_rows x, tp_rows y)
+{
+    return (tp_dropout_args){.n = args->n,
+                             .dim = args->in,
+                             .x = x,
+                             .y = y,
+                             .p = args->p[part],
+                             .key = args->key[part],
+                             .first_row = args->first_row,
+                             .state = args->state};
+}
+
+static tp_matrix factor_of(const tp_dropped_args *args, int part, int64_t row)
+{
+    tp_matrix a = tp_matrix_dense(args->a.dtype, from(args->a, row, 0).data, args->rank[part], args->in);
+    a.stride = args->a.ld;
+    return a;
+}
+
+tp_status tp_dropped_down_apart(tp_ctx *ctx, const tp_dropped_args *args)
+{
+    for (int64_t i = 0, column = 0; i < TP_PACKED_PARTS; column += args->rank[i++]) {
+        if (args->rank[i] == 0) continue;
+        tp_dropout_args drop = dropout_of(args, (int)i, args->x, args->scratch);
+        tp_matmul_args down = {.n = args->n,
+                               .m = args->rank[i],
+                               .k = args->in,
+                               .a = args->scratch,
+                               .b = factor_of(args, (int)i, column),
+                               .nt = true,
+                               .c = from(args->low, 0, column),
+                               .alpha = 1,
+                               .precision = args->x.dtype};
+        TP_TRY(tp_run_dropout(ctx, &drop));
+        TP_TRY(tp_run_matmul(ctx, &down));
+    }
+    return TP_OK;
+}
+
+tp_status tp_dropped_gradient_apart(tp_ctx *ctx, const tp_dropped_args *args)
+{
+    for (int64_t i = 0, column = 0; i < TP_PACKED_PARTS; column += args->rank[i++]) {
+        if (args->rank[i] == 0 || args->da[i] == NULL) continue;
+        tp_dropout_args drop = dropout_of(args, (int)i, args->x, args->scratch);
+        tp_matmul_tn_args gradient = {.n = args->n,
+                                      .m = args->rank[i],
+                                      .k = args->in,
+                                      .a = from(args->low, 0, column),
+                                      .b = args->scratch,
+                                      .c = args->da[i],
+                                      .alpha = 1,
+                                      .beta = 1};
+        TP_TRY(tp_run_dropout(ctx, &drop));
+        TP_TRY(tp_run_matmul_tn(ctx, &gradient));
+    }
+    return TP_OK;
+}
+
+tp_status tp_dropped_up_apart(tp_ctx *ctx, const tp_dropped_args *args)
+{
+    for (int64_t i = 0, column = 0; i < TP_PACKED_PARTS; column += args->rank[i++]) {
+        if (args->rank[i] == 0) continue;
+        tp_matmul_args up = {.n = args->n,
+                             .m = args->in,
+                             .k = args->rank[i],
+                             .a = from(args->low, 0, column),
+                             .b = factor_of(args, (int)i, column),
+                             .c = args->scratch,
+                             .alpha = 1,
+                             .precision = args->dx.dtype};
+        tp_dropout_args drop = dropout_of(args, (int)i, args->scratch, args->dx);
+        drop.accumulate = true;
+        TP_TRY(tp_run_matmul(ctx, &up));
+        TP_TRY(tp_run_dropout(ctx, &drop));
+    }
+    return TP_OK;
 }

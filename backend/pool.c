@@ -40,8 +40,7 @@ tp_status tp_pool_open(tp_ctx *ctx, tp_pool *pool, size_t capacity)
 {
     *pool = (tp_pool){.device = ctx->device};
     if (capacity == 0 && !ctx->device->backend->computes) capacity = (size_t)1 << 50;
-    /* Batches smaller than the planned one fall differently into the holes. Host memory costs nothing until it is touched, so
-     * there is room for that; on a GPU steps have the planned shape. */
+    /* Host memory costs nothing until it is touched, so there is room for batches that fall differently into the holes. */
     else if (ctx->device->backend->host_memory && !tp_add_size(capacity, capacity + HOST_SLACK_BYTES, &capacity))
         capacity = SIZE_MAX / 2;
     capacity = rounded(capacity);
@@ -64,6 +63,7 @@ void tp_pool_close(tp_pool *pool)
         pool->device->backend->free(pool->device, pool->base, pool->capacity);
     }
     tp_free(pool->holes);
+    tp_free(pool->noted);
     *pool = (tp_pool){0};
 }
 
@@ -72,27 +72,59 @@ void tp_pool_reset(tp_pool *pool)
     if (pool->base == NULL) return;
     pool->holes[0] = (struct tp_hole){0, pool->capacity};
     pool->n_holes = 1;
-    pool->used = pool->trace = 0;
+    pool->used = pool->trace = pool->n_noted = 0;
+    pool->places = NULL;
     poison(pool, 0, pool->capacity, true);
 }
 
-void *tp_pool_alloc(tp_ctx *ctx, tp_pool *pool, size_t bytes)
+void tp_pool_follow(tp_pool *pool, const tp_place *places, size_t n)
 {
-    if (bytes > pool->capacity) bytes = pool->capacity + 1;
-    size_t size = rounded(bytes);
+    pool->places = places;
+    pool->n_places = n;
+    pool->next = 0;
+}
+
+static bool next_place(tp_pool *pool, size_t size, size_t *offset)
+{
+    if (pool->next == pool->n_places || pool->places[pool->next].size < size) return false;
+    *offset = pool->places[pool->next++].offset;
+    return true;
+}
+
+static bool first_fit(tp_pool *pool, size_t size, size_t *offset)
+{
     for (size_t i = 0; i < pool->n_holes; i++) {
         struct tp_hole *hole = &pool->holes[i];
         if (hole->size < size) continue;
-        size_t offset = hole->offset;
+        *offset = hole->offset;
         hole->offset += size;
         hole->size -= size;
         if (hole->size == 0) {
             memmove(hole, hole + 1, (pool->n_holes - i - 1) * sizeof *hole);
             pool->n_holes--;
         }
+        return true;
+    }
+    return false;
+}
+
+static tp_status note(tp_ctx *ctx, tp_pool *pool, size_t offset, size_t size)
+{
+    if (!pool->notes) return TP_OK;
+    TP_TRY(tp_grow(ctx, &pool->noted, &pool->noted_capacity, pool->n_noted + 1, sizeof *pool->noted));
+    pool->noted[pool->n_noted++] = (tp_place){offset, size};
+    return TP_OK;
+}
+
+void *tp_pool_alloc(tp_ctx *ctx, tp_pool *pool, size_t bytes)
+{
+    if (bytes > pool->capacity) bytes = pool->capacity + 1;
+    size_t size = rounded(bytes), offset;
+    if (pool->places != NULL ? next_place(pool, size, &offset) : first_fit(pool, size, &offset)) {
         pool->used += size;
         if (offset + size > pool->peak) pool->peak = offset + size;
         pool->trace = ((pool->trace ^ offset) * TRACE_PRIME ^ size) * TRACE_PRIME;
+        if (note(ctx, pool, offset, size) != TP_OK) return NULL;
         poison(pool, offset, bytes, false);
         return pool->base + offset;
     }
@@ -107,6 +139,7 @@ void tp_pool_free(tp_pool *pool, void *memory, size_t bytes)
     size_t offset = (size_t)((char *)memory - pool->base), size = rounded(bytes), i = 0;
     poison(pool, offset, size, true);
     pool->used -= size;
+    if (pool->places != NULL) return;
     while (i < pool->n_holes && pool->holes[i].offset < offset) i++;
     bool touches_left = i > 0 && pool->holes[i - 1].offset + pool->holes[i - 1].size == offset;
     bool touches_right = i < pool->n_holes && offset + size == pool->holes[i].offset;

@@ -33,7 +33,7 @@ struct tp_json_doc {
     size_t n;
     size_t first_line;
     char *name;
-    char *owned_text; /* tp_json_read */
+    char *owned; /* memory that text or values lie in, or NULL */
     tp_json root;
     chunk *pool; /* newest first */
 };
@@ -623,17 +623,51 @@ tp_status tp_json_read(tp_ctx *ctx, const char *path, size_t max_bytes, tp_json_
     TP_TRY(tp_file_read(ctx, path, max_bytes, &text, &n));
     tp_status status = tp_json_parse(ctx, text, n, &(tp_json_options){.name = path, .max_nodes = READ_MAX_NODES}, out);
     if (status == TP_OK)
-        (*out)->owned_text = text;
+        tp_json_adopt(*out, text);
     else
         tp_free(text);
     return status;
+}
+
+static tp_json string_node(tp_span text, size_t offset)
+{
+    return (tp_json){.type = TP_JSON_STRING, .at.text = text.data, .len = (uint32_t)text.len, .offset = (uint32_t)offset};
+}
+
+tp_status tp_json_of_strings(tp_ctx *ctx, const char *text, size_t n, const tp_json_options *options,
+                             const tp_json_member *members, size_t n_members, tp_json_doc **out)
+{
+    tp_json_doc *doc = NULL;
+    *out = NULL;
+    TP_TRY(doc_new(ctx, text, n, options, &doc));
+    parser ps = parser_of(ctx, doc, options);
+    tp_json *nodes = tp_alloc_raw(ctx, n_members, 2 * sizeof *nodes);
+    tp_status status = nodes != NULL ? TP_OK : TP_NOMEM;
+    for (size_t i = 0; status == TP_OK && i < n_members; i++) {
+        nodes[2 * i] = string_node(members[i].key, members[i].offset);
+        nodes[2 * i + 1] = string_node(members[i].value, members[i].offset);
+    }
+    doc->root.type = TP_JSON_OBJECT;
+    if (status == TP_OK && n_members > 0) status = close_object(&ps, &doc->root, nodes, (uint32_t)n_members);
+    tp_free(nodes);
+    if (status != TP_OK) {
+        tp_json_free(doc);
+        return status;
+    }
+    *out = doc;
+    return TP_OK;
+}
+
+void tp_json_adopt(tp_json_doc *doc, char *memory)
+{
+    doc->owned = memory;
 }
 
 void tp_json_free(tp_json_doc *doc)
 {
     if (doc == NULL) return;
     pool_free(doc->pool);
-    tp_free(doc->owned_text);
+    tp_free(doc->owned);
     tp_free(doc->name);
     tp_free(doc);
 }

@@ -48,6 +48,17 @@ TP_API tp_status tp_json_each(tp_ctx *ctx, const char *text, size_t n, const tp_
                               void *user) TP_MUST_CHECK;
 /* Reads and parses a whole file of at most max_bytes; the document owns the text. */
 TP_API tp_status tp_json_read(tp_ctx *ctx, const char *path, size_t max_bytes, tp_json_doc **doc) TP_MUST_CHECK;
+/* A document that was read from another format: an object whose values are strings, each of which began at `offset` of
+ * text[0..n), for tp_json_where. Keys and values stay the caller's and must outlive the document, as the text must; equal keys
+ * are refused. */
+typedef struct tp_json_member {
+    tp_span key, value;
+    size_t offset;
+} tp_json_member;
+TP_API tp_status tp_json_of_strings(tp_ctx *ctx, const char *text, size_t n, const tp_json_options *options,
+                                    const tp_json_member *members, size_t n_members, tp_json_doc **doc) TP_MUST_CHECK;
+/* The document frees `memory`, which its values lie in, when it is freed itself. */
+TP_API void tp_json_adopt(tp_json_doc *doc, char *memory);
 TP_API void tp_json_free(tp_json_doc *doc);
 TP_API const tp_json *tp_json_root(const tp_json_doc *doc);
 

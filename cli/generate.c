@@ -8,6 +8,7 @@
 #include "cli/prompts.h"
 #include "cli/signals.h"
 #include "data/prompt.h"
+#include "data/rows.h"
 #include "data/source.h"
 #include "inference/generate.h"
 
@@ -272,7 +273,7 @@ static tp_status generate_on(tp_ctx *ctx, tp_model *model, const tp_tokenizer *t
 static tp_status run(tp_ctx *ctx, const tp_args *args)
 {
     const char *file = tp_args_value(args, "file");
-    struct request r = {.json = tp_args_has(args, "json"), .rows = file != NULL && tp_prompts_are_rows(file)};
+    struct request r = {.json = tp_args_has(args, "json"), .rows = file != NULL && tp_row_path_holds_objects(file)};
     tp_tokenizer *tokenizer = NULL;
     tp_cli_model opened = {0};
     tp_status status = read_options(ctx, args, &r);
@@ -295,7 +296,7 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 static const tp_flag flags[] = {
     {"adapter", "DIR", false, false, "a PEFT adapter folder"},
     {"prompt", "TEXT", false, false, "encoded as it is, special tokens recognised"},
-    {"file", "FILE", false, false, "the prompt is the file's text; - reads standard input; .jsonl: a prompt per row"},
+    {"file", "FILE", false, false, "the prompt is the file's text; - reads standard input; .jsonl or .csv: a prompt per row"},
     {"ids", "I,J,...", false, false, "the prompt as token ids"},
     {"chat", NULL, false, false, "the prompt is one user turn, rendered by the chat template"},
     {"max-tokens", "N", false, false, "new tokens at most (default 256)"},

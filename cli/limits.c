@@ -57,6 +57,7 @@ static const struct {
     {"added_token_bytes", TP_ADDED_TOKEN_MAX},
     {"jsonl_row_bytes", TP_ROW_MAX_BYTES},
     {"jsonl_row_values", TP_ROW_MAX_VALUES},
+    {"csv_columns", TP_CSV_MAX_COLUMNS},
     {"gzip_ratio", TP_UNPACK_RATIO},
     {"template_bytes", TP_J_MAX_SOURCE},
     {"template_statement_depth", TP_J_MAX_STATEMENTS},

@@ -1,22 +1,9 @@
 /* Rows are read one after the other and encoded at once; only tokens stay. */
 #include "cli/prompts.h"
 
-#include <string.h>
-
 #include "base/json.h"
 #include "base/mem.h"
 #include "data/rows.h"
-
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && memcmp(text + n - m, end, m) == 0;
-}
-
-bool tp_prompts_are_rows(const char *path)
-{
-    return ends_with(path, ".jsonl") || ends_with(path, ".jsonl.gz");
-}
 
 tp_status tp_prompts_add(tp_ctx *ctx, tp_prompts *prompts, const tp_tokens *tokens)
 {
@@ -69,8 +56,7 @@ static tp_status add_row(tp_ctx *ctx, tp_prompts *prompts, const tp_row_file *fi
 {
     tp_json_doc *doc;
     tp_tokens tokens = {0};
-    tp_json_options options = {.name = tp_row_file_path(file), .first_line = row->line, .max_nodes = TP_ROW_MAX_VALUES};
-    TP_TRY(tp_json_parse(ctx, row->text, row->bytes, &options, &doc));
+    TP_TRY(tp_row_file_parse(ctx, file, row->line, row->text, row->bytes, &doc));
     tp_status status = encode_row(ctx, doc, encode, state, &tokens);
     if (status == TP_OK) status = tp_prompts_add(ctx, prompts, &tokens);
     tp_tokens_free(&tokens);

@@ -13,10 +13,8 @@ typedef struct tp_prompts {
 /* How a text becomes tokens. */
 typedef tp_status (*tp_prompt_encode)(tp_ctx *ctx, void *state, tp_span text, tp_tokens *out);
 
-/* Whether a file holds a prompt per row: .jsonl and .jsonl.gz. Others are one prompt. */
-bool tp_prompts_are_rows(const char *path);
 tp_status tp_prompts_add(tp_ctx *ctx, tp_prompts *prompts, const tp_tokens *tokens) TP_MUST_CHECK;
-/* Adds a prompt per row: {"prompt": TEXT} or {"ids": [...]}. FORMAT naming file, line and column. */
+/* Adds a prompt per row of a file (data/rows.h): {"prompt": TEXT} or {"ids": [...]}. FORMAT naming file, line and column. */
 tp_status tp_prompts_read(tp_ctx *ctx, tp_prompts *prompts, const char *path, tp_prompt_encode encode,
                           void *state) TP_MUST_CHECK;
 void tp_prompts_free(tp_prompts *prompts);

@@ -139,8 +139,7 @@ static tp_status each_row(struct job *job, tp_row_file *file)
             status = encode_text(job, (tp_span){place.text, place.bytes});
             continue;
         }
-        tp_json_options options = {.name = tp_row_file_path(file), .first_line = place.line, .max_nodes = TP_ROW_MAX_VALUES};
-        status = tp_json_parse(job->ctx, place.text, place.bytes, &options, &doc);
+        status = tp_row_file_parse(job->ctx, file, place.line, place.text, place.bytes, &doc);
         if (status != TP_OK) break;
         status = handle_row(job, doc);
         tp_json_free(doc);
@@ -204,7 +203,7 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
     if (job.decode && (job.no_special || job.generation_prompt))
         return tp_fail(ctx, TP_INVALID, "--%s: without effect with --decode",
                        job.no_special ? "no-special" : "generation-prompt");
-    if (job.decode && tp_ends_with(in, ".txt"))
+    if (job.decode && (tp_ends_with(in, ".txt") || tp_ends_with(in, ".csv") || tp_ends_with(in, ".csv.gz")))
         return tp_fail(ctx, TP_INVALID, "%s: --decode reads rows with ids, from a .jsonl file", in);
     tp_buf_init(&job.out, 0);
     tp_buf_init(&job.text, 0);
@@ -223,7 +222,8 @@ static tp_status run(tp_ctx *ctx, const tp_args *args)
 }
 
 static const tp_flag flags[] = {
-    {"in", "FILE", false, false, "rows {text}, {messages, tools?} or {ids}: .jsonl, .jsonl.gz or .txt; - reads standard input"},
+    {"in", "FILE", false, false,
+     "rows {text}, {messages, tools?} or {ids}: .jsonl, .csv (or .gz of them) or .txt; - reads standard input"},
     {"no-special", NULL, false, false, "add no bos and eos to texts"},
     {"generation-prompt", NULL, false, false, "end conversations where the reply begins"},
     {"decode", NULL, false, false, "ids to text"},

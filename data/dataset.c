@@ -11,6 +11,7 @@
 void tp_host_batch_clear(tp_host_batch *batch)
 {
     batch->n = batch->n_segments = batch->n_labels = batch->n_tokens = batch->max_position = 0;
+    batch->any_segments = false;
 }
 
 tp_status tp_host_batch_reserve(tp_ctx *ctx, tp_host_batch *b, int64_t rows)
@@ -43,6 +44,18 @@ void tp_host_batch_append(tp_host_batch *b, const int32_t *ids, const int32_t *l
     if (n > b->max_position) b->max_position = n;
     b->n += n;
     b->n_tokens += n;
+}
+
+tp_status tp_host_batch_fill(tp_ctx *ctx, tp_host_batch *b, int64_t rows, int64_t labels)
+{
+    if (rows < labels) rows = labels; /* a label has a row */
+    TP_TRY(tp_host_batch_reserve(ctx, b, rows > b->n ? rows - b->n : 0));
+    for (; b->n < rows; b->n++) {
+        b->ids[b->n] = -1;
+        b->positions[b->n] = 0;
+    }
+    for (; b->n_labels < labels; b->n_labels++) b->label_rows[b->n_labels] = b->labels[b->n_labels] = -1;
+    return TP_OK;
 }
 
 void tp_host_batch_free(tp_host_batch *b)

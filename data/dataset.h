@@ -4,7 +4,7 @@
  * with as the recipe says, and from then on micro-batch i of epoch e is a pure function of (seed, e, i). A run therefore
  * resumes exactly from two integers, files may be larger than memory, and nothing depends on time or threads.
  *
- *   completion, instruction, chat   JSONL (or .txt): rendered, encoded, masked as recipes.md section 4 says
+ *   completion, instruction, chat   JSONL, CSV (or .txt): rendered, encoded, masked as recipes.md section 4 says
  *   tokens                          safetensors of ready micro-batches, in order unless shuffled
  *
  * With config->cache_dir the tokens of text are kept on disk (data/token_cache.h): the next run neither renders nor encodes.
@@ -27,9 +27,12 @@ typedef struct tp_host_batch {
     int32_t *ids, *positions;     /* [n] */
     tp_segment *segments;         /* [n_segments] */
     int32_t *label_rows, *labels; /* [n_labels]: row whose output predicts the label */
+    bool any_segments;            /* filled up to a size that batches of other segments share (trainers/replay.h) */
     size_t capacity;              /* rows the arrays hold; they grow as needed */
 } tp_host_batch;
 TP_API void tp_host_batch_free(tp_host_batch *batch);
+/* Rows without a token and labels without a value behind the others, until there are so many. */
+TP_API tp_status tp_host_batch_fill(tp_ctx *ctx, tp_host_batch *batch, int64_t rows, int64_t labels) TP_MUST_CHECK;
 /* The same as tp_batch_upload takes it: borrowed host memory. */
 TP_API tp_batch tp_host_batch_view(const tp_host_batch *batch);
 

@@ -225,12 +225,10 @@ static tp_status index_sample(struct indexing *x)
     return x->ctx->status = TP_FORMAT;
 }
 
-static tp_status index_json(struct indexing *x, tp_span bytes)
+static tp_status index_object(struct indexing *x, tp_span bytes)
 {
     tp_json_doc *doc;
-    tp_json_options options = {
-        .name = tp_row_file_path(x->file->rows), .first_line = x->place.line, .max_nodes = TP_ROW_MAX_VALUES};
-    TP_TRY(tp_json_parse(x->ctx, bytes.data, bytes.len, &options, &doc));
+    TP_TRY(tp_row_file_parse(x->ctx, x->file->rows, x->place.line, bytes.data, bytes.len, &doc));
     tp_status status = x->file->chosen ? TP_OK : fatal(x, choose(x, doc));
     if (status == TP_OK) status = tp_text_sample(x->ctx, x->d, x->file, doc, bytes);
     tp_json_free(doc);
@@ -240,7 +238,7 @@ static tp_status index_json(struct indexing *x, tp_span bytes)
 static tp_status index_row(struct indexing *x)
 {
     tp_span bytes = {x->place.text, x->place.bytes};
-    if (!tp_row_file_is_plain(x->file->rows)) return index_json(x, bytes);
+    if (!tp_row_file_is_plain(x->file->rows)) return index_object(x, bytes);
     TP_TRY(tp_text_sample(x->ctx, x->d, x->file, NULL, bytes));
     return index_sample(x);
 }
@@ -426,13 +424,11 @@ static tp_status choose_again(struct indexing *x)
     tp_json_doc *doc;
     struct text_file *f = x->file;
     size_t n = f->chose_by.bytes;
-    tp_json_options options = {
-        .name = tp_row_file_path(f->rows), .first_line = f->chose_by.line, .max_nodes = TP_ROW_MAX_VALUES};
     char *line = tp_alloc_raw(x->ctx, n, 1);
     if (line == NULL) return TP_NOMEM;
     x->place = f->chose_by;
     tp_status status = tp_row_file_read(x->ctx, f->rows, x->place.offset, line, n);
-    if (status == TP_OK) status = tp_json_parse(x->ctx, line, n, &options, &doc);
+    if (status == TP_OK) status = tp_row_file_parse(x->ctx, f->rows, x->place.line, line, n, &doc);
     if (status == TP_OK) {
         status = choose(x, doc);
         tp_json_free(doc);

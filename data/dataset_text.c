@@ -19,8 +19,7 @@ static tp_status read_sample(tp_ctx *ctx, const struct text_dataset *base, const
     tp_json_doc *doc = NULL;
     TP_TRY(tp_grow(ctx, &s->line, &s->line_capacity, (size_t)row->bytes + 1, 1));
     TP_TRY(tp_row_file_read(ctx, file->rows, row->offset, s->line, row->bytes));
-    tp_json_options options = {.name = tp_row_file_path(file->rows), .first_line = row->line, .max_nodes = TP_ROW_MAX_VALUES};
-    if (!tp_row_file_is_plain(file->rows)) TP_TRY(tp_json_parse(ctx, s->line, row->bytes, &options, &doc));
+    if (!tp_row_file_is_plain(file->rows)) TP_TRY(tp_row_file_parse(ctx, file->rows, row->line, s->line, row->bytes, &doc));
     tp_status status = tp_text_sample(ctx, d, file, doc, (tp_span){s->line, row->bytes});
     tp_json_free(doc);
     if (status != TP_OK) return status;

@@ -26,27 +26,31 @@ static void name_of(const tp_joint *joint, char *out, size_t size)
     }
 }
 
-/* One adapter at most on each, for all rows, without dropout, and with room for its factors. */
-static bool describe(const tp_pass *pass, const tp_joint *joint, const tp_tensor *x, tp_joint_spec *spec)
+/* One adapter at most on each, for all rows, and with room for its factors. terms: as they are in this pass. */
+static bool describe(const tp_pass *pass, const tp_joint *joint, const tp_tensor *x, tp_joint_spec *spec,
+                     tp_lowrank terms[TP_JOINT_PARTS])
 {
     int64_t used = 0;
     for (int i = 0; i < joint->n; i++) {
         const tp_slot *slot = &joint->members[i]->slot;
         int n_terms = pass->adapters_off ? 0 : slot->n_terms;
         spec->parts[i].rows = joint->members[i]->weight.rows;
-        spec->parts[i].term = n_terms > 0 ? &slot->terms[0] : NULL;
+        spec->parts[i].term = n_terms > 0 ? &terms[i] : NULL;
         if (n_terms == 0) continue;
-        const tp_lowrank *term = &slot->terms[0];
-        if (n_terms > 1 || term->begin != 0 || term->end != 0 || (pass->training && term->dropout > 0)) return false;
-        used += term->a->rows;
+        terms[i] = slot->terms[0];
+        if (!pass->training) terms[i].dropout = 0;
+        if (n_terms > 1 || terms[i].begin != 0 || terms[i].end != 0) return false;
+        used += terms[i].a->rows;
     }
     return used <= joint->room && used <= x->ld - x->cols;
 }
 
 bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[])
 {
+    tp_lowrank terms[TP_JOINT_PARTS];
     tp_joint_spec spec = {.weight = &joint->weight, .room = joint->room, .residual = residual, .n_parts = joint->n};
-    if (x == NULL || joint->weight.data == NULL || !describe(pass, joint, x, &spec)) {
+    spec.unread = joint == pass->unread;
+    if (x == NULL || joint->weight.data == NULL || !describe(pass, joint, x, &spec, terms)) {
         for (int i = 0; i < joint->n; i++) y[i] = tp_module_linear(pass, joint->members[i], x, residual);
         return false;
     }
@@ -60,5 +64,7 @@ bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, t
     y[0] = tp_joint_linear(pass->tape, x, &spec);
     if (joint->n > 1) tp_split(pass->tape, y[0], sizes, joint->n, y);
     tp_tape_scope_end(pass->tape);
+    for (int i = 0; i < joint->n; i++)
+        if (spec.parts[i].term != NULL && terms[i].dropout > 0) return false;
     return true;
 }

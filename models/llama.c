@@ -64,8 +64,7 @@ static tp_tensor *attention(tp_model *model, const tp_pass *pass, int layer, tp_
         q = norm(pass, &b->q_norm, q, c->norm_eps);
         k = norm(pass, &b->k_norm, k, c->norm_eps);
     }
-    q = tp_rope(tape, q, &model->angles, c->head_dim);
-    k = tp_rope(tape, k, &model->angles, c->head_dim);
+    (void)tp_rope_both(tape, &q, &k, &model->angles, c->head_dim); /* NULL ends the rest as well */
     tp_tensor *mixed = tp_model_attend(model, pass, layer, q, k, qkv[2]);
     tp_module_joint(pass, &b->joints[TP_JOINT_O], mixed, x, o);
     tp_tape_scope_end(tape);
@@ -84,6 +83,7 @@ static tp_tensor *feed_forward(tp_model *model, const tp_pass *pass, int layer, 
     bool joint = tp_module_joint(pass, &b->joints[TP_JOINT_DOWN], product, x, down);
     bool again = joint && tp_tape_ctx(pass->tape)->device->makes_swiglu_again;
     if (again || layer < pass->remade_layers) tp_tape_forget(pass->tape, product);
+    if (layer < pass->remade_gates && !tp_tape_again(pass->tape)) tp_tape_forget(pass->tape, gate_up[0]);
     tp_tape_scope_end(pass->tape);
     return down[0];
 }

@@ -56,9 +56,11 @@ typedef struct tp_pass {
     bool adapters_off;         /* the base alone */
     int recompute_every;       /* 0: keep all; k: keep every k-th block's input only */
     int remade_layers;         /* so many blocks, the first ones, keep no value that a norm or SwiGLU makes again cheaply */
+    int remade_gates;          /* so many of these blocks no gate and up either: a product that is made again */
     int recomputed_layers;     /* so many blocks, the first ones, keep their input only; not with recompute_every */
     bool parked_inputs;        /* inputs of recomputed blocks wait in host memory */
     int64_t recomputed_rows;   /* of these blocks, at once, at most, in whole segments of the batch; 0: all */
+    const tp_joint *unread;    /* the one whose result nobody reads, or NULL */
     /* Called with the input of the first block (0), the output of block i (i), the input of the head (-1). */
     void (*observe)(void *state, int index, tp_tensor *hidden);
     void *observe_state;
@@ -66,7 +68,8 @@ typedef struct tp_pass {
 
 /* y = module(x) + residual, with what sits in its slot. Opens the scope of the module's last path component. */
 TP_API tp_tensor *tp_module_linear(const tp_pass *pass, tp_linear_module *module, tp_tensor *x, tp_tensor *residual);
-/* y[i] = member i (x), for all members; of a joint of one, y[0] = member 0 (x) + residual. Whether it was one product. */
+/* y[i] = member i (x), for all members; of a joint of one, y[0] = member 0 (x) + residual. Whether it was one product and x is
+ * read as it is: without dropout. */
 TP_API bool tp_module_joint(const tp_pass *pass, const tp_joint *joint, tp_tensor *x, tp_tensor *residual, tp_tensor *y[]);
 
 #endif

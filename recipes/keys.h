@@ -59,6 +59,7 @@ typedef struct tp_run_config {
     const char *device;    /* "auto", "cpu", "cuda" or "cuda:N" */
     int precision;         /* tp_precision */
     int64_t seed, threads; /* threads 0: all cores */
+    bool deterministic;    /* sums in fixed orders only */
     uint64_t memory_limit; /* bytes; 0: auto */
     int64_t devices, zero_stage, tensor_parallel_size, context_parallel_size;
 } tp_run_config;

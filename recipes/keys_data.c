@@ -27,7 +27,8 @@ static const tp_field dataset_fields[] = {
      .type = TP_FIELD_INPUT,
      .offset = IN(path),
      .required = true,
-     .help = "`.jsonl`, `.jsonl.gz`, `.txt`, `.safetensors`, or a folder with `<split>.jsonl`"},
+     .help =
+         "`.jsonl`, `.csv`, these packed as `.gz`, `.txt`, `.safetensors`, or a folder with `<split>.jsonl` or `<split>.csv`"},
     {.key = "split", .type = TP_FIELD_STRING, .offset = IN(split), .otherwise = "train", .help = "the file of a folder"},
     {.key = "type",
      .type = TP_FIELD_ENUM,

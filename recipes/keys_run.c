@@ -82,6 +82,13 @@ static const tp_field fields[] = {
      .otherwise = "0",
      .range = TP_RANGE(0, 65536),
      .help = "0: all cores"},
+    {.key = "deterministic",
+     .type = TP_FIELD_BOOL,
+     .offset = AT(deterministic),
+     .otherwise = "true",
+     .help =
+         "false: a GPU may add up gradients in an order left to chance where that is faster (attention's, by cuDNN); runs then "
+         "differ in the last bits; no effect on the CPU"},
     {.key = "memory_limit",
      .type = TP_FIELD_SIZE,
      .offset = AT(memory_limit),

@@ -14,6 +14,13 @@
 
 #include "base/status.h"
 
+/* $TAPEFT_TEST names the test functions to run, for one at a time; * and ? stand for many characters and for one. */
+__attribute__((constructor)) static void choose_tests(void)
+{
+    const char *pattern = getenv("TAPEFT_TEST");
+    if (pattern != NULL && pattern[0] != '\0') cmocka_set_test_filter(pattern);
+}
+
 /* Path of reference data: $TAPEFT_GOLDEN/relative, or tests/golden/relative (the subset in this repository). */
 static inline const char *golden_path(char *out, size_t size, const char *relative)
 {

@@ -195,7 +195,9 @@ static void write_rows(tp_ctx *ctx, tp_metrics *m, const tp_step_report *r)
     put(&row, "seconds", r->seconds);
     put(&row, "cpu_seconds", r->cpu_seconds);
     put(&row, "tokens_per_second", r->seconds > 0 ? (double)r->tokens / r->seconds : 0);
-    tp_buf_printf(&row, ", \"peak_bytes\": %llu}\n", (unsigned long long)tp_peak_resident_bytes());
+    tp_buf_printf(&row, ", \"peak_bytes\": %llu", (unsigned long long)tp_peak_resident_bytes());
+    if (r->replayed >= 0) tp_buf_printf(&row, ", \"replayed\": %lld", (long long)r->replayed);
+    tp_buf_text(&row, "}\n");
     append(ctx, &m->timing, &row, "timing.jsonl");
     tp_buf_free(&row);
 }

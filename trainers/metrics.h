@@ -18,6 +18,7 @@ typedef struct tp_step_report {
     double cpu_seconds; /* of all threads in this step: how busy they were, whatever else ran on the machine */
     double seconds_left;
     uint64_t resident_bytes; /* now */
+    int64_t replayed;        /* micro-batches that were recordings (trainers/replay.h); < 0: none can be */
 } tp_step_report;
 
 /* Opens both files in `folder`, cut back to rows of steps <= `step` (0: emptied). Losing a log later never stops a run: it is

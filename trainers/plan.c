@@ -2,15 +2,20 @@
 #include "trainers/plan.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "autograd/upload.h"
+#include "base/mem.h"
 #include "inference/generate.h"
+
+/* Of an arena for slices of uneven batches, one part more. */
+#define SLICES_SHARE 8
 
 /* The program itself, its libraries and allocator, measured as the resident size after start-up. */
 #define PROCESS_BYTES ((uint64_t)12 << 20)
 
 static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *shape, int64_t rows, int64_t labels, bool train,
-                          uint64_t *activations)
+                          uint64_t *activations, tp_place **places, size_t *n_places)
 {
     tp_tape *tape;
     tp_batch_buffers buffers;
@@ -20,6 +25,7 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
         tp_batch_buffers_close(&buffers);
         return status;
     }
+    if (places != NULL) tp_tape_note_places(tape);
     /* The longest possible segments: attention's work and dynamic RoPE look at them; activations do not. */
     int64_t longest = shape->longest_segment > 0 && shape->longest_segment < rows ? shape->longest_segment : rows,
             n_segments = 0;
@@ -44,6 +50,7 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     if (train) {
         pass.recompute_every = shape->recompute_every;
         pass.remade_layers = shape->remade_layers;
+        pass.remade_gates = shape->remade_gates;
         pass.recomputed_layers = shape->recomputed_layers;
         pass.recomputed_rows = shape->recomputed_rows;
         pass.parked_inputs = shape->parked_inputs;
@@ -55,9 +62,21 @@ static tp_status dry_pass(tp_ctx *dry, tp_model *model, const tp_plan_shape *sha
     status = tp_tape_status(tape);
     if (status == TP_OK && train) status = tp_tape_backward(tape, value);
     if (tp_tape_peak(tape) > *activations) *activations = tp_tape_peak(tape);
+    if (places != NULL && status == TP_OK) {
+        const tp_place *noted = tp_tape_places(tape, n_places);
+        *places = tp_alloc_raw(dry, *n_places, sizeof **places);
+        if (*places == NULL) status = TP_NOMEM;
+        if (*places != NULL && *n_places > 0) memcpy(*places, noted, *n_places * sizeof *noted);
+    }
     tp_tape_free(tape);
     tp_batch_buffers_close(&buffers);
     return status;
+}
+
+tp_status tp_plan_places(tp_ctx *dry, tp_model *model, const tp_plan_shape *shape, tp_place **places, size_t *n)
+{
+    uint64_t ignored = 0;
+    return dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &ignored, places, n);
 }
 
 /* Decoding under bf16 and fp16 holds every factor a second time, in half the bytes. */
@@ -74,6 +93,22 @@ static uint64_t larger(int64_t a, int64_t b)
     return (uint64_t)(a > b ? a : b);
 }
 
+/* What is left over of the pieces that stacked weights take. */
+static uint64_t left_of_pieces(const tp_model *model, uint64_t piece)
+{
+    uint64_t left = 0;
+    for (int64_t i = 0; piece > 0 && i < model->config.n_layers; i++)
+        for (int j = 0; j < TP_JOINTS; j++) {
+            const tp_joint *joint = &model->blocks[i].joints[j];
+            const tp_matrix *w = &joint->weight;
+            if (joint->weight.data == NULL) continue;
+            uint64_t bytes =
+                (uint64_t)(w->rows + joint->room) * (uint64_t)w->stride * (uint64_t)tp_formats[w->format].block_bytes;
+            if (bytes >= piece / 2) left += (piece - bytes % piece) % piece;
+        }
+    return left;
+}
+
 tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_plan_shape *shape, tp_plan *plan)
 {
     *plan = (tp_plan){.shape = *shape};
@@ -81,16 +116,20 @@ tp_status tp_plan_make(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_pla
     double *flops = dry->device->flops;
     flops[0] = flops[1] = dry->device->bytes_moved = 0;
     (void)tp_dry_attention_size(dry->device);
-    TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations));
+    (void)tp_dry_calls(dry->device);
+    TP_TRY(dry_pass(dry, model, shape, shape->rows, shape->labels, shape->train, &plan->activations, NULL, NULL));
+    plan->calls = tp_dry_calls(dry->device);
     plan->attention = tp_dry_attention_size(dry->device);
     plan->flops_f32 = flops[0] * (double)shape->accumulation;
     plan->flops_narrow = flops[1] * (double)shape->accumulation;
     plan->bytes_moved = dry->device->bytes_moved * (double)shape->accumulation;
     if (shape->eval_rows > 0)
-        TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations));
+        TP_TRY(dry_pass(dry, model, shape, shape->eval_rows, shape->eval_labels, false, &plan->activations, NULL, NULL));
     TP_TRY(plan_samples(dry, model, shape, flat, &plan->samples));
+    /* Slices that end elsewhere fall differently into the holes of the arena. */
+    if (shape->recomputed_rows > 0 && shape->uneven && shape->own_memory) plan->activations += plan->activations / SLICES_SHARE;
     plan->arena = plan->activations;
-    plan->weights = model->weight_bytes;
+    plan->weights = model->weight_bytes + left_of_pieces(model, shape->piece_bytes);
     plan->adapter = flat;
     plan->gradients = shape->train ? flat : 0;
     plan->optimizer = flat * (uint64_t)shape->optimizer_states;
@@ -133,6 +172,11 @@ tp_status tp_plan_fit(tp_ctx *dry, tp_model *model, tp_lora *lora, const tp_plan
     shape.remade_layers = (int)model->config.n_layers;
     TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
     if (plan->peak <= limit) return bisect(dry, model, lora, &shape, &shape.remade_layers, limit, plan);
+    const uint64_t with_gates = plan->peak;
+    shape.remade_gates = shape.remade_layers;
+    TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
+    if (plan->peak <= limit) return bisect(dry, model, lora, &shape, &shape.remade_gates, limit, plan);
+    if (plan->peak == with_gates) shape.remade_gates = 0; /* they are products of their own, which stay */
     shape.recomputed_layers = (int)model->config.n_layers;
     for (int64_t slice = shape.rows;;) {
         TP_TRY(tp_plan_make(dry, model, lora, &shape, plan));
@@ -215,6 +259,7 @@ static const struct {
     {"workspace", offsetof(tp_plan, workspace)},
     {"samples", offsetof(tp_plan, samples)},
     {"save", offsetof(tp_plan, save)},
+    {"recordings", offsetof(tp_plan, recordings)},
     {"host", offsetof(tp_plan, host)},
 };
 
@@ -235,12 +280,13 @@ void tp_plan_write_json(const tp_plan *plan, tp_buf *out)
         tp_buf_text(out, "null");
     tp_buf_printf(out,
                   ", \"trained_parameters\": %lld, \"parameters\": %lld, \"rows\": %lld, \"recompute_every\": %d, "
-                  "\"remade_layers\": %d, \"recomputed_layers\": %d, "
+                  "\"remade_layers\": %d, \"remade_gates\": %d, \"recomputed_layers\": %d, \"deterministic\": %s, "
                   "\"largest_micro_batch\": %lld, \"largest_seq_length\": %lld, \"least_bytes\": %llu, "
                   "\"smallest_device_bytes\": %llu}\n",
                   (long long)plan->trained_parameters, (long long)plan->all_parameters, (long long)plan->shape.rows,
-                  plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.recomputed_layers,
-                  (long long)plan->largest_batch, (long long)plan->largest_length, (unsigned long long)plan->least,
+                  plan->shape.recompute_every, plan->shape.remade_layers, plan->shape.remade_gates,
+                  plan->shape.recomputed_layers, plan->shape.any_order ? "false" : "true", (long long)plan->largest_batch,
+                  (long long)plan->largest_length, (unsigned long long)plan->least,
                   (unsigned long long)(plan->least > 0 ? tp_plan_smallest_device(plan) : 0));
 }
 
@@ -265,6 +311,7 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
     const tp_plan_shape *shape = &plan->shape;
     if (shape->remade_layers > 0)
         tp_buf_printf(out, "; in %d blocks norms and SwiGLU are computed again", shape->remade_layers);
+    if (shape->remade_gates > 0) tp_buf_printf(out, ", gate and up in %d", shape->remade_gates);
     if (shape->recomputed_layers > 0) tp_buf_printf(out, "; %d blocks recomputed", shape->recomputed_layers);
     if (shape->recomputed_rows > 0) tp_buf_printf(out, ", %lld tokens at a time", (long long)shape->recomputed_rows);
     if (shape->parked_inputs) tp_buf_text(out, ", their inputs kept in host memory");
@@ -273,6 +320,7 @@ void tp_plan_write_text(const tp_plan *plan, tp_buf *out)
                       shape->recompute_every == 0   ? "no recomputation"
                       : shape->recompute_every == 1 ? "every block recomputed"
                                                     : "blocks recomputed in groups");
+    if (shape->any_order) tp_buf_text(out, "; not deterministic");
     tp_buf_char(out, '\n');
     if (plan->largest_batch > 0 || plan->largest_length > 0)
         tp_buf_printf(

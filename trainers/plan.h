@@ -12,13 +12,16 @@ typedef struct tp_plan_shape {
     int64_t accumulation;           /* micro-batches per step */
     int64_t sample_context;         /* tokens that the KV cache of samples holds; 0: no samples */
     int recompute_every;            /* these as in tp_pass */
-    int remade_layers, recomputed_layers;
+    int remade_layers, remade_gates, recomputed_layers;
     int64_t recomputed_rows;
     bool parked_inputs;
+    bool any_order;           /* of sums: tp_device.any_order, where the device makes use of it */
+    bool uneven;              /* other micro-batches have fewer rows */
     bool train;               /* false: forward and loss only */
     int optimizer_states;     /* f32 numbers kept per parameter */
     uint64_t host_bytes;      /* data index, tokenizer and the like, as the caller knows them */
     bool own_memory;          /* the device's memory is not the host's: what is there alone does not count */
+    uint64_t piece_bytes;     /* tp_backend.piece_bytes of the device that will run it */
     uint64_t workspace_bytes; /* the device's own: tp_device.workspace_bytes of the one that will run it */
 } tp_plan_shape;
 
@@ -28,8 +31,11 @@ typedef struct tp_plan {
     uint64_t samples; /* KV cache, arena and copies of the factors that samples are decoded with */
     uint64_t save;    /* host copies while a checkpoint is written */
     uint64_t host;
+    uint64_t recordings;            /* of micro-batches, as many as recorded_most */
     uint64_t peak;                  /* sum: what the process will hold at most, in bytes */
     tp_attention_size attention;    /* the largest of the step */
+    int64_t calls;                  /* of kernels, in a micro-batch */
+    int64_t recorded_most;          /* recordings that are kept: whoever makes the plan adds them */
     uint64_t arena;                 /* capacity the step arena gets (activations, exactly) */
     double flops_f32, flops_narrow; /* of one optimizer step, by precision of the product: f32, 16 bits */
     double bytes_moved;             /* of one optimizer step, by all kernels */
@@ -43,9 +49,13 @@ typedef struct tp_plan {
  * its slots filled by `lora` (NULL: none). */
 TP_API tp_status tp_plan_make(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape,
                               tp_plan *plan) TP_MUST_CHECK;
+/* Where such a step's allocations lie: a micro-batch with fewer rows or labels, run in the same way, fits into these places.
+ * Not for steps in slices of the batch. *places is the caller's (tp_free). */
+TP_API tp_status tp_plan_places(tp_ctx *dry, tp_model *shape_model, const tp_plan_shape *shape, tp_place **places,
+                                size_t *n) TP_MUST_CHECK;
 /* The same for the cheapest way that fits into `limit` bytes: nothing computed again; norms and SwiGLU of some blocks; of all,
- * and some blocks as a whole; all of them; all of them in slices of the batch. Where none fits, the plan is the smallest one.
- */
+ * and gate and up of some, where they are one product; of all; some blocks as a whole; all of them; all of them in slices of
+ * the batch. Where none fits, the plan is the smallest one. */
 TP_API tp_status tp_plan_fit(tp_ctx *dry, tp_model *shape_model, tp_lora *lora, const tp_plan_shape *shape, uint64_t limit,
                              tp_plan *plan) TP_MUST_CHECK;
 /* The largest micro-batch of rows of `length` tokens, all of them with labels, and the longest rows, up to `longest`, in a

@@ -11,8 +11,10 @@
 #define REPLAYS_EACH 8
 
 struct shape {
-    tp_batch batch; /* segments: the copy below */
-    tp_segment *segments;
+    tp_batch key; /* without pointers to segments, and without what any_segments leaves open */
+    bool any_segments;
+    tp_segment *segments; /* those of the key, or those that the recording works on */
+    int64_t n_segments;
     size_t capacity;
     uint64_t trace, used; /* used: when; 0: an empty place */
     tp_graph *graph;
@@ -21,17 +23,17 @@ struct shape {
 
 struct tp_replay {
     tp_device *device;
-    bool off;
+    int64_t most; /* 0: nothing is recorded */
     uint64_t now, recorded, replayed;
     struct shape shapes[TP_REPLAY_SHAPES];
 };
 
-tp_status tp_replay_open(tp_ctx *ctx, bool allowed, tp_replay **result)
+tp_status tp_replay_open(tp_ctx *ctx, int64_t most, tp_replay **result)
 {
     tp_replay *replay = tp_alloc(ctx, 1, sizeof *replay);
     if (replay == NULL) return TP_NOMEM;
     replay->device = ctx->device;
-    replay->off = !allowed || ctx->device->backend->capture_begin == NULL;
+    replay->most = ctx->device->backend->capture_begin != NULL ? most : 0;
     *result = replay;
     return TP_OK;
 }
@@ -52,23 +54,41 @@ void tp_replay_close(tp_replay *replay)
     tp_free(replay);
 }
 
+int64_t tp_replay_count(const tp_replay *replay)
+{
+    return replay->most > 0 || replay->replayed > 0 ? (int64_t)replay->replayed : -1;
+}
+
 /* ---- shapes ---- */
 
 /* Nothing but integers and pointers of one size, so that whatever is added to a batch is compared. */
 _Static_assert(sizeof(tp_batch) == 10 * sizeof(int64_t) && sizeof(tp_segment) == 4 * sizeof(int64_t), "padding is compared");
 
-static bool same(const struct shape *shape, const tp_batch *batch)
+static tp_batch key_of(const tp_batch *batch, bool any_segments)
 {
     tp_batch key = *batch;
-    key.segments = shape->segments;
-    return shape->used > 0 && memcmp(&shape->batch, &key, sizeof key) == 0 &&
+    key.segments = NULL;
+    if (any_segments) key.n_segments = key.max_position = key.n_tokens = 0;
+    return key;
+}
+
+static bool same_segments(const struct shape *shape, const tp_batch *batch)
+{
+    return shape->n_segments == batch->n_segments &&
            memcmp(shape->segments, batch->segments, (size_t)batch->n_segments * sizeof *batch->segments) == 0;
 }
 
-static struct shape *find(tp_replay *replay, const tp_batch *batch)
+static bool same(const struct shape *shape, const tp_batch *batch, const tp_batch *key, bool any_segments)
 {
+    return shape->used > 0 && shape->any_segments == any_segments && memcmp(&shape->key, key, sizeof *key) == 0 &&
+           (any_segments || same_segments(shape, batch));
+}
+
+static struct shape *find(tp_replay *replay, const tp_batch *batch, bool any_segments)
+{
+    const tp_batch key = key_of(batch, any_segments);
     for (int i = 0; i < TP_REPLAY_SHAPES; i++)
-        if (same(&replay->shapes[i], batch)) return &replay->shapes[i];
+        if (same(&replay->shapes[i], batch, &key, any_segments)) return &replay->shapes[i];
     return NULL;
 }
 
@@ -83,14 +103,21 @@ static struct shape *oldest(tp_replay *replay, bool with_graph)
     return found;
 }
 
-static tp_status remember(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, struct shape **result)
+static tp_status keep_segments(tp_ctx *ctx, struct shape *shape, const tp_batch *batch)
+{
+    TP_TRY(tp_grow(ctx, &shape->segments, &shape->capacity, (size_t)batch->n_segments + 1, sizeof *shape->segments));
+    memcpy(shape->segments, batch->segments, (size_t)batch->n_segments * sizeof *shape->segments);
+    shape->n_segments = batch->n_segments;
+    return TP_OK;
+}
+
+static tp_status remember(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, bool any_segments, struct shape **result)
 {
     struct shape *shape = oldest(replay, false);
     shape->used = 0;
-    TP_TRY(tp_grow(ctx, &shape->segments, &shape->capacity, (size_t)batch->n_segments + 1, sizeof *shape->segments));
-    memcpy(shape->segments, batch->segments, (size_t)batch->n_segments * sizeof *shape->segments);
-    shape->batch = *batch;
-    shape->batch.segments = shape->segments;
+    TP_TRY(keep_segments(ctx, shape, batch));
+    shape->key = key_of(batch, any_segments);
+    shape->any_segments = any_segments;
     shape->plain = false;
     *result = shape;
     return TP_OK;
@@ -101,12 +128,21 @@ static tp_status remember(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch,
 /* Whether one more may be made; the one that it replaces goes. */
 static bool has_room(tp_replay *replay)
 {
-    int n = 0;
+    int64_t n = 0;
     for (int i = 0; i < TP_REPLAY_SHAPES; i++) n += replay->shapes[i].graph != NULL;
-    if (n < TP_REPLAY_GRAPHS) return true;
+    if (n < replay->most) return true;
     if (replay->replayed < REPLAYS_EACH * replay->recorded) return false;
     drop(replay, oldest(replay, true));
     return true;
+}
+
+/* Recordings are for speed: without them, the run goes on. */
+static void give_up(tp_ctx *ctx, tp_replay *replay, struct shape *shape)
+{
+    tp_note(ctx, "micro-batches are not recorded: %s", ctx->message);
+    tp_ctx_clear(ctx);
+    drop(replay, shape);
+    replay->most = 0;
 }
 
 static void record(tp_ctx *ctx, tp_replay *replay, struct shape *shape, const tp_batch *batch, tp_replay_pass pass, void *state)
@@ -124,23 +160,42 @@ static void record(tp_ctx *ctx, tp_replay *replay, struct shape *shape, const tp
     if (shape->plain)
         tp_note(ctx, "micro-batches of %lld rows are not recorded: they take other places in the arena each time",
                 (long long)batch->n);
-    if (status == TP_OK) return;
-    tp_note(ctx, "micro-batches are not recorded: %s", ctx->message);
-    tp_ctx_clear(ctx);
-    replay->off = true;
+    if (status == TP_OK && shape->any_segments) status = keep_segments(ctx, shape, batch);
+    if (status != TP_OK) give_up(ctx, replay, shape);
 }
 
-tp_status tp_replay_run(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, tp_replay_pass pass, void *state)
+/* Points the recording to these segments. *fits false: it is none for them. */
+static tp_status turn_to(tp_ctx *ctx, tp_replay *replay, struct shape *shape, const tp_batch *batch, bool *fits)
+{
+    *fits = true;
+    if (!shape->any_segments || same_segments(shape, batch)) return TP_OK;
+    TP_TRY(replay->device->backend->graph_segments(ctx, shape->graph, batch->segments, batch->n_segments, fits));
+    return *fits ? keep_segments(ctx, shape, batch) : TP_OK;
+}
+
+tp_status tp_replay_run(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, bool any_segments, tp_replay_pass pass,
+                        void *state)
 {
     uint64_t ignored;
-    if (replay->off) return pass(state, batch, &ignored);
-    struct shape *shape = find(replay, batch);
+    bool fits = false;
+    replay->now++;
+    if (replay->most == 0) return pass(state, batch, &ignored);
+    struct shape *shape = find(replay, batch, any_segments);
     bool is_new = shape == NULL;
-    if (is_new) TP_TRY(remember(ctx, replay, batch, &shape));
-    shape->used = ++replay->now;
+    if (is_new) TP_TRY(remember(ctx, replay, batch, any_segments, &shape));
+    shape->used = replay->now;
     if (is_new) return pass(state, batch, &shape->trace);
     if (shape->graph == NULL && !shape->plain && has_room(replay)) record(ctx, replay, shape, batch, pass, state);
-    if (shape->graph == NULL) return pass(state, batch, &ignored);
+    if (shape->graph != NULL && turn_to(ctx, replay, shape, batch, &fits) != TP_OK) give_up(ctx, replay, shape);
+    if (!fits || shape->graph == NULL) return pass(state, batch, &ignored);
     replay->replayed++;
     return ctx->device->backend->graph_launch(ctx, shape->graph);
+}
+
+void tp_replay_prepare(tp_ctx *ctx, tp_replay *replay, const tp_batch *batch, bool any_segments)
+{
+    bool ignored;
+    struct shape *shape = replay->most > 0 ? find(replay, batch, any_segments) : NULL;
+    if (shape != NULL && shape->graph != NULL && turn_to(ctx, replay, shape, batch, &ignored) != TP_OK)
+        give_up(ctx, replay, shape);
 }

@@ -23,6 +23,8 @@ struct tp_run {
     tp_ctx dry;
     tp_model *shape_model;
     tp_plan plan;
+    tp_place *places; /* of a micro-batch's allocations in the step arena; NULL: first fit */
+    size_t n_places;
 
     tp_tokenizer *tokenizer;     /* NULL with ready tokens */
     tp_dataset *data, *held_out; /* held_out NULL: none */
@@ -34,6 +36,7 @@ struct tp_run {
     tp_pattern *patterns; /* rank and alpha patterns of the recipe */
     tp_tape *tape;
     tp_batch_buffers buffers;
+    tp_buckets buckets;
     tp_replay *replay;
     tp_host_batch *group; /* [gradient_accumulation_steps]: the micro-batches of step group_step (from 0; -1: none) */
     int64_t group_step, group_n, group_labels, group_tokens;
@@ -57,6 +60,8 @@ struct tp_run {
 
 /* trainers/setup.c */
 tp_status tp_run_setup(tp_run *run) TP_MUST_CHECK;
+/* trainers/lora_spec.c: with adapter_path, run->start has been read. */
+tp_status tp_run_lora_spec(tp_run *run, const tp_model *model, tp_lora_spec *spec) TP_MUST_CHECK;
 /* trainers/train.c: early_stopping_patience is used up, here or before the run was resumed. */
 bool tp_run_stops_early(const tp_run *run);
 /* trainers/evaluate.c: loss per label over held-out data, in order, without gradients or dropout. */

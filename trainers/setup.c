@@ -11,7 +11,10 @@
 #include "data/source.h"
 #include "trainers/run.h"
 
-#define RESERVE_SHARE 16 /* of the memory limit, one part for what kernels are only faster with */
+#define RESERVE_SHARE    16   /* of the memory limit, one part for what kernels are only faster with */
+#define RESERVE_WORK     1.02 /* and so much work of the products for it */
+#define RECORDINGS_MOST  16   /* of micro-batches */
+#define RECORDINGS_SHARE 32   /* of the memory that the run takes otherwise, one part for them */
 
 static tp_status open_device(tp_run *run)
 {
@@ -21,6 +24,7 @@ static tp_status open_device(tp_run *run)
         run->owns_device = true;
     }
     ctx->seed = (uint64_t)run->config->run.seed;
+    ctx->device->any_order = !run->config->run.deterministic;
     const char *word = tp_schema_field(&tp_recipe_schema, "precision")->words[run->config->run.precision];
     char where[512];
     if (tp_device_precision(ctx, word, &run->precision) != TP_OK)
@@ -31,6 +35,7 @@ static tp_status open_device(tp_run *run)
         return tp_fail(ctx, run->dry.status, "%s", run->dry.message);
     run->dry.device->logits_bytes = ctx->device->logits_bytes;
     run->dry.device->makes_swiglu_again = ctx->device->makes_swiglu_again;
+    run->dry.device->drops_in_products = ctx->device->drops_in_products;
     return TP_OK;
 }
 
@@ -46,13 +51,12 @@ static tp_status read_start(tp_run *run)
     return tp_adapter_config_read(run->ctx, run->config->run.adapter_path, &run->start);
 }
 
-/* The highest rank of the run's adapter; 0 with dropout, which keeps adapters out of joint products. */
+/* The highest rank of the run's adapter. */
 static tp_status room_rank(tp_run *run, int64_t *rank)
 {
     const tp_lora_config *c = &run->config->lora;
     const tp_lora_spec *start = &run->start.spec;
     double most = (double)c->rank;
-    *rank = 0;
     if (run->config->run.adapter_path != NULL) {
         TP_TRY(read_start(run));
         most = (double)start->rank;
@@ -60,8 +64,7 @@ static tp_status room_rank(tp_run *run, int64_t *rank)
     } else {
         for (size_t i = 0; i < c->rank_pattern.n; i++) most = fmax(most, c->rank_pattern.items[i].value);
     }
-    bool given = run->config->run.adapter_path == NULL || tp_recipe_given(run->recipe, "lora_dropout");
-    if (!((given ? c->dropout : start->dropout) > 0)) *rank = (int64_t)most;
+    *rank = (int64_t)most;
     return TP_OK;
 }
 
@@ -173,124 +176,6 @@ static void count_steps(tp_run *run)
 
 /* ---- the adapter ---- */
 
-static tp_names names_of(const tp_patterns *patterns)
-{
-    if (patterns->kind == TP_PATTERNS_REGEX) return (tp_names){true, &patterns->text, 1};
-    return (tp_names){false, patterns->list.items, patterns->list.n};
-}
-
-static tp_status spec_from_recipe(tp_run *run, const tp_model *model, tp_lora_spec *spec)
-{
-    const tp_lora_config *c = &run->config->lora;
-    size_t n = c->rank_pattern.n + c->alpha_pattern.n;
-    if (run->patterns == NULL) run->patterns = tp_alloc(run->ctx, n, sizeof *run->patterns);
-    if (run->patterns == NULL) return TP_NOMEM;
-    for (size_t i = 0; i < c->rank_pattern.n; i++)
-        run->patterns[i] = (tp_pattern){c->rank_pattern.items[i].name, c->rank_pattern.items[i].value};
-    for (size_t i = 0; i < c->alpha_pattern.n; i++)
-        run->patterns[c->rank_pattern.n + i] = (tp_pattern){c->alpha_pattern.items[i].name, c->alpha_pattern.items[i].value};
-    *spec = (tp_lora_spec){.rank = c->rank,
-                           .alpha = c->alpha,
-                           .dropout = c->dropout,
-                           .use_rslora = c->use_rslora,
-                           .gaussian = c->init == TP_LORA_INIT_GAUSSIAN,
-                           .rank_pattern = run->patterns,
-                           .n_rank_pattern = c->rank_pattern.n,
-                           .alpha_pattern = run->patterns + c->rank_pattern.n,
-                           .n_alpha_pattern = c->alpha_pattern.n};
-    tp_targets *t = &spec->targets;
-    t->all_linear = c->target_modules.kind == TP_PATTERNS_WORD && strcmp(c->target_modules.text, "all-linear") == 0;
-    if (c->target_modules.kind == TP_PATTERNS_WORD && !t->all_linear) {
-        t->include.list = tp_model_default_targets(model);
-        while (t->include.list[t->include.n] != NULL) t->include.n++;
-    } else if (!t->all_linear) {
-        t->include = names_of(&c->target_modules);
-    }
-    t->exclude = names_of(&c->exclude_modules);
-    t->layers = c->layers.items;
-    t->n_layers = c->layers.n;
-    return TP_OK;
-}
-
-/* A recipe key beside adapter_path must agree with the adapter's own configuration. */
-static tp_status disagrees(tp_run *run, const char *key, double ours, double theirs)
-{
-    char where[512];
-    if (!tp_recipe_given(run->recipe, key) || ours == theirs) return TP_OK;
-    return tp_fail(run->ctx, TP_INVALID, "%s: %s: the recipe says %g, the adapter it starts from %g",
-                   tp_recipe_where(run->recipe, key, where, sizeof where), key, ours, theirs);
-}
-
-static bool same_names(const tp_names *a, const tp_names *b)
-{
-    if (a->is_regex != b->is_regex || a->n != b->n) return false;
-    for (size_t i = 0; i < a->n; i++) {
-        bool found = false;
-        for (size_t j = 0; j < b->n && !found; j++) found = strcmp(a->list[i], b->list[j]) == 0;
-        if (!found) return false;
-    }
-    return true;
-}
-
-static bool same_layers(const tp_targets *a, const tp_targets *b)
-{
-    if (a->n_layers != b->n_layers) return false;
-    for (size_t i = 0; i < a->n_layers; i++) {
-        bool found = false;
-        for (size_t j = 0; j < b->n_layers && !found; j++) found = a->layers[i] == b->layers[j];
-        if (!found) return false;
-    }
-    return true;
-}
-
-static bool same_patterns(const tp_pattern *a, size_t n_a, const tp_pattern *b, size_t n_b)
-{
-    if (n_a != n_b) return false;
-    for (size_t i = 0; i < n_a; i++) {
-        bool found = false;
-        for (size_t j = 0; j < n_b && !found; j++) found = strcmp(a[i].key, b[j].key) == 0 && a[i].value == b[j].value;
-        if (!found) return false;
-    }
-    return true;
-}
-
-/* The same for keys that are more than a number. */
-static tp_status check_targets(tp_run *run, const tp_lora_spec *ours, const tp_lora_spec *theirs)
-{
-    const struct {
-        const char *key;
-        bool agrees;
-    } keys[] = {
-        {"lora_target_modules", ours->targets.all_linear || same_names(&ours->targets.include, &theirs->targets.include)},
-        {"lora_exclude_modules", same_names(&ours->targets.exclude, &theirs->targets.exclude)},
-        {"layers_to_transform", same_layers(&ours->targets, &theirs->targets)},
-        {"rank_pattern", same_patterns(ours->rank_pattern, ours->n_rank_pattern, theirs->rank_pattern, theirs->n_rank_pattern)},
-        {"alpha_pattern",
-         same_patterns(ours->alpha_pattern, ours->n_alpha_pattern, theirs->alpha_pattern, theirs->n_alpha_pattern)},
-        {"init_lora_weights", false},
-    };
-    char where[512];
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        if (!keys[i].agrees && tp_recipe_given(run->recipe, keys[i].key))
-            return tp_fail(run->ctx, TP_INVALID, "%s: %s: the adapter it starts from has its own, which is another",
-                           tp_recipe_where(run->recipe, keys[i].key, where, sizeof where), keys[i].key);
-    return TP_OK;
-}
-
-static tp_status spec_from_adapter(tp_run *run, const tp_model *model, tp_lora_spec *spec)
-{
-    const tp_lora_config *c = &run->config->lora;
-    tp_lora_spec wanted;
-    TP_TRY(read_start(run));
-    TP_TRY(spec_from_recipe(run, model, &wanted));
-    *spec = run->start.spec;
-    TP_TRY(disagrees(run, "lora_r", (double)c->rank, (double)spec->rank));
-    TP_TRY(disagrees(run, "lora_alpha", c->alpha, spec->alpha));
-    TP_TRY(disagrees(run, "use_rslora", c->use_rslora, spec->use_rslora));
-    if (tp_recipe_given(run->recipe, "lora_dropout")) spec->dropout = c->dropout; /* a matter of training, not of the tensors */
-    return check_targets(run, &wanted, spec);
-}
-
 /* How a message calls one of PEFT's keys: by the recipe's place and name. */
 static const char *call_key(void *state, const char *key, const char *member)
 {
@@ -308,7 +193,8 @@ static tp_status attach(tp_run *run, tp_ctx *ctx, tp_model *model, tp_lora **lor
     struct where where = {.recipe = run->recipe};
     tp_lora_spec spec;
     bool continues = run->config->run.adapter_path != NULL;
-    TP_TRY(continues ? spec_from_adapter(run, model, &spec) : spec_from_recipe(run, model, &spec));
+    if (continues) TP_TRY(read_start(run));
+    TP_TRY(tp_run_lora_spec(run, model, &spec));
     if (!continues) {
         spec.call = call_key;
         spec.call_state = &where;
@@ -350,17 +236,28 @@ static uint64_t memory_limit(const tp_run *run)
     return wanted > 0 ? wanted : machine / 10 * 9;
 }
 
-/* Some of what the plan leaves, if kernels are faster with it. */
-static tp_status reserve(tp_run *run, uint64_t limit)
+/* Memory that kernels are faster with: what the plan leaves, or what little work that is done again frees. */
+static tp_status reserve(tp_run *run, tp_lora *lora, bool fit, uint64_t limit)
 {
     const tp_backend *backend = run->ctx->device->backend;
-    tp_plan *plan = &run->plan;
+    tp_plan *plan = &run->plan, other = *plan;
     uint64_t bytes = 0;
     if (backend->reserve == NULL || plan->peak > limit) return TP_OK;
-    const uint64_t left = limit - plan->peak, share = limit / RESERVE_SHARE;
-    TP_TRY(backend->reserve(run->ctx, &plan->attention, left < share ? left : share, &bytes));
-    plan->workspace += bytes;
-    plan->peak += bytes;
+    TP_TRY(backend->reserve(run->ctx, &plan->attention, limit / RESERVE_SHARE, &bytes));
+    if (bytes == 0) return TP_OK;
+    tp_plan_shape shape = plan->shape;
+    shape.workspace_bytes += bytes;
+    if (plan->peak + bytes > limit && fit) {
+        shape.remade_layers = shape.remade_gates = shape.recomputed_layers = 0;
+        shape.recomputed_rows = 0;
+        TP_TRY(from_dry(run, tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &other)));
+    } else {
+        TP_TRY(from_dry(run, tp_plan_make(&run->dry, run->shape_model, lora, &shape, &other)));
+    }
+    const double before = plan->flops_f32 + plan->flops_narrow, after = other.flops_f32 + other.flops_narrow;
+    if (other.peak > limit || after > before * RESERVE_WORK)
+        return backend->reserve(run->ctx, &plan->attention, 0, &bytes); /* given back */
+    *plan = other;
     return TP_OK;
 }
 
@@ -382,6 +279,48 @@ static tp_status more_logits(tp_run *run, tp_lora *lora, uint64_t limit)
     return TP_OK;
 }
 
+/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
+ * grows, frequencies of some ropes are copied to the device for each length. */
+static bool repeats(const tp_run *run)
+{
+    const tp_plan_shape *shape = &run->plan.shape;
+    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
+    return run->ctx->device->backend->capture_begin != NULL && !parks &&
+           !tp_rope_depends_on_length(&run->shape_model->config.rope);
+}
+
+/* As many recordings as there is memory for. Where all micro-batches have the largest one's rows, one shape is all there is,
+ * but for the last of an epoch. */
+static void plan_recordings(tp_run *run, uint64_t limit, int64_t tokens)
+{
+    tp_plan *plan = &run->plan;
+    const uint64_t each = (uint64_t)plan->calls * run->ctx->device->backend->recorded_call_bytes;
+    const bool even = tokens == run->micro_batches * plan->shape.rows;
+    if (!repeats(run) || each == 0 || plan->peak > limit) return;
+    const uint64_t share = plan->peak / RECORDINGS_SHARE, left = limit - plan->peak;
+    plan->recorded_most = (int64_t)((share < left ? share : left) / each);
+    if (plan->recorded_most < 2 && left >= 2 * each) plan->recorded_most = 2;
+    if (plan->recorded_most > RECORDINGS_MOST) plan->recorded_most = RECORDINGS_MOST;
+    if (even && plan->recorded_most > 2) plan->recorded_most = 2;
+    plan->recordings = (uint64_t)plan->recorded_most * each;
+    plan->peak += plan->recordings;
+}
+
+/* Filling up micro-batches costs about a twentieth of the largest one; recordings save a microsecond for each call of a kernel.
+ * The rates are those of a fast GPU, and the same everywhere, for what is added up depends on this. Turning a recording to
+ * other segments is work of the host: the device hides it where each step is one micro-batch, which is known early, or where
+ * micro-batches are about as long as the longest, as packed ones are. */
+static void choose_buckets(tp_run *run, int64_t tokens)
+{
+    const tp_plan *plan = &run->plan;
+    const double f32_rate = 5e13, narrow_rate = 5e14, copy_rate = 2.5e12, call_saves = 1e-6, filled = 1.0 / 20;
+    double seconds = plan->flops_f32 / f32_rate + plan->flops_narrow / narrow_rate + plan->bytes_moved / copy_rate;
+    bool pays = seconds / (double)plan->shape.accumulation * filled < (double)plan->calls * call_saves;
+    bool hidden = plan->shape.accumulation == 1 || 2 * tokens >= run->micro_batches * plan->shape.rows;
+    if (plan->recorded_most > 0 && plan->shape.recomputed_rows == 0 && pays && hidden)
+        run->buckets = tp_buckets_for(plan->shape.rows, plan->shape.labels);
+}
+
 static tp_status make_plan(tp_run *run)
 {
     tp_lora *lora;
@@ -401,10 +340,13 @@ static tp_status make_plan(tp_run *run)
                            .accumulation = run->config->train.gradient_accumulation_steps,
                            .recompute_every = group_size(run),
                            .parked_inputs = parks_inputs(run),
+                           .uneven = counts.tokens != run->micro_batches * rows,
                            .own_memory = !run->ctx->device->backend->host_memory,
+                           .any_order = run->ctx->device->any_order && run->ctx->device->backend->reserve != NULL,
                            .train = true,
                            .optimizer_states = momentum ? run->config->train.momentum > 0 : 2,
                            .sample_context = run->samples != NULL ? tp_samples_context(run->samples) : 0,
+                           .piece_bytes = run->ctx->device->backend->piece_bytes,
                            .workspace_bytes = run->ctx->device->workspace_bytes,
                            .host_bytes = (uint64_t)counts.rows_used * 64};
     uint64_t limit = memory_limit(run);
@@ -413,14 +355,19 @@ static tp_status make_plan(tp_run *run)
     if (status == TP_OK)
         status = from_dry(run, fit ? tp_plan_fit(&run->dry, run->shape_model, lora, &shape, limit, &run->plan)
                                    : tp_plan_make(&run->dry, run->shape_model, lora, &shape, &run->plan));
+    if (status == TP_OK) status = reserve(run, lora, fit, limit);
     if (status == TP_OK) status = from_dry(run, more_logits(run, lora, limit));
     if (status == TP_OK && (run->options.dry_run || run->plan.peak > limit))
         status = from_dry(run, tp_plan_largest(&run->dry, run->shape_model, lora, &shape, fit, limit,
                                                run->config->train.micro_batch_size, run->max_length,
                                                run->shape_model->config.max_positions, &run->plan));
+    /* Host memory has room for batches that fall differently. */
+    if (status == TP_OK && !run->ctx->device->backend->host_memory && run->plan.shape.recomputed_rows == 0)
+        status = from_dry(run, tp_plan_places(&run->dry, run->shape_model, &run->plan.shape, &run->places, &run->n_places));
     tp_lora_free(lora);
     TP_TRY(status);
-    TP_TRY(reserve(run, limit));
+    plan_recordings(run, limit, counts.tokens);
+    choose_buckets(run, counts.tokens);
     return run->options.dry_run ? TP_OK : tp_run_fits(run); /* what does not fit can still be looked at */
 }
 
@@ -456,16 +403,6 @@ static tp_status open_model(tp_run *run)
     return status;
 }
 
-/* Whether a micro-batch's kernels and the places they work on depend on its shape alone. Parked inputs wait in memory that
- * grows, frequencies of some ropes are copied to the device for each length. TAPEFT_NO_GRAPHS is for comparisons. */
-static bool may_replay(const tp_run *run)
-{
-    const tp_plan_shape *shape = &run->plan.shape;
-    bool parks = shape->parked_inputs && (shape->recompute_every > 0 || shape->recomputed_layers > 0);
-    return !parks && !run->options.tune && !tp_rope_depends_on_length(&run->model->config.rope) &&
-           getenv("TAPEFT_NO_GRAPHS") == NULL;
-}
-
 static tp_status open_trainer(tp_run *run)
 {
     const tp_train_config *c = &run->config->train;
@@ -478,7 +415,8 @@ static tp_status open_trainer(tp_run *run)
     TP_TRY(tp_optim_open(ctx, tp_config_word("optimizer", c->optimizer), &options, &run->lora->params, &run->optim));
     TP_TRY(tp_tape_new(ctx, run->plan.arena, run->precision, &run->tape));
     tp_tape_set_state(run->tape, run->optim->step_state);
-    TP_TRY(tp_replay_open(ctx, may_replay(run), &run->replay));
+    bool records = !run->options.tune && getenv("TAPEFT_NO_GRAPHS") == NULL; /* the variable is for comparisons */
+    TP_TRY(tp_replay_open(ctx, records ? run->plan.recorded_most : 0, &run->replay));
     TP_TRY(tp_batch_buffers_open(ctx, rows, labels, &run->buffers));
     if (run->samples != NULL) TP_TRY(tp_samples_begin(ctx, run->samples, run->model));
     run->group = tp_alloc(ctx, (size_t)c->gradient_accumulation_steps, sizeof *run->group);
@@ -543,6 +481,7 @@ tp_status tp_run_close(tp_run *run, tp_status status)
     tp_replay_close(run->replay);
     tp_optim_close(run->optim);
     tp_tape_free(run->tape);
+    tp_free(run->places);
     tp_batch_buffers_close(&run->buffers);
     for (int64_t i = 0; run->group != NULL && i < run->config->train.gradient_accumulation_steps; i++)
         tp_host_batch_free(&run->group[i]);

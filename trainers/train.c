@@ -30,16 +30,23 @@ static tp_status get_group(tp_run *run, int64_t step)
         TP_TRY(tp_dataset_get(run->ctx, run->data, step / run->steps_per_epoch, first + i, &run->group[i]));
         run->group_labels += run->group[i].n_labels;
         run->group_tokens += run->group[i].n_tokens;
+        TP_TRY(tp_buckets_fill(run->ctx, &run->buckets, &run->group[i]));
     }
     run->group_step = step;
     return TP_OK;
 }
 
-/* The same while the device is at work. What fails will fail again, in the step that it belongs to. */
+/* The same while the device is at work, up to what it is to begin with. What fails will fail again, in the step that it belongs
+ * to. */
 static void get_group_early(tp_run *run, int64_t step)
 {
     if (run->ctx->device->backend->host_memory || step >= run->steps) return;
-    if (get_group(run, step) != TP_OK) tp_ctx_clear(run->ctx);
+    if (get_group(run, step) != TP_OK) {
+        tp_ctx_clear(run->ctx);
+        return;
+    }
+    tp_batch host = tp_host_batch_view(&run->group[0]), batch = tp_batch_uploaded(&run->buffers, &host);
+    tp_replay_prepare(run->ctx, run->replay, &batch, run->group[0].any_segments);
 }
 
 /* The kernels of a micro-batch: a tp_replay_pass. Only what is in the batch, and what lies in device memory, may differ from
@@ -52,6 +59,7 @@ static tp_status forward_and_backward(void *state, const tp_batch *batch, uint64
                     .training = true,
                     .recompute_every = run->plan.shape.recompute_every,
                     .remade_layers = run->plan.shape.remade_layers,
+                    .remade_gates = run->plan.shape.remade_gates,
                     .recomputed_layers = run->plan.shape.recomputed_layers,
                     .recomputed_rows = run->plan.shape.recomputed_rows,
                     .parked_inputs = run->plan.shape.parked_inputs};
@@ -60,6 +68,7 @@ static tp_status forward_and_backward(void *state, const tp_batch *batch, uint64
                                   .labels = batch->labels,
                                   .n = batch->n_labels,
                                   .state = run->optim->step_state};
+    if (run->places != NULL) tp_tape_follow_places(run->tape, run->places, run->n_places);
     tp_tensor *total = tp_linear_cross_entropy(run->tape, tp_model_forward(run->model, &pass), &spec);
     tp_status status = tp_tape_status(run->tape);
     if (status == TP_OK) status = tp_tape_backward(run->tape, total);
@@ -76,7 +85,7 @@ static tp_status run_micro_batch(tp_run *run, int64_t i)
     if (host.n_labels == 0) return TP_OK; /* no labels, no gradient: contributes nothing */
     TP_TRY(tp_batch_upload(run->ctx, &run->buffers, &host, &batch));
     TP_TRY(tp_optim_micro_batch(run->ctx, run->optim, (uint64_t)(run->group_step * most + i), 1.0f / (float)run->group_labels));
-    return tp_replay_run(run->ctx, run->replay, &batch, forward_and_backward, run);
+    return tp_replay_run(run->ctx, run->replay, &batch, run->group[i].any_segments, forward_and_backward, run);
 }
 
 static tp_status dump_gradients(tp_run *run)
@@ -166,7 +175,7 @@ static tp_status run_step(tp_run *run)
     double rate = tp_schedule_rate(&run->schedule, step), began = tp_now(), cpu_began = tp_cpu_seconds();
     tp_optim_result result;
     TP_TRY(get_group(run, step));
-    int64_t labels = run->group_labels, tokens = run->group_tokens;
+    int64_t labels = run->group_labels, tokens = run->group_tokens, replayed = tp_replay_count(run->replay);
     tp_status status = start_step(run, rate);
     if (status == TP_OK) {
         get_group_early(run, step + 1);
@@ -201,7 +210,8 @@ static tp_status run_step(tp_run *run)
                              .seconds = seconds,
                              .cpu_seconds = tp_cpu_seconds() - cpu_began,
                              .seconds_left = run->seconds_in_steps / (double)run->steps_here * (double)(run->steps - step - 1),
-                             .resident_bytes = tp_resident_bytes()};
+                             .resident_bytes = tp_resident_bytes(),
+                             .replayed = replayed < 0 ? -1 : tp_replay_count(run->replay) - replayed};
     tp_metrics_step(run->ctx, run->metrics, &report,
                     (step + 1) % run->config->output.logging_steps == 0 || step + 1 == run->steps);
     return TP_OK;

@@ -22,16 +22,23 @@ struct cross_entropy_record {
 
 static const char op_name[] = "linear_cross_entropy";
 
-/* Chunks of about the same number of rows. */
-static int64_t chunk_rows(const tp_device *device, int64_t n, int64_t vocab)
+/* The rows that a chunk of n or fewer can have. */
+static int64_t most_rows(const tp_device *device, int64_t n, int64_t vocab)
 {
     uint64_t bytes = device->logits_bytes > 0 ? device->logits_bytes : CHUNK_BYTES;
     int64_t most = (int64_t)(bytes / sizeof(float)) / vocab;
     if (most < 16) most = 16;
+    if (most > CHUNK_ROWS) most -= most % CHUNK_ROWS;
+    return n < most ? n : most;
+}
+
+/* Chunks of about the same number of rows, whole tiles of them if there is room. */
+static int64_t chunk_rows(int64_t n, int64_t most)
+{
+    if (n <= most) return n;
     int64_t chunks = (n + most - 1) / most;
-    if (chunks == 0) return 0;
-    int64_t rows = (n + chunks - 1) / chunks, whole = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS * CHUNK_ROWS;
-    return whole <= most && chunks > 1 ? whole : rows;
+    int64_t rows = (n + chunks - 1) / chunks;
+    return most >= CHUNK_ROWS ? (rows + CHUNK_ROWS - 1) / CHUNK_ROWS * CHUNK_ROWS : rows;
 }
 
 static tp_status gather(tp_tape *tape, const tp_tensor *x, const int32_t *rows, int64_t n, tp_rows out)
@@ -103,7 +110,8 @@ tp_tensor *tp_linear_cross_entropy(tp_tape *tape, tp_tensor *x, const tp_cross_e
 {
     const tp_tensor *inputs[] = {x};
     if (!tp_op_begin(tape, op_name, inputs, 1)) return NULL;
-    int64_t dim = x->cols, vocab = spec->head->rows, n = spec->n, step = chunk_rows(tp_tape_ctx(tape)->device, n, vocab);
+    int64_t dim = x->cols, vocab = spec->head->rows, n = spec->n;
+    int64_t most = most_rows(tp_tape_ctx(tape)->device, n, vocab), step = chunk_rows(n, most);
     if (dim != spec->head->cols || n > x->rows)
         return tp_op_fail(tape, op_name, TP_SHAPE, "x is [%lld, %lld], the head has %lld columns, %lld labels",
                           (long long)x->rows, (long long)dim, (long long)spec->head->cols, (long long)n);
@@ -112,7 +120,7 @@ tp_tensor *tp_linear_cross_entropy(tp_tape *tape, tp_tensor *x, const tp_cross_e
     tp_tensor *out = tp_op_output(tape, op_name, TP_F32, 1, 1, wants);
     tp_storage *compact = tp_op_alloc(tape, op_name, (size_t)(n * dim) * tp_dtype_bytes(x->dtype));
     tp_storage *losses = tp_op_alloc(tape, op_name, (size_t)n * sizeof(float));
-    tp_storage *logits = tp_op_alloc(tape, op_name, (size_t)(step * vocab) * sizeof(float));
+    tp_storage *logits = tp_op_alloc(tape, op_name, (size_t)(most * vocab) * sizeof(float)); /* fits fewer labels too */
     if (out == NULL || compact == NULL || losses == NULL || logits == NULL) return NULL;
     tp_rows gathered = {tp_storage_data(compact), x->dtype, dim};
     float *each = spec->losses != NULL ? spec->losses : tp_storage_data(losses);

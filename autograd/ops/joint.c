@@ -5,18 +5,24 @@
  *   dB_i = s_i dy_i^T u_i,   dA = du^T x
  * W is stacked from the weights of all parts, A from their factors one below the other, and B lies in blocks: where a part's
  * rows meet the columns of another there are zeros. So one product serves all parts in each direction, and the adapters are
- * `used` more terms of its sums instead of passes over y and dx (Hu et al. 2021, arXiv:2106.09685, reads the same). */
+ * `used` more terms of its sums instead of passes over y and dx (Hu et al. 2021, arXiv:2106.09685, reads the same).
+ *
+ * Behind dropout every part sees an x of its own: u_i = d_i(x) A_i^T still stands behind x, but what comes back through A,
+ * sum_i d_i(du_i A_i), is added to dx by a pass of its own, and dA_i = du_i^T d_i(x) is made part by part (tp_dropped_args). */
 #include "autograd/op.h"
 #include "autograd/ops.h"
 #include "autograd/ops/factors.h"
+#include "backend/lowrank.h"
 
 struct joint_record {
     tp_record record;
     tp_tensor *x;
     tp_joint_spec spec;
+    tp_tensor bias;
     tp_lowrank terms[TP_JOINT_PARTS];
     int64_t used; /* columns of the room */
     bool through; /* what passes through B has been made */
+    int64_t row;  /* of the batch, where x begins: dropout counts from there */
 };
 
 static const char op_name[] = "joint_linear";
@@ -63,18 +69,94 @@ static tp_status pack(tp_tape *tape, const tp_joint_spec *spec, int64_t used)
     return tp_run_pack_lowrank(tp_tape_ctx(tape), &args);
 }
 
-/* y; with `used` columns of room, u behind x and a copy of it in `low`. */
-static tp_status forward(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_rows low, tp_rows y)
+/* ---- dropout ---- */
+
+static bool drops(const tp_joint_spec *spec)
+{
+    for (int i = 0; i < spec->n_parts; i++)
+        if (spec->parts[i].term != NULL && spec->parts[i].term->dropout > 0) return true;
+    return false;
+}
+
+static tp_dropped_args dropped(tp_tape *tape, const tp_joint_spec *spec, int64_t n, int64_t row, tp_rows low)
 {
     const tp_matrix *w = spec->weight;
-    tp_rows u = tp_rows_from(tp_tensor_rows(x), 0, x->cols);
-    if (used > 0) {
-        TP_TRY(pack(tape, spec, used));
-        tp_matmul_args down = {.n = x->rows, .m = used, .k = x->cols, .a = tp_tensor_rows(x), .nt = true, .c = u, .alpha = 1};
-        down.b = corner(w, w->rows, 0, used, w->cols);
-        TP_TRY(tp_op_product(tape, down));
+    tp_dropped_args args = {.n = n, .in = w->cols, .low = low, .first_row = row, .state = tp_tape_state(tape)};
+    args.a = (tp_rows){(void *)(uintptr_t)corner(w, w->rows, 0, 0, 0).data, low.dtype, w->stride};
+    for (int i = 0; i < spec->n_parts; i++) {
+        const tp_lowrank *term = spec->parts[i].term;
+        if (term == NULL) continue;
+        args.rank[i] = term->a->rows;
+        args.p[i] = term->dropout;
+        args.key[i] = (tp_rng_key){tp_tape_ctx(tape)->seed, TP_STREAM_DROPOUT + term->site, 0};
+        args.da[i] = tp_wants_grad(term->a) ? term->a->grad : NULL;
     }
-    if (low.data != NULL) TP_TRY(copy(tape, x->rows, used, u, low));
+    return args;
+}
+
+/* Whether the device masks in its products; else there is scratch of x's size. */
+static bool masks_in_products(tp_tape *tape, const tp_dropped_args *args, const tp_joint_spec *spec)
+{
+    bool aligned = args->low.ld % 8 == 0 && spec->weight->rows % 8 == 0;
+    return aligned && tp_drops_in_products(tp_tape_ctx(tape)->device, args->low.dtype, args->in, args->rank);
+}
+
+static tp_status run_dropped(tp_tape *tape, tp_dropped_args *args, const tp_joint_spec *spec,
+                             tp_status (*run)(tp_ctx *, const tp_dropped_args *))
+{
+    tp_storage *scratch = NULL;
+    if (!masks_in_products(tape, args, spec)) {
+        scratch = tp_op_alloc(tape, op_name, (size_t)(args->n * args->in) * tp_dtype_bytes(args->low.dtype));
+        if (scratch == NULL) return tp_tape_status(tape);
+        args->scratch = (tp_rows){tp_storage_data(scratch), args->low.dtype, args->in};
+    }
+    tp_status status = run(tp_tape_ctx(tape), args);
+    tp_op_release(tape, scratch);
+    return status;
+}
+
+/* Room for the masks of a recorded pass; *masks NULL where none are kept. */
+static bool open_masks(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, tp_storage **masks)
+{
+    int64_t parts = 0;
+    *masks = NULL;
+    if (!drops(spec)) return true;
+    tp_dropped_args args = dropped(tape, spec, x->rows, 0, tp_tensor_rows(x));
+    if (!masks_in_products(tape, &args, spec)) return true;
+    for (int i = 0; i < TP_PACKED_PARTS; i++) parts += args.rank[i] > 0;
+    *masks = tp_op_alloc(tape, op_name, (size_t)(parts * args.n) * (size_t)(args.in / 8));
+    return *masks != NULL;
+}
+
+static tp_status down(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_storage *masks, tp_rows u)
+{
+    const tp_matrix *w = spec->weight;
+    if (drops(spec)) {
+        tp_dropped_args args = dropped(tape, spec, x->rows, tp_tape_row(tape), u);
+        args.x = tp_tensor_rows(x);
+        args.masks = masks != NULL ? tp_storage_data(masks) : NULL;
+        return run_dropped(tape, &args, spec, tp_run_dropped_down);
+    }
+    tp_matmul_args product = {.n = x->rows, .m = used, .k = x->cols, .a = tp_tensor_rows(x), .nt = true, .c = u, .alpha = 1};
+    product.b = corner(w, w->rows, 0, used, w->cols);
+    return tp_op_product(tape, product);
+}
+
+/* u behind x, and a copy of it in `low`. */
+static tp_status pass_down(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_storage *masks,
+                           tp_rows low)
+{
+    tp_rows u = tp_rows_from(tp_tensor_rows(x), 0, x->cols);
+    if (used == 0) return TP_OK;
+    if (!tp_tape_again(tape)) TP_TRY(pack(tape, spec, used)); /* else they are there since the forward pass */
+    TP_TRY(down(tape, x, spec, used, masks, u));
+    return low.data != NULL ? copy(tape, x->rows, used, u, low) : TP_OK;
+}
+
+/* y, with u behind x if there are columns of room. */
+static tp_status multiply(tp_tape *tape, const tp_tensor *x, const tp_joint_spec *spec, int64_t used, tp_rows y)
+{
+    const tp_matrix *w = spec->weight;
     tp_matmul_args large = {.n = x->rows,
                             .m = w->rows,
                             .k = w->cols + used,
@@ -151,7 +233,8 @@ static bool later(const struct joint_record *r, tp_rows du)
 {
     const tp_lowrank *term = r->spec.parts[0].term;
     const tp_tensor *residual = r->spec.residual, *y = r->record.out[0];
-    if (!r->x->forgotten || r->spec.n_parts != 1 || !tp_wants_grad(term->a) || !tp_wants_grad(r->x)) return false;
+    if (!r->x->forgotten || drops(&r->spec) || r->spec.n_parts != 1 || !tp_wants_grad(term->a) || !tp_wants_grad(r->x))
+        return false;
     if (!tp_wants_grad(residual) || residual->grad != NULL || residual->base != NULL || residual->dtype != y->dtype ||
         residual->ld != y->ld || y->grad_storage == NULL)
         return false;
@@ -160,30 +243,61 @@ static bool later(const struct joint_record *r, tp_rows du)
     return tp_swiglu_behind(r->x, &args);
 }
 
+/* What comes back through A and dropout: into dx (data NULL: nobody wants it) and dA. */
+static tp_status dropped_backward(tp_tape *tape, const struct joint_record *r, tp_rows du, tp_rows dx)
+{
+    bool wanted = false;
+    tp_dropped_args args = dropped(tape, &r->spec, r->x->rows, r->row, du);
+    tp_storage *masks = r->record.saved[1];
+    args.masks = masks != NULL ? tp_storage_data(masks) : NULL;
+    args.dx = dx;
+    if (dx.data != NULL) TP_TRY(run_dropped(tape, &args, &r->spec, tp_run_dropped_up));
+    for (int i = 0; i < TP_PACKED_PARTS; i++) wanted = wanted || args.da[i] != NULL;
+    if (!wanted) return TP_OK;
+    TP_TRY(tp_op_recall(tape, r->x));
+    args.x = tp_tensor_rows(r->x);
+    return run_dropped(tape, &args, &r->spec, tp_run_dropped_gradient);
+}
+
 static tp_status joint_backward(tp_tape *tape, tp_record *base)
 {
     struct joint_record *r = (struct joint_record *)base;
     const tp_matrix *w = r->spec.weight;
     tp_tensor *y = base->out[0];
-    tp_rows dy = tp_tensor_grad_rows(y), du = tp_rows_from(dy, 0, y->cols);
+    tp_rows dy = tp_tensor_grad_rows(y), du = tp_rows_from(dy, 0, y->cols), dx = {0};
+    bool apart = drops(&r->spec);
     if (r->used > 0 && !r->through) {
         tp_lowrank_backward_args through = through_b(r);
         TP_TRY(tp_run_lowrank_backward(tp_tape_ctx(tape), &through));
     }
     if (tp_wants_grad(r->x)) {
         bool accumulate;
-        tp_rows dx = tp_grad_for(tape, r->x, &accumulate);
+        dx = tp_grad_for(tape, r->x, &accumulate);
         if (dx.data == NULL) return tp_tape_status(tape);
-        tp_matmul_args large = {.n = y->rows, .m = w->cols, .k = w->rows + r->used, .a = dy, .c = dx, .alpha = 1};
-        large.b = corner(w, 0, 0, w->rows + r->used, w->cols);
+        int64_t rows = w->rows + (apart ? 0 : r->used);
+        tp_matmul_args large = {.n = y->rows, .m = w->cols, .k = rows, .a = dy, .c = dx, .alpha = 1};
+        large.b = corner(w, 0, 0, rows, w->cols);
         large.beta = accumulate ? 1 : 0;
         TP_TRY(tp_op_product(tape, large));
     }
-    if (r->used > 0 && !later(r, du)) TP_TRY(grad_a(tape, r, du));
+    if (r->used > 0 && apart) TP_TRY(dropped_backward(tape, r, du, dx));
+    if (r->used > 0 && !apart && !later(r, du)) TP_TRY(grad_a(tape, r, du));
     return tp_wants_grad(r->spec.residual) ? tp_grad_move(tape, y, r->spec.residual) : TP_OK;
 }
 
-static const tp_op joint_op = {.name = op_name, .backward = joint_backward};
+static tp_status joint_remake(tp_tape *tape, tp_record *base)
+{
+    struct joint_record *r = (struct joint_record *)base;
+    tp_tensor *y = base->out[0];
+    TP_TRY(tp_op_recall(tape, r->x));
+    if (r->used > 0) {
+        tp_rows low = {tp_storage_data(base->saved[0]), y->dtype, r->used};
+        TP_TRY(copy(tape, y->rows, r->used, low, tp_rows_from(tp_tensor_rows(r->x), 0, r->x->cols)));
+    }
+    return multiply(tape, r->x, &r->spec, r->used, tp_tensor_rows(y));
+}
+
+static const tp_op joint_op = {.name = op_name, .backward = joint_backward, .remake = joint_remake};
 
 bool tp_joint_before(tp_tensor *y, int64_t rows, tp_lowrank_backward_args *args)
 {
@@ -235,25 +349,33 @@ tp_tensor *tp_joint_linear(tp_tape *tape, tp_tensor *x, const tp_joint_spec *spe
     }
     bool record = wants && tp_tape_recording(tape);
     tp_tensor *y = tp_op_output(tape, op_name, tp_tape_precision(tape), x->rows, spec->weight->rows, wants);
-    tp_storage *u = NULL;
+    tp_storage *u = NULL, *masks = NULL;
     if (y == NULL) return NULL;
     if (record && used > 0) {
         u = tp_op_alloc(tape, op_name, (size_t)(x->rows * used) * tp_dtype_bytes(y->dtype));
-        if (u == NULL) return NULL;
+        if (u == NULL || !open_masks(tape, x, spec, &masks)) return NULL;
     }
     tp_rows low = {u != NULL ? tp_storage_data(u) : NULL, y->dtype, used};
-    if (!tp_op_ok(tape, op_name, forward(tape, x, spec, used, low, tp_tensor_rows(y)))) return NULL;
+    if (!tp_op_ok(tape, op_name, pass_down(tape, x, spec, used, masks, low))) return NULL;
+    if (!spec->unread && !tp_op_ok(tape, op_name, multiply(tape, x, spec, used, tp_tensor_rows(y)))) return NULL;
     if (!record) return y;
     struct joint_record *r = tp_op_record(tape, &joint_op, sizeof *r, y, NULL, NULL);
     if (r == NULL) return NULL;
     r->record.saved[0] = u;
+    r->record.saved[1] = masks;
+    r->row = tp_tape_row(tape);
     r->x = x;
     r->spec = *spec;
     r->used = used;
+    if (spec->bias != NULL) {
+        r->bias = *spec->bias;
+        r->spec.bias = &r->bias;
+    }
     for (int i = 0; i < spec->n_parts; i++) {
         if (spec->parts[i].term == NULL) continue;
         r->terms[i] = *spec->parts[i].term;
         r->spec.parts[i].term = &r->terms[i];
     }
+    if (spec->unread) tp_tape_forget(tape, y);
     return y;
 }

@@ -16,7 +16,20 @@ static tp_status split_backward(tp_tape *tape, tp_record *base)
     return TP_OK;
 }
 
-static const tp_op split_op = {.name = "split", .backward = split_backward};
+/* The views see x again. */
+static tp_status split_remake(tp_tape *tape, tp_record *base)
+{
+    struct split_record *r = (struct split_record *)base;
+    int64_t column = 0;
+    TP_TRY(tp_op_recall(tape, r->x));
+    for (int i = 0; i < TP_RECORD_OUTPUTS && base->out[i] != NULL; i++) {
+        tp_op_view_again(base->out[i], column);
+        column += base->out[i]->cols;
+    }
+    return TP_OK;
+}
+
+static const tp_op split_op = {.name = "split", .backward = split_backward, .remake = split_remake};
 
 bool tp_split(tp_tape *tape, tp_tensor *x, const int64_t *sizes, int n, tp_tensor **out)
 {

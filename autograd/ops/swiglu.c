@@ -22,6 +22,7 @@ static tp_status swiglu_backward(tp_tape *tape, tp_record *base)
     tp_rows target[2];
     tp_storage *scratch[2] = {NULL, NULL};
     bool add[2] = {false, false};
+    for (int i = 0; i < 2; i++) TP_TRY(tp_op_recall(tape, inputs[i]));
     for (int i = 0; i < 2; i++) {
         if (tp_wants_grad(inputs[i])) target[i] = tp_grad_for(tape, inputs[i], &add[i]);
         if (tp_wants_grad(inputs[i]) && !add[i]) continue;
@@ -64,6 +65,8 @@ static tp_status run(tp_tape *tape, const tp_tensor *gate, const tp_tensor *up, 
 static tp_status swiglu_remake(tp_tape *tape, tp_record *base)
 {
     struct swiglu_record *r = (struct swiglu_record *)base;
+    TP_TRY(tp_op_recall(tape, r->gate));
+    TP_TRY(tp_op_recall(tape, r->up));
     return run(tape, r->gate, r->up, base->out[0]);
 }
 

@@ -63,3 +63,18 @@ tp_status tp_cpu_swiglu_factors(tp_ctx *ctx, const void *arguments)
 {
     return tp_swiglu_factors_apart(ctx, arguments);
 }
+
+tp_status tp_cpu_dropped_down(tp_ctx *ctx, const void *arguments)
+{
+    return tp_dropped_down_apart(ctx, arguments);
+}
+
+tp_status tp_cpu_dropped_gradient(tp_ctx *ctx, const void *arguments)
+{
+    return tp_dropped_gradient_apart(ctx, arguments);
+}
+
+tp_status tp_cpu_dropped_up(tp_ctx *ctx, const void *arguments)
+{
+    return tp_dropped_up_apart(ctx, arguments);
+}

@@ -1,6 +1,8 @@
 /* Matrix products: argument checks, the choice of engine, and the blocked driver. matmul.h has the picture. */
 #include "backend/cpu/matmul.h"
 
+#include <stdatomic.h>
+
 #include "backend/lowrank.h"
 
 /* Shares of the workspace: packed left side; sums that wait for the next chunk of k, or the low-rank part's unpacked `down`. */
@@ -12,10 +14,15 @@
  * side share L2. */
 #define GROUP_COLS  96
 #define RIGHT_WORDS (GROUP_COLS * (TP_MM_KC_WORDS + TP_MM_TAIL_WORDS))
-/* Groups that an item has where there are many. */
-#define ITEM_GROUPS 8
+/* Units of work that a thread begins with, at least, where rows can be cut for it. */
+#define LANE_UNITS 4
+/* Threads that begin with units of their own; further ones take from them. */
+#define LANES_MAX 64
 /* Left panels that one item packs. */
 #define PACK_PANELS 4
+/* Most words of k that are summed in one chain of additions. Longer ones are cut, and their sums added: three chains of 192
+ * have 0.6 of the rounding error of one of 576, and cost less than 1 %. */
+#define CHAIN_WORDS 208
 /* A product of no more columns, or no more k, is thin. */
 #define THIN_COLS 64
 
@@ -35,13 +42,14 @@ typedef struct pass {
     int64_t col0, col_end; /* columns; col0 is a multiple of nr */
     int64_t group_cols;    /* columns of one group, a multiple of nr */
     int64_t n_groups;
-    int64_t item_groups; /* neighbouring groups that an item has */
-    int64_t splits;      /* parts into which the rows of a group are cut */
-    bool direct;         /* tiles go to the result; no sums, no finish */
-    bool in_place;       /* tiles read whole panels of the right side where they lie */
-    float *left;         /* packed: [block][panel][words of block][panel_rows] */
-    float *down;         /* of the low-rank part, unpacked: [block][words of block][columns][nr] */
-    float *sums;         /* [column panel][row panel][tile], or NULL where k is one chunk */
+    int64_t splits; /* parts into which the rows of a group are cut: group * splits + part is a unit of work */
+    int64_t lanes;
+    bool direct;                       /* tiles go to the result; no sums, no finish */
+    bool in_place;                     /* tiles read whole panels of the right side where they lie */
+    float *left;                       /* packed: [block][panel][words of block][panel_rows] */
+    float *down;                       /* of the low-rank part, unpacked: [block][words of block][columns][nr] */
+    float *sums;                       /* [column panel][row panel][tile], or NULL where k is one chunk */
+    _Atomic uint64_t units[LANES_MAX]; /* of each lane: the first that nobody has taken << 32 | end */
 } pass;
 
 static int64_t block_k(const pass *s, int64_t k) /* values of k in the block at k */
@@ -169,6 +177,22 @@ static void aim_at_result(tp_mm_tile *t, const tp_mm_out *out, int64_t row, int6
     t->from_ld = out->residual_ld;
 }
 
+/* A tile, in chains of about the same length. */
+static void run_chains(const tp_mm_engine *e, tp_mm_tile t)
+{
+    int64_t words = t.words, chains = tp_mm_ceil(words, CHAIN_WORDS);
+    int64_t chain = tp_mm_ceil(tp_mm_ceil(words, chains), TP_MM_RUN) * TP_MM_RUN;
+    const float *left = t.left, *right = t.right;
+    for (int64_t at = 0; at < words; at += chain) {
+        t.words = tp_mm_min(chain, words - at);
+        t.left = left + at * t.rows;
+        t.right = right + at * t.right_ld;
+        e->tile(&t);
+        t.from = t.to;
+        t.from_ld = t.ld;
+    }
+}
+
 /* One block of one group: what a right buffer holds, panel after panel. */
 typedef struct step {
     int64_t k, col, col_end;
@@ -274,7 +298,7 @@ static void multiply_tile(const pass *s, int64_t k, int64_t words, int64_t panel
     }
     if (s->direct) aim_at_result(&t, out, row, col, k == 0);
     if (s->direct || last) prefetch_tile(out, row, rows, col, cols);
-    s->e->tile(&t);
+    run_chains(s->e, t);
     if (last && !s->direct) s->e->finish(out, row, rows, col, cols, sums, s->e->nr);
 }
 
@@ -294,38 +318,74 @@ static void multiply_step(const pass *s, const step *t, const float *right, cons
     }
 }
 
-/* Some groups of column panels times a range of row panels, over the chunk. While a step lasts, its part of the right side
- * stays in L2 and all row panels pass. */
-static void multiply_item(void *arg, int64_t item, int thread)
+/* ---- who does what ---- */
+
+/* Each thread begins with a lane of neighbouring units and takes them in order. One that has done its own takes the last of
+ * whoever has most left: a thread slowed down by others, or by what else runs on its core, does not hold up the rest. */
+
+/* The next unit of a lane that has at least `least` left, or -1. */
+static int64_t take_own(pass *s, int64_t lane, uint64_t least)
 {
-    const pass *s = arg;
-    int64_t split = item % s->splits, nr = s->e->nr, tile = s->e->mr * nr;
-    int64_t first = split * s->n_panels / s->splits, end = (split + 1) * s->n_panels / s->splits;
-    int64_t group = item / s->splits * s->item_groups, group_end = tp_mm_min(group + s->item_groups, s->n_groups);
+    uint64_t units = atomic_load(&s->units[lane]);
+    while ((uint32_t)units - (units >> 32) >= least) {
+        if (atomic_compare_exchange_weak(&s->units[lane], &units, units + ((uint64_t)1 << 32))) return (int64_t)(units >> 32);
+    }
+    return -1;
+}
+
+static int64_t take_other(pass *s)
+{
+    for (;;) {
+        uint64_t most = 0, from = 0;
+        int64_t lane = 0;
+        for (int64_t i = 0; i < s->lanes; i++) {
+            uint64_t units = atomic_load(&s->units[i]), n = (uint32_t)units - (units >> 32);
+            if (n > most) most = n, from = units, lane = i;
+        }
+        if (most == 0) return -1;
+        if (atomic_compare_exchange_strong(&s->units[lane], &from, from - 1)) return (int64_t)(uint32_t)from - 1;
+    }
+}
+
+/* One unit after the other: a group of column panels times a range of row panels, over the chunk. While a step lasts, its part
+ * of the right side stays in L2 and all row panels pass. The next unit is taken early, so that its first step is unpacked
+ * meanwhile, but not the last of the lane: others may be free for it sooner. */
+static void multiply_lane(void *arg, int64_t lane, int thread)
+{
+    pass *s = arg;
+    int64_t nr = s->e->nr, tile = s->e->mr * nr;
     float *right[2] = {tp_cpu_scratch(s->cpu, thread), NULL}, *own = NULL;
     right[1] = right[0] + RIGHT_WORDS;
     own = right[1] + RIGHT_WORDS;
     bool keep = !s->direct && s->kc < s->p->k; /* each tile's own sums until the last block; else all use one place */
-    int64_t row_step = keep ? tile : 0, col_step = keep ? tile * (s->sums != NULL ? s->n_panels : end - first) : 0;
-    step now = step_at(s, group, s->k0);
-    for (int64_t u = 0, n = unit_count(s, &now); u < n; u++) {
-        if (u + 1 < n) prefetch_unit(s, &now, u + 1);
-        unpack_unit(s, &now, u, right[0]);
-    }
-    for (int current = 0; group < group_end; current = 1 - current) {
-        bool more = now.k + s->kc < s->k_end;
-        if (!more) group++;
-        step next = step_at(s, group, more ? now.k + s->kc : s->k0);
-        float *sums = s->sums != NULL ? s->sums + (now.col - s->col0) / nr * col_step + first * row_step : own;
-        multiply_step(s, &now, right[current], group < group_end ? &next : NULL, right[1 - current], first, end, sums, col_step,
-                      row_step);
+    int current = 0;
+    step now = {.col = -1}, next = {.col = -1};
+    for (int64_t unit = -1, ahead = -1;; unit = ahead) {
+        if (unit < 0) {
+            unit = take_own(s, lane, 1);
+            if (unit < 0) unit = take_other(s);
+            if (unit < 0) return;
+            next = step_at(s, unit / s->splits, s->k0);
+            for (int64_t u = 0, n = unit_count(s, &next); u < n; u++) {
+                if (u + 1 < n) prefetch_unit(s, &next, u + 1);
+                unpack_unit(s, &next, u, right[current]);
+            }
+        }
+        int64_t split = unit % s->splits, first = split * s->n_panels / s->splits, end = (split + 1) * s->n_panels / s->splits;
+        int64_t row_step = keep ? tile : 0, col_step = keep ? tile * (s->sums != NULL ? s->n_panels : end - first) : 0;
         now = next;
+        bool more = now.k + s->kc < s->k_end;
+        ahead = more ? unit : take_own(s, lane, 2);
+        if (ahead >= 0) next = step_at(s, ahead / s->splits, more ? now.k + s->kc : s->k0);
+        bool other = ahead >= 0 && (next.col != now.col || next.k != now.k);
+        float *sums = s->sums != NULL ? s->sums + (now.col - s->col0) / nr * col_step + first * row_step : own;
+        multiply_step(s, &now, right[current], other ? &next : NULL, right[1 - current], first, end, sums, col_step, row_step);
+        if (other) current = 1 - current;
     }
 }
 
-/* Groups are as wide as fits twice into half of L2. Each thread gets the same number, in one item, or in some where there are
- * many, for threads may be slowed down by others. Where there are too few panels, rows are cut as well, at the price of
- * unpacking a panel more than once. */
+/* Groups are as wide as fits twice into half of L2, and each thread gets the same number. Where there are few, rows are cut as
+ * well: a thread that has one part of a group after the other unpacks it once, if k is one block. */
 static void run_pass(pass *s)
 {
     int64_t threads = s->cpu->device.threads, panels = tp_mm_ceil(s->col_end - s->col0, s->e->nr), most = GROUP_COLS / s->e->nr;
@@ -337,12 +397,15 @@ static void run_pass(pass *s)
     int64_t groups = tp_mm_ceil(tp_mm_ceil(panels, most), threads) * threads, group = tp_mm_ceil(panels, groups);
     s->n_groups = tp_mm_ceil(panels, group);
     s->group_cols = group * s->e->nr;
-    int64_t share = tp_mm_ceil(s->n_groups, threads);
-    s->item_groups = share < 2 * ITEM_GROUPS ? share : ITEM_GROUPS;
+    bool one_block = s->k_end - s->k0 <= s->kc, few = s->n_groups < threads;
     s->splits = 1;
-    if (group == 1 && s->n_groups < 3 * threads && threads > 1)
-        s->splits = tp_mm_min(tp_mm_ceil(3 * threads, s->n_groups), tp_mm_ceil(s->n_panels, PACK_PANELS));
-    tp_cpu_for(s->cpu, tp_mm_ceil(s->n_groups, s->item_groups) * s->splits, multiply_item, s);
+    if ((one_block || few) && s->n_groups < LANE_UNITS * threads && threads > 1)
+        s->splits = tp_mm_min(tp_mm_ceil(LANE_UNITS * threads, s->n_groups), tp_mm_ceil(s->n_panels, PACK_PANELS));
+    int64_t units = s->n_groups * s->splits;
+    s->lanes = tp_mm_min(tp_mm_min(threads, LANES_MAX), units);
+    for (int64_t i = 0; i < s->lanes; i++)
+        s->units[i] = (uint64_t)(i * units / s->lanes) << 32 | (uint64_t)((i + 1) * units / s->lanes);
+    tp_cpu_for(s->cpu, s->lanes, multiply_lane, s);
 }
 
 /* All columns and all of k for some rows. */

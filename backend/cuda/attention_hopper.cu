@@ -5,7 +5,8 @@
  * with a barrier that says it is full and one that says it is empty. The others own 64 rows each of one tile of the other side
  * and compute; neither waits for its neighbour, so that one's exponentials run while the other's products do. Within a
  * warpgroup, too, the weighted sums of a step are issued behind the scores of the next one, and run while those become
- * weights. */
+ * weights. Scores that have to be scaled, capped or shifted one by one have kernels of their own (SHAPED): beside that code the
+ * usual path had no registers left, and branches for each score. */
 #include <type_traits>
 
 #include "backend/cuda/attention.cuh"
@@ -39,13 +40,13 @@ template <int DIM> using query_cut = cut<DIM <= 64 ? 192 : 128>;
 constexpr int KEYS = 128; /* of a step forward */
 constexpr int STAGES = 2;
 constexpr int STEP = 64; /* rows or keys of a step backward */
-constexpr int BACKWARD_STAGES = 3;
-constexpr int BARRIER_BYTES = 128;
+template <int DIM> constexpr int BACKWARD_STAGES = DIM <= 64 ? 8 : 3;
+constexpr int BARRIER_BYTES = 256;
 
 template <int DIM> constexpr int forward_bytes = (forward_cut<DIM>::ROWS + 2 * STAGES * KEYS) * DIM * 2 + BARRIER_BYTES;
 template <int DIM, int ROWS>
 constexpr int backward_bytes =
-    (2 * ROWS + 2 * BACKWARD_STAGES * STEP) * DIM * 2 + BACKWARD_STAGES *STEP *(int)sizeof(row_terms) + BARRIER_BYTES;
+    (2 * ROWS + 2 * BACKWARD_STAGES<DIM> * STEP) * DIM * 2 + BACKWARD_STAGES<DIM> *STEP *(int)sizeof(row_terms) + BARRIER_BYTES;
 
 #if TP_HOPPER
 
@@ -150,14 +151,14 @@ template <int N> struct ring {
 
 /* softmax_step in the units of the tensor cores: one multiply-add and the hardware's exponential an element. What the product's
  * rounding costs, 2^-24 of the exponent, is far below what rounding the weights to 16 bits does. */
-template <int N>
+template <bool SHAPED, int N>
 __device__ __forceinline__ void quick_softmax_step(const params &p, const query_tile &t, const key_tile &tile,
                                                    const int (&row)[2], const span (&seen)[2], float (&s)[N][4],
                                                    float (&greatest)[2], float (&sum)[2], float (&shrink)[2])
 {
     const int lane = threadIdx.x % 32;
     const float factor = p.unit * LOG2E;
-    if (p.shaped) {
+    if constexpr (SHAPED) {
         softmax_step(p, t, tile, row, seen, s, greatest, sum, shrink);
         return;
     }
@@ -203,7 +204,7 @@ __device__ __forceinline__ void quick_softmax_step(const params &p, const query_
 
 #endif
 
-template <typename T, int DIM>
+template <typename T, int DIM, bool SHAPED>
 __global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
@@ -265,7 +266,7 @@ __global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_k
             wait<0>();
             keys.release(0);
             hold(s);
-            quick_softmax_step(p, t, find_key_tile(p, t, walk, part.first), row, seen, s, greatest, sum, shrink);
+            quick_softmax_step<SHAPED>(p, t, find_key_tile(p, t, walk, part.first), row, seen, s, greatest, sum, shrink);
             pack<T>(weights, s);
         }
         for (int step = 1; step < steps; step++) {
@@ -282,7 +283,7 @@ __global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_k
             wait<1>();
             keys.release(step);
             hold(s);
-            quick_softmax_step(p, t, find_key_tile(p, t, walk, part.first + step), row, seen, s, greatest, sum, shrink);
+            quick_softmax_step<SHAPED>(p, t, find_key_tile(p, t, walk, part.first + step), row, seen, s, greatest, sum, shrink);
             wait<0>();
             values.release(step - 1);
             hold(out);
@@ -315,16 +316,17 @@ __global__ void __launch_bounds__(forward_cut<DIM>::THREADS, 1) hopper_forward_k
 /* What both gradient kernels keep in shared memory: two tiles that the block owns, and stages of two tiles that pass by. */
 template <int DIM, typename Cut> struct backward_room {
     static constexpr uint32_t OWNED = Cut::ROWS * DIM * 2, TILE = STEP * DIM * 2;
+    static constexpr int STAGES = BACKWARD_STAGES<DIM>;
     uint32_t owned[2], passing[2], terms, owned_full;
-    ring<BACKWARD_STAGES> stages;
+    ring<STAGES> stages;
     __device__ explicit backward_room(const unsigned char *shared)
     {
         owned[0] = (uint32_t)__cvta_generic_to_shared(shared);
         owned[1] = owned[0] + OWNED;
         passing[0] = owned[1] + OWNED;
-        passing[1] = passing[0] + BACKWARD_STAGES * TILE;
-        terms = passing[1] + BACKWARD_STAGES * TILE;
-        owned_full = terms + BACKWARD_STAGES * STEP * (uint32_t)sizeof(row_terms);
+        passing[1] = passing[0] + STAGES * TILE;
+        terms = passing[1] + STAGES * TILE;
+        owned_full = terms + STAGES * STEP * (uint32_t)sizeof(row_terms);
         stages.full = owned_full + 8;
         if (threadIdx.x == 0) {
             barrier_open(owned_full, COPIERS);
@@ -332,7 +334,7 @@ template <int DIM, typename Cut> struct backward_room {
         }
         __syncthreads();
     }
-    __device__ uint32_t passing_at(int i, int step) const { return passing[i] + step % BACKWARD_STAGES * TILE; }
+    __device__ uint32_t passing_at(int i, int step) const { return passing[i] + step % STAGES * TILE; }
 
     /* The copiers' part: own() begins to copy the owned tiles, pass(step) those of a step. */
     template <typename Own, typename Pass>
@@ -367,27 +369,32 @@ template <int DIM, typename Cut> struct backward_room {
         }
     }
 
-    /* Where there are more: the sums of a step go behind the scores of the next. weigh(step) turns scores into weights in
-     * place, and take() comes when those may move to where sums(step) reads them. */
-    template <typename Scores, typename Weigh, typename Sums, typename Take>
-    __device__ __forceinline__ void walk_ahead(int steps, const Scores &scores, const Weigh &weigh, const Sums &sums,
-                                               const Take &take) const
+    /* Where there are more: the sums of a step go behind the scores of the next. first(step) and second(step) turn scores into
+     * weights in place, and take() comes when those may move to where sums(step) reads them. Scores are committed in GROUPS, 1
+     * or 2: first(step) is called when the first of them is there. */
+    template <int GROUPS, typename Scores, typename First, typename Second, typename Sums, typename Take>
+    __device__ __forceinline__ void walk_ahead(int steps, const Scores &scores, const First &first, const Second &second,
+                                               const Sums &sums, const Take &take) const
     {
         if (steps == 0) return;
         barrier_wait(owned_full, 0);
         stages.wait_full(0);
         see_copies();
         scores(0);
+        wait<GROUPS - 1>();
+        first(0);
         wait<0>();
-        weigh(0);
+        second(0);
         take();
         for (int step = 1; step < steps; step++) {
             stages.wait_full(step);
             see_copies();
             scores(step);
             sums(step - 1);
+            wait<GROUPS>();
+            first(step);
             wait<1>();
-            weigh(step);
+            second(step);
             wait<0>();
             stages.release(step - 1);
             take();
@@ -397,17 +404,10 @@ template <int DIM, typename Cut> struct backward_room {
     }
 };
 
-/* score and dp become P and dS; `unit` is p.unit * LOG2E, and scores need no shaping. */
-__device__ __forceinline__ void quick_finish(float &score, float &dp, row_terms terms, float unit, bool seen)
-{
-    score = seen ? quick_exp2(fmaf(score, unit, -terms.lse)) : 0.0f;
-    dp = score * (dp - terms.delta);
-}
-
 #endif
 
 /* The sums of a block that owns keys: dv += P^T dout, dk += dS^T q; of one that owns rows: dq += dS k. */
-template <typename T, int DIM>
+template <typename T, int DIM, bool SHAPED>
 __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
@@ -432,7 +432,7 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
                 /* zeros behind the last row: its dout is zeros as well, so it adds nothing */
                 const bool there = row + r < t.end_row;
                 const int64_t index = there ? row_index(p, t.s, t.kv_head, row + r) : 0;
-                const uint32_t place = room.terms + (step % BACKWARD_STAGES * STEP + r) * (uint32_t)sizeof(row_terms);
+                const uint32_t place = room.terms + (step % BACKWARD_STAGES<DIM> * STEP + r) * (uint32_t)sizeof(row_terms);
                 if (threadIdx.x < STEP)
                     copy_float(place, p.part_lse + index, there);
                 else
@@ -447,11 +447,27 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
         float dk[DIM / 8][4] = {}, dv[DIM / 8][4] = {}, s[STEP / 8][4], ds[STEP / 8][4];
         uint32_t s_weights[STEP / 16][4], ds_weights[STEP / 16][4];
         const int shift = t.s.k_len - t.s.q_len;
-        const auto scores = [&](int step, auto split) {
+        /* short heads: what the workers own stays in registers, for products that read both sides from memory wait for it */
+        constexpr bool HELD = DIM <= 64;
+        uint32_t held[2][HELD ? DIM / 16 : 1][4];
+        if constexpr (HELD) {
+            if (steps > 0) {
+                barrier_wait(room.owned_full, 0);
+                load_factor<DIM, ROWS>(held[0], room.owned[0], warp_key);
+                load_factor<DIM, ROWS>(held[1], room.owned[1], warp_key);
+            }
+        }
+        const auto scores = [&](int step) {
             arrive();
-            tile_multiply_nt<T, STEP, DIM, ROWS>(s, room.owned[0], group_key, room.passing_at(0, step));
-            if constexpr (decltype(split)::value) commit();
-            tile_multiply_nt<T, STEP, DIM, ROWS>(ds, room.owned[1], group_key, room.passing_at(1, step));
+            if constexpr (HELD)
+                tile_multiply_held<T, STEP, DIM>(s, held[0], room.passing_at(0, step));
+            else
+                tile_multiply_nt<T, STEP, DIM, ROWS>(s, room.owned[0], group_key, room.passing_at(0, step));
+            commit();
+            if constexpr (HELD)
+                tile_multiply_held<T, STEP, DIM>(ds, held[1], room.passing_at(1, step));
+            else
+                tile_multiply_nt<T, STEP, DIM, ROWS>(ds, room.owned[1], group_key, room.passing_at(1, step));
             commit();
         };
         /* both s and ds: scores that are scaled, capped or shifted */
@@ -464,7 +480,7 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
                     const int r = n * 8 + lane % 4 * 2 + i, at = min(row + r, t.end_row - 1), query = query_of(p, at);
                     const span seen = keys_seen(p, t.s, query);
                     const float slope = alibi_slope(p, t.kv_head, at);
-                    const row_terms x = terms[step % BACKWARD_STAGES * STEP + r];
+                    const row_terms x = terms[step % BACKWARD_STAGES<DIM> * STEP + r];
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int key = t.key + warp_key + lane / 4 + h * 8;
@@ -485,7 +501,7 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int r = n * 8 + lane % 4 * 2 + i;
-                    const float top = terms[step % BACKWARD_STAGES * STEP + r].lse;
+                    const float top = terms[step % BACKWARD_STAGES<DIM> * STEP + r].lse;
                     const int diagonal =
                         decltype(all)::value ? 0 : query_of(p, row + r) + shift - (t.key + warp_key + lane / 4);
 #pragma unroll
@@ -504,7 +520,7 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
             for (int n = 0; n < STEP / 8; n++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const float delta = terms[step % BACKWARD_STAGES * STEP + n * 8 + lane % 4 * 2 + i].delta;
+                    const float delta = terms[step % BACKWARD_STAGES<DIM> * STEP + n * 8 + lane % 4 * 2 + i].delta;
 #pragma unroll
                     for (int h = 0; h < 2; h++) ds[n][h * 2 + i] = s[n][h * 2 + i] * (ds[n][h * 2 + i] - delta);
                 }
@@ -528,17 +544,18 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
             commit();
         };
         if constexpr (DIM <= 64) {
-            room.walk_ahead(
-                steps, [&](int step) { scores(step, std::false_type()); },
+            room.template walk_ahead<2>(
+                steps, scores,
                 [&](int step) {
                     hold(s);
+                    if constexpr (!SHAPED) weigh(step);
+                },
+                [&](int step) {
                     hold(ds);
-                    if (p.shaped) {
+                    if constexpr (SHAPED)
                         weigh_shaped(step);
-                    } else {
-                        weigh(step);
+                    else
                         weigh_slopes(step);
-                    }
                 },
                 [&](int step) {
                     sum_values(step);
@@ -550,14 +567,14 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
                 });
         } else {
             room.walk(
-                steps, [&](int step) { scores(step, std::true_type()); },
+                steps, scores,
                 [&](int step) {
                     hold(s);
-                    if (!p.shaped) weigh(step);
+                    if constexpr (!SHAPED) weigh(step);
                 },
                 [&](int step) {
                     hold(ds);
-                    if (p.shaped)
+                    if constexpr (SHAPED)
                         weigh_shaped(step);
                     else
                         weigh_slopes(step);
@@ -586,7 +603,7 @@ __global__ void __launch_bounds__(key_cut<DIM>::THREADS, 1) hopper_key_gradient_
 #endif
 }
 
-template <typename T, int DIM>
+template <typename T, int DIM, bool SHAPED>
 __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradient_kernel(const __grid_constant__ params p)
 {
 #if TP_HOPPER
@@ -629,7 +646,7 @@ __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradi
             diagonal[h] = query + t.s.k_len - t.s.q_len;
             slope[h] = alibi_slope(p, t.kv_head, at);
         }
-        room.walk_ahead(
+        room.template walk_ahead<1>(
             walk.n,
             [&](int step) {
                 arrive();
@@ -638,22 +655,38 @@ __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradi
                 commit();
             },
             [&](int step) {
-                const key_tile tile = find_key_tile(p, t, walk, step);
                 hold(s);
-                hold(ds);
+                if constexpr (!SHAPED) {
+                    const key_tile tile = find_key_tile(p, t, walk, step);
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const span keys = tile_keys_seen(tile, seen[h]);
-                    if (!p.shaped) {
+                    for (int h = 0; h < 2; h++) {
+                        const span keys = tile_keys_seen(tile, seen[h]);
                         const int first = keys.first - lane % 4 * 2, end = keys.end - lane % 4 * 2;
+                        if (!tile.all_seen) {
+#pragma unroll
+                            for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+                                for (int i = 0; i < 2; i++) {
+                                    if (n * 8 + i < first || n * 8 + i >= end) s[n][h * 2 + i] = -INFINITY;
+                                }
+                            }
+                        }
 #pragma unroll
                         for (int n = 0; n < STEP / 8; n++) {
 #pragma unroll
                             for (int i = 0; i < 2; i++)
-                                quick_finish(s[n][h * 2 + i], ds[n][h * 2 + i], terms[h], unit,
-                                             tile.all_seen || (n * 8 + i >= first && n * 8 + i < end));
+                                s[n][h * 2 + i] = quick_exp2(fmaf(s[n][h * 2 + i], unit, -terms[h].lse));
                         }
-                    } else {
+                    }
+                }
+            },
+            [&](int step) {
+                hold(ds);
+                if constexpr (SHAPED) {
+                    const key_tile tile = find_key_tile(p, t, walk, step);
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const span keys = tile_keys_seen(tile, seen[h]);
 #pragma unroll
                         for (int n = 0; n < STEP / 8; n++) {
 #pragma unroll
@@ -663,6 +696,12 @@ __global__ void __launch_bounds__(query_cut<DIM>::THREADS, 1) hopper_query_gradi
                                        tile.position + j - diagonal[h], j >= keys.first && j < keys.end);
                             }
                         }
+                    }
+                } else {
+#pragma unroll
+                    for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+                        for (int i = 0; i < 4; i++) ds[n][i] = s[n][i] * (ds[n][i] - terms[i / 2].delta);
                     }
                 }
             },
@@ -708,7 +747,8 @@ bool tp_attention::hopper_takes(tp_ctx *ctx, const params *p)
     }
     if (tp_cuda_of(ctx)->capability != 90 || p->head_dim > 128) return false;
     cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, (hopper_forward_kernel<bf16, 64>)) == cudaSuccess && attributes.ptxVersion >= 90;
+    return cudaFuncGetAttributes(&attributes, (hopper_forward_kernel<bf16, 64, false>)) == cudaSuccess &&
+           attributes.ptxVersion >= 90;
 }
 
 int tp_attention::hopper_forward_rows(const params *p)
@@ -726,34 +766,46 @@ int tp_attention::hopper_query_rows(const params *p)
     return p->head_dim <= 64 ? (int)query_cut<64>::ROWS : (int)query_cut<128>::ROWS;
 }
 
-template <typename T, int DIM> static tp_status forward(tp_ctx *ctx, const params *p)
-{
-    return launch(ctx, "attention", hopper_forward_kernel<T, DIM>, p, forward_cut<DIM>::THREADS, forward_bytes<DIM>);
-}
-
-template <typename T, int DIM> static tp_status key_gradient(tp_ctx *ctx, const params *p)
-{
-    return launch(ctx, "attention_backward", hopper_key_gradient_kernel<T, DIM>, p, key_cut<DIM>::THREADS,
-                  backward_bytes<DIM, key_cut<DIM>::ROWS>);
-}
-
-template <typename T, int DIM> static tp_status query_gradient(tp_ctx *ctx, const params *p)
-{
-    return launch(ctx, "attention_backward", hopper_query_gradient_kernel<T, DIM>, p, query_cut<DIM>::THREADS,
-                  backward_bytes<DIM, query_cut<DIM>::ROWS>);
-}
+/* Runs the statements with the constants that a kernel is made for. */
+#define TP_HOPPER_KERNEL(p, T, DIM, SHAPED, ...)                                                                               \
+    TP_ATTENTION_TYPE(p, T, {                                                                                                  \
+        if ((p)->head_dim <= 64) {                                                                                             \
+            constexpr int DIM = 64;                                                                                            \
+            TP_SHAPED(p, SHAPED, __VA_ARGS__)                                                                                  \
+        } else {                                                                                                               \
+            constexpr int DIM = 128;                                                                                           \
+            TP_SHAPED(p, SHAPED, __VA_ARGS__)                                                                                  \
+        }                                                                                                                      \
+    })
+#define TP_SHAPED(p, SHAPED, ...)                                                                                              \
+    if ((p)->shaped) {                                                                                                         \
+        constexpr bool SHAPED = true;                                                                                          \
+        __VA_ARGS__                                                                                                            \
+    } else {                                                                                                                   \
+        constexpr bool SHAPED = false;                                                                                         \
+        __VA_ARGS__                                                                                                            \
+    }
 
 tp_status tp_attention::hopper_forward(tp_ctx *ctx, const params *p)
 {
-    TP_ATTENTION_TYPE(p, T, { return p->head_dim <= 64 ? forward<T, 64>(ctx, p) : forward<T, 128>(ctx, p); });
+    TP_HOPPER_KERNEL(p, T, DIM, SHAPED, {
+        return launch(ctx, "attention", hopper_forward_kernel<T, DIM, SHAPED>, p, forward_cut<DIM>::THREADS,
+                      forward_bytes<DIM>);
+    });
 }
 
 tp_status tp_attention::hopper_key_gradient(tp_ctx *ctx, const params *p)
 {
-    TP_ATTENTION_TYPE(p, T, { return p->head_dim <= 64 ? key_gradient<T, 64>(ctx, p) : key_gradient<T, 128>(ctx, p); });
+    TP_HOPPER_KERNEL(p, T, DIM, SHAPED, {
+        return launch(ctx, "attention_backward", hopper_key_gradient_kernel<T, DIM, SHAPED>, p, key_cut<DIM>::THREADS,
+                      backward_bytes<DIM, key_cut<DIM>::ROWS>);
+    });
 }
 
 tp_status tp_attention::hopper_query_gradient(tp_ctx *ctx, const params *p)
 {
-    TP_ATTENTION_TYPE(p, T, { return p->head_dim <= 64 ? query_gradient<T, 64>(ctx, p) : query_gradient<T, 128>(ctx, p); });
+    TP_HOPPER_KERNEL(p, T, DIM, SHAPED, {
+        return launch(ctx, "attention_backward", hopper_query_gradient_kernel<T, DIM, SHAPED>, p, query_cut<DIM>::THREADS,
+                      backward_bytes<DIM, query_cut<DIM>::ROWS>);
+    });
 }

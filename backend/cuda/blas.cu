@@ -2,7 +2,8 @@
  *
  * cuBLASLt thinks in columns. A row-major matrix is its transpose, so c = left * right is asked for as c^T = right^T left^T:
  * the library's A is our right, its B our left, its rows are m. Which algorithm suits a shape takes the library tens of
- * microseconds to say, so answers are kept in a table (plans.cuh), which `tapeft tune` fills by measuring. */
+ * microseconds to say, so answers are kept in a table (plans.cuh). It begins with what was measured, and takes the library's
+ * word for the rest. */
 #include <dlfcn.h>
 #include <string.h>
 
@@ -12,8 +13,10 @@
 
 /* Products of fewer multiplications are not worth measuring. */
 #define TUNE_LEAST   ((double)(1 << 28))
-#define TUNE_CHOICES 24
-#define TUNE_REPEATS 5
+#define TUNE_CHOICES 64
+#define TUNE_FINAL   4 /* of them are measured again, in turn with the first */
+#define TUNE_REPEATS 3
+#define TUNE_ROUNDS  4
 #define TUNE_GAIN    0.99f /* what a choice must bring before it replaces the first */
 
 /* The functions that we call, under their names without the prefix. */
@@ -23,6 +26,7 @@
     X(GetVersion)                                                                                                              \
     X(GetStatusName)                                                                                                           \
     X(Matmul)                                                                                                                  \
+    X(MatmulAlgoCheck)                                                                                                         \
     X(MatmulAlgoGetHeuristic)                                                                                                  \
     X(MatmulDescCreate)                                                                                                        \
     X(MatmulDescDestroy)                                                                                                       \
@@ -39,7 +43,8 @@ struct tp_cublas {
     void *workspace;
     tp_plans plans;
     bool tuning;
-    char gpu[256]; /* its name, for the file of tuned algorithms */
+    char gpu[256]; /* its name */
+    tp_plans_owner owner;
 #define X(name) decltype(&cublasLt##name) name;
     FUNCTIONS(X)
 #undef X
@@ -84,7 +89,8 @@ tp_status tp_cuda_blas_open(tp_ctx *ctx, tp_cuda *cuda)
     cudaDeviceProp properties;
     TP_TRY(tp_cuda_check(ctx, "name of the GPU", cudaGetDeviceProperties(&properties, cuda->index)));
     snprintf(blas->gpu, sizeof blas->gpu, "%s", properties.name);
-    return tp_plans_load(ctx, &blas->plans, blas->gpu, blas->GetVersion());
+    blas->owner = {blas->GetVersion(), 10 * properties.major + properties.minor, properties.multiProcessorCount, blas->gpu};
+    return tp_plans_load(ctx, &blas->plans, &blas->owner);
 }
 
 void tp_cuda_blas_close(tp_cublas *blas)
@@ -226,26 +232,33 @@ static float measure(const tp_cuda *cuda, const tp_product *p, const description
     return milliseconds / TUNE_REPEATS;
 }
 
-/* The fastest of what cuBLASLt offers, measured on the operands at hand: their contents are lost where c is added to. */
+/* The fastest of what cuBLASLt offers, measured on the operands at hand: their contents are lost where c is added to. The few
+ * that a first look leaves meet again in turn, so that a GPU that slows down meanwhile is fair to all. */
 static cublasStatus_t tune(tp_cuda *cuda, const tp_plan_key *key, const tp_product *p, description *d, tp_plan_slot *slot)
 {
     tp_cublas *blas = cuda->blas;
     cublasLtMatmulHeuristicResult_t results[TUNE_CHOICES];
-    int n = 0, best = 0;
-    float least = INFINITY, first = INFINITY;
+    int n = 0, n_last = 0, last[1 + TUNE_FINAL] = {0}, best = 0;
+    float first_look[TUNE_CHOICES], total[1 + TUNE_FINAL] = {0};
     TRY_BLAS(set_preference(blas, key, &d->preference));
     TRY_BLAS(blas->MatmulAlgoGetHeuristic(blas->handle, d->operation, d->right, d->left, d->add, d->c, d->preference,
                                           TUNE_CHOICES, results, &n));
-    for (int i = 0; i < n; i++) {
-        if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
-        const float time = measure(cuda, p, d, &results[i].algo);
-        if (i == 0) first = time;
-        if (!(time < least * (best == 0 ? TUNE_GAIN : 1.0f)) && i > 0) continue;
-        least = time, best = i;
+    for (int i = 0; i < n; i++)
+        first_look[i] = results[i].state == CUBLAS_STATUS_SUCCESS ? measure(cuda, p, d, &results[i].algo) : INFINITY;
+    for (; n_last <= TUNE_FINAL; n_last++) { /* the first is cuBLASLt's choice */
+        int fastest = -1;
+        for (int i = 0; i < n; i++)
+            if (first_look[i] < INFINITY && (fastest < 0 || (n_last > 0 && first_look[i] < first_look[fastest]))) fastest = i;
+        if (fastest < 0) break;
+        last[n_last] = fastest, first_look[fastest] = INFINITY;
     }
-    if (!(least < INFINITY)) return CUBLAS_STATUS_NOT_SUPPORTED;
-    tp_plans_fill(&blas->plans, slot, key, &results[best].algo, TP_PLAN_TUNED);
-    slot->before = first, slot->after = least;
+    if (n_last == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
+    for (int round = 0; round < TUNE_ROUNDS; round++)
+        for (int i = 0; i < n_last; i++) total[i] += measure(cuda, p, d, &results[last[i]].algo) / TUNE_ROUNDS;
+    for (int i = 1; i < n_last; i++)
+        if (total[i] < total[best] * (best == 0 ? TUNE_GAIN : 1.0f)) best = i;
+    tp_plans_fill(&blas->plans, slot, key, &results[last[best]].algo, TP_PLAN_TUNED);
+    slot->checked = true, slot->before = total[0], slot->after = total[best];
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -263,6 +276,19 @@ static cublasStatus_t ask(tp_cublas *blas, const tp_plan_key *key, description *
     return CUBLAS_STATUS_SUCCESS;
 }
 
+/* What was measured, for this product or one that is near; else by the rules. */
+static cublasStatus_t choose(tp_cublas *blas, const tp_plan_key *key, description *d, cublasLtMatmulAlgo_t *algorithm)
+{
+    const tp_plan_slot *near = tp_plans_near(&blas->plans, key);
+    cublasLtMatmulHeuristicResult_t result;
+    if (near == NULL) return ask(blas, key, d, algorithm);
+    cublasStatus_t status =
+        blas->MatmulAlgoCheck(blas->handle, d->operation, d->right, d->left, d->add, d->c, &near->algorithm, &result);
+    if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > TP_CUDA_BLAS_BYTES) return ask(blas, key, d, algorithm);
+    *algorithm = near->algorithm;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 static cublasStatus_t multiply(tp_cuda *cuda, const tp_product *p, description *d)
 {
     tp_cublas *blas = cuda->blas;
@@ -272,9 +298,12 @@ static cublasStatus_t multiply(tp_cuda *cuda, const tp_product *p, description *
     tp_plan_slot *slot = tp_plans_find(&blas->plans, &key);
     const bool large = (double)p->n * (double)p->m * (double)p->k >= TUNE_LEAST;
     if (blas->tuning && large && slot != NULL && !(slot->after > 0)) TRY_BLAS(tune(cuda, &key, p, d, slot));
-    if (slot != NULL && slot->state != TP_PLAN_EMPTY) return run(cuda, p, d, &slot->algorithm);
-    TRY_BLAS(ask(blas, &key, d, &algorithm));
-    if (slot != NULL) tp_plans_fill(&blas->plans, slot, &key, &algorithm, TP_PLAN_RULE);
+    if (slot != NULL && slot->checked) return run(cuda, p, d, &slot->algorithm);
+    TRY_BLAS(choose(blas, &key, d, &algorithm));
+    if (slot != NULL) {
+        tp_plans_fill(&blas->plans, slot, &key, &algorithm, slot->state == TP_PLAN_EMPTY ? TP_PLAN_RULE : slot->state);
+        slot->checked = true;
+    }
     return run(cuda, p, d, &algorithm);
 }
 
@@ -301,7 +330,7 @@ tp_status tp_cuda_tune_end(tp_ctx *ctx, tp_buf *report)
                       (double)slot->before, (double)slot->after);
     }
     tp_buf_init(&path, 0);
-    tp_status status = tp_plans_save(ctx, &blas->plans, blas->gpu, blas->GetVersion(), &path);
+    tp_status status = tp_plans_save(ctx, &blas->plans, &blas->owner, &path);
     if (status == TP_OK)
         tp_buf_printf(report, "%d products, %d of them faster than by cuBLASLt's rules; kept in %s\n", n, faster,
                       tp_buf_cstr(&path));

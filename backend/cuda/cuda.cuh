@@ -15,8 +15,8 @@
 /* Memory that a CUDA device holds besides what callers allocate, all of it taken when the device opens. */
 #define TP_CUDA_WORKSPACE_BYTES ((size_t)128 << 20) /* of the kernel that runs: converted operands, partial sums */
 #define TP_CUDA_BLAS_BYTES      ((size_t)32 << 20)  /* cuBLASLt's own */
-/* What the driver keeps for a process: context, code, heaps. Measured on H100 and H200: 0.55 GiB with a small model, 0.72 with 8B. */
-#define TP_CUDA_CONTEXT_BYTES   ((size_t)736 << 20)
+/* What the driver keeps for a process: context, code, heaps. Measured on H100 and H200: 517 MiB with 135M, 560 with 8B. */
+#define TP_CUDA_CONTEXT_BYTES   ((size_t)560 << 20)
 /* Pinned host memory through which copies to the device pass. */
 #define TP_CUDA_STAGING_PARTS      4
 #define TP_CUDA_STAGING_PART_BYTES ((size_t)8 << 20)
@@ -54,6 +54,7 @@ struct tp_cuda {
     struct tp_cudnn *dnn;       /* cudnn.cu; NULL until a call could use it */
     unsigned char *reserved;    /* device memory beside the workspace, for attention's gradient by cuDNN */
     size_t reserved_bytes;
+    struct tp_graph *recording; /* graph.cu; NULL: kernels run */
 };
 
 static inline tp_cuda *tp_cuda_of(tp_ctx *ctx);

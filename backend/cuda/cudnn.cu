@@ -1,9 +1,10 @@
 /* Which calls of attention cuDNN takes, and its plans for them.
  *
  * A plan belongs to one shape; the first one of a kind of kernel is compiled, which takes half a second, others take 30 ms. So
- * only sequences of one length, a multiple of LENGTHS, are worth one: those are batches that are cut to a fixed length, and
- * come again in every step. What a call takes depends on its shape, and for the gradient on what was reserved, so the same
- * recipe gives the same bits, and a batch that is computed again gets what it got before. */
+ * shapes have to come again: sequences of one length, a multiple of LENGTHS, as batches have that are cut to a fixed length;
+ * forward also packed ones, whose number and greatest length are rounded up to powers of two. What a call takes depends on its
+ * shape, and for the gradient on what was reserved, so the same recipe gives the same bits, and a batch that is computed again
+ * gets what it got before. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,15 @@
 #define VERSION_MIN  91000 /* before it, a mask of -inf was not what the kernels expected */
 #define RESERVE_MORE ((uint64_t)1 << 20)
 #define HEAD_DIM_MAX 256
+#define LONG_KEYS    4096
+
+#define PACKED_TOKENS 1024
+#define PACKED_MOST   128 /* sequences of a packed call */
+#define PACKED_LEAST  8   /* its plan is for at least so many, */
+#define PACKED_ROWS   256 /* each of at least so many rows */
+
+#define STARTS_STRIDE 160 /* integers of one of its six arrays in the workspace */
+#define ARRAYS_BYTES  (6 * STARTS_STRIDE * sizeof(int32_t))
 
 typedef struct plan_slot {
     tp_dnn_shape shape;
@@ -144,7 +154,7 @@ static void fill(call *c, const tp_attention_args *a, const tp_dnn_shape *shape,
     add_row(c, TP_DNN_OUT, a->out, q);
     add(c, TP_DNN_LSE, lse + q * a->heads);
     add(c, TP_DNN_SCALE, &c->scale);
-    if (shape->causal) add(c, TP_DNN_MASKED, &c->masked);
+    if (shape->causal || shape->packed) add(c, TP_DNN_MASKED, &c->masked);
     if (shape->window > 0) add(c, TP_DNN_WINDOW, &c->window);
 }
 
@@ -163,7 +173,7 @@ static bool execute(const tp_dnn *dnn, tp_dnn_descriptor plan, const call *c, vo
 
 static bool fits(tp_rows x)
 {
-    return x.dtype == TP_BF16 && tp_rows_aligned(x);
+    return x.dtype != TP_F32 && tp_rows_aligned(x);
 }
 
 /* The log-sum-exp of the first query lies where plans expect it. */
@@ -197,8 +207,75 @@ static bool describe(const tp_attention_args *a, tp_dnn_shape *shape)
     shape->batch = a->n_segments, shape->length = length, shape->heads = a->heads, shape->kv_heads = a->kv_heads;
     shape->head_dim = a->head_dim, shape->q_apart = q_apart, shape->k_apart = k_apart;
     shape->q_ld = a->q.ld, shape->k_ld = a->k.ld, shape->v_ld = a->v.ld, shape->out_ld = a->out.ld;
-    shape->causal = a->causal, shape->window = window;
+    shape->causal = a->causal, shape->window = window, shape->f16 = a->q.dtype == TP_F16;
     return lse_fits(a);
+}
+
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static int64_t power_of_two(int64_t least, int64_t n)
+{
+    while (least < n) least *= 2;
+    return least;
+}
+
+/* The same over sequences of any lengths, each directly behind the one before. */
+static bool describe_packed(const tp_attention_args *a, tp_dnn_shape *shape)
+{
+    const tp_segment *s = a->segments;
+    int64_t longest = 0, widest = a->q.ld;
+    if (!fits(a->q) || !fits(a->k) || !fits(a->v) || !fits(a->out)) return false;
+    if (a->n_prefix > 0 || a->soft_cap > 0 || a->alibi_slopes != NULL || a->window > 0) return false;
+    if (a->n_segments < 1 || a->n_segments > PACKED_MOST || a->head_dim % 8 != 0 || a->head_dim > HEAD_DIM_MAX) return false;
+    const int64_t shift = s[0].k_start - s[0].q_start;
+    for (int64_t i = 0, q_end = s[0].q_start; i < a->n_segments; i++, q_end += s[i - 1].q_len) {
+        if (s[i].q_start != q_end || s[i].k_start != q_end + shift || s[i].k_len != s[i].q_len || s[i].q_len < 1) return false;
+        longest = larger(longest, s[i].q_len);
+    }
+    for (int64_t ld : {a->k.ld, a->v.ld, a->out.ld}) widest = larger(widest, ld);
+    if (widest > INT32_MAX / larger(a->n_q, 1)) return false; /* elements are counted in 32 bits */
+    memset(shape, 0, sizeof *shape);
+    shape->batch = power_of_two(PACKED_LEAST, a->n_segments), shape->length = power_of_two(PACKED_ROWS, longest);
+    shape->heads = a->heads, shape->kv_heads = a->kv_heads, shape->head_dim = a->head_dim;
+    shape->q_apart = shape->k_apart = shape->length;
+    shape->q_ld = a->q.ld, shape->k_ld = a->k.ld, shape->v_ld = a->v.ld, shape->out_ld = a->out.ld;
+    shape->causal = a->causal, shape->f16 = a->q.dtype == TP_F16, shape->packed = 1;
+    return lse_fits(a);
+}
+
+/* Where packed sequences begin, and how long they are, as a plan wants to read it: arrays of `stride` integers. They come by
+ * parameter, so that a recording keeps its own. */
+typedef struct starts {
+    int32_t row[PACKED_MOST + 1]; /* from the first sequence on */
+    int32_t n, batch, stride, ld[5];
+} starts;
+
+static __global__ void starts_kernel(const __grid_constant__ starts s, int32_t *arrays)
+{
+    const int i = (int)threadIdx.x;
+    if (i > s.batch) return;
+    const int32_t row = s.row[min(i, s.n)];
+    for (int array = 0; array < 5; array++) arrays[array * s.stride + i] = row * s.ld[array];
+    if (i < s.batch) arrays[5 * s.stride + i] = i < s.n ? s.row[i + 1] - row : 0;
+}
+
+static tp_status place_starts(tp_ctx *ctx, const tp_attention_args *a, const tp_dnn_shape *shape, int32_t *arrays, call *c)
+{
+    starts s = {};
+    for (int64_t i = 0; i < a->n_segments; i++) s.row[i + 1] = s.row[i] + (int32_t)a->segments[i].q_len;
+    s.n = (int32_t)a->n_segments, s.batch = (int32_t)shape->batch, s.stride = STARTS_STRIDE;
+    const int64_t lds[] = {a->q.ld, a->k.ld, a->v.ld, a->out.ld, a->heads};
+    for (int i = 0; i < 5; i++) {
+        s.ld[i] = (int32_t)lds[i];
+        add(c, TP_DNN_Q_STARTS + i, arrays + i * s.stride);
+    }
+    add(c, TP_DNN_Q_LENGTHS, arrays + 5 * s.stride);
+    add(c, TP_DNN_K_LENGTHS, arrays + 5 * s.stride);
+    TP_CUDA_LAUNCH(ctx, "attention", starts_kernel, 1, STARTS_STRIDE, 0, s, arrays);
+    return TP_OK;
 }
 
 /* cuDNN, if it may be used here at all. The kernels of ours that it was measured against are those for Hopper. */
@@ -208,46 +285,67 @@ static tp_cudnn *cudnn_of(tp_cuda *cuda)
     return cudnn != NULL && cudnn->opened ? cudnn : NULL;
 }
 
+/* Packed sequences: not for short heads, of which ours were as fast, nor for prompts, which do not come again. */
+static bool packed_gains(const tp_attention_args *a)
+{
+    return a->head_dim > 64 && a->n_segments > 1 && a->n_q >= PACKED_TOKENS;
+}
+
 bool tp_dnn_attention(tp_ctx *ctx, const tp_attention_args *a)
 {
     tp_cuda *cuda = tp_cuda_of(ctx);
     tp_dnn_shape shape;
     call c;
-    tp_cudnn *cudnn = describe(a, &shape) ? cudnn_of(cuda) : NULL;
-    if (cudnn == NULL) return false;
-    const plan_slot *slot = find_plan(cudnn, &shape);
+    if (!describe(a, &shape) && !(packed_gains(a) && describe_packed(a, &shape))) return false;
+    tp_cudnn *cudnn = cudnn_of(cuda);
+    const plan_slot *slot = cudnn != NULL ? find_plan(cudnn, &shape) : NULL;
     if (slot == NULL || slot->plan == NULL) return false;
     const size_t lse_bytes = a->lse == NULL ? (size_t)(a->n_q * a->heads) * sizeof(float) : 0; /* it has to go somewhere */
-    const size_t own = ((size_t)slot->workspace + 255) / 256 * 256;
-    if (own + lse_bytes > TP_CUDA_WORKSPACE_BYTES) return false;
-    fill(&c, a, &shape, a->lse != NULL ? a->lse : reinterpret_cast<float *>(cuda->workspace + own));
+    const size_t own = ((size_t)slot->workspace + 255) / 256 * 256, before_lse = own + ARRAYS_BYTES;
+    if (before_lse + lse_bytes > TP_CUDA_WORKSPACE_BYTES) return false;
+    fill(&c, a, &shape, a->lse != NULL ? a->lse : reinterpret_cast<float *>(cuda->workspace + before_lse));
+    if (shape.packed && place_starts(ctx, a, &shape, reinterpret_cast<int32_t *>(cuda->workspace + own), &c) != TP_OK)
+        return false;
     return execute(&cudnn->dnn, slot->plan, &c, cuda->workspace);
 }
 
 /* ---- the gradient ---- */
 
-/* It keeps a bf16 number for every score, and dk and dv of every query head. */
-static uint64_t gradient_bytes(int64_t sequences, int64_t length, int64_t heads, int64_t head_dim)
+/* Which gradient a call gets: our own, or one of cuDNN's two (cudnn_graph.cu). */
+typedef enum gradient { OURS, STORED_SCORES, ANY_ORDER } gradient;
+
+/* cuDNN's where it was faster than ours by enough to be worth its memory (docs/cuda.md): for heads that ours fills up with
+ * zeros or cannot keep in registers, and in any order for long sequences. */
+static gradient gradient_of(const tp_cuda *cuda, int64_t length, int64_t head_dim)
 {
-    return (uint64_t)(sequences * heads) * (uint64_t)length * (uint64_t)(length + 2 * head_dim) * sizeof(__nv_bfloat16);
+    if (cuda->device.any_order && length >= LONG_KEYS && head_dim <= 128) return ANY_ORDER;
+    return head_dim > 64 && head_dim != 128 ? STORED_SCORES : OURS;
 }
 
-/* Where it was faster than our own by enough to be worth that memory (docs/cuda.md); with a window it never was. */
-static bool gradient_gains(int64_t length, int64_t head_dim)
+/* Both of cuDNN's keep dk and dv of every query head; one 16 bits for every score, the other dq in f32 (own_bytes). */
+static uint64_t own_bytes(gradient kind, int64_t rows, int64_t head_dim)
 {
-    return head_dim > 64 || length <= 1024;
+    return kind == ANY_ORDER ? (uint64_t)(rows * head_dim) * sizeof(float) : 0;
+}
+
+static uint64_t gradient_bytes(gradient kind, int64_t sequences, int64_t length, int64_t heads, int64_t head_dim)
+{
+    const int64_t rows = sequences * heads * length;
+    const uint64_t scores = kind == STORED_SCORES ? (uint64_t)(rows * length) * sizeof(__nv_bfloat16) : 0;
+    return scores + (uint64_t)(rows * 2 * head_dim) * sizeof(__nv_bfloat16) + own_bytes(kind, rows, head_dim);
 }
 
 extern "C" tp_status tp_cuda_reserve(tp_ctx *ctx, const tp_attention_size *size, uint64_t most, uint64_t *bytes)
 {
     tp_cuda *cuda = tp_cuda_of(ctx);
     *bytes = 0;
-    if (size->sequences < 1 || !good_length(size->length) || !gradient_gains(size->length, size->head_dim)) return TP_OK;
-    const uint64_t wanted = gradient_bytes(size->sequences, size->length, size->heads, size->head_dim) + RESERVE_MORE;
-    if (wanted <= TP_CUDA_WORKSPACE_BYTES || wanted > most || cudnn_of(cuda) == NULL) return TP_OK;
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaSetDevice(cuda->index)));
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaFree(cuda->reserved)));
     cuda->reserved = NULL, cuda->reserved_bytes = 0;
+    if (size->sequences < 1 || !good_length(size->length)) return TP_OK;
+    const gradient kind = gradient_of(cuda, size->length, size->head_dim);
+    const uint64_t wanted = gradient_bytes(kind, size->sequences, size->length, size->heads, size->head_dim) + RESERVE_MORE;
+    if (kind == OURS || wanted <= TP_CUDA_WORKSPACE_BYTES || wanted > most || cudnn_of(cuda) == NULL) return TP_OK;
     TP_TRY(tp_cuda_check(ctx, "reserve", cudaMalloc((void **)&cuda->reserved, wanted)));
     *bytes = cuda->reserved_bytes = wanted;
     return TP_OK;
@@ -259,17 +357,19 @@ bool tp_dnn_attention_backward(tp_ctx *ctx, const tp_attention_backward_args *b)
     tp_cuda *cuda = tp_cuda_of(ctx);
     tp_dnn_shape shape;
     call c;
-    if (!describe(a, &shape) || shape.window > 0 || !gradient_gains(shape.length, shape.head_dim)) return false;
-    if (!fits(b->dout) || !fits(b->dq) || !fits(b->dk) || !fits(b->dv)) return false;
-    const bool reserved = cuda->reserved_bytes > 0;
-    const size_t room = reserved ? cuda->reserved_bytes : TP_CUDA_WORKSPACE_BYTES;
-    if (gradient_bytes(shape.batch, shape.length, shape.heads, shape.head_dim) > room) return false; /* not worth a plan */
+    if (!describe(a, &shape) || shape.window > 0) return false; /* with a window it never was faster */
+    const gradient kind = gradient_of(cuda, shape.length, shape.head_dim);
+    if (kind == OURS || !fits(b->dout) || !fits(b->dq) || !fits(b->dk) || !fits(b->dv)) return false;
+    unsigned char *room = cuda->reserved_bytes > 0 ? cuda->reserved : cuda->workspace;
+    const size_t room_bytes = cuda->reserved_bytes > 0 ? cuda->reserved_bytes : TP_CUDA_WORKSPACE_BYTES;
+    if (gradient_bytes(kind, shape.batch, shape.length, shape.heads, shape.head_dim) > room_bytes) return false; /* no plan */
     tp_cudnn *cudnn = cudnn_of(cuda);
     if (cudnn == NULL) return false;
-    shape.gradient = 1;
+    shape.gradient = 1, shape.any_order = kind == ANY_ORDER;
     shape.dout_ld = b->dout.ld, shape.dq_ld = b->dq.ld, shape.dk_ld = b->dk.ld, shape.dv_ld = b->dv.ld;
     const plan_slot *slot = find_plan(cudnn, &shape);
-    if (slot == NULL || slot->plan == NULL || (size_t)slot->workspace > room) return false;
+    const size_t own = own_bytes(kind, shape.batch * shape.heads * shape.length, shape.head_dim);
+    if (slot == NULL || slot->plan == NULL || own + (size_t)slot->workspace > room_bytes) return false;
     fill(&c, a, &shape, a->lse);
     add(&c, TP_DNN_ONE, &c.one);
     add_row(&c, TP_DNN_DOUT, b->dout, a->segments[0].q_start);
@@ -277,5 +377,6 @@ bool tp_dnn_attention_backward(tp_ctx *ctx, const tp_attention_backward_args *b)
     add_row(&c, TP_DNN_DK, b->dk, a->segments[0].k_start);
     add_row(&c, TP_DNN_DV, b->dv, a->segments[0].k_start);
     add(&c, TP_DNN_DELTA, b->delta);
-    return execute(&cudnn->dnn, slot->plan, &c, reserved ? cuda->reserved : cuda->workspace);
+    if (kind == ANY_ORDER) add(&c, TP_DNN_SUMS, room);
+    return execute(&cudnn->dnn, slot->plan, &c, room + own);
 }

@@ -10,7 +10,7 @@
 typedef void *tp_dnn_descriptor;
 
 enum tp_dnn_status { TP_DNN_OK = 0 };
-enum tp_dnn_type { TP_DNN_FLOAT = 0, TP_DNN_INT32 = 4, TP_DNN_BF16 = 9, TP_DNN_BOOLEAN = 11 };
+enum tp_dnn_type { TP_DNN_FLOAT = 0, TP_DNN_F16 = 2, TP_DNN_INT32 = 4, TP_DNN_BF16 = 9, TP_DNN_BOOLEAN = 11 };
 enum tp_dnn_pointwise {
     TP_DNN_ADD = 0,
     TP_DNN_MUL = 1,
@@ -18,8 +18,11 @@ enum tp_dnn_pointwise {
     TP_DNN_SUB = 9,
     TP_DNN_EXP = 13,
     TP_DNN_LOG = 15,
+    TP_DNN_IDENTITY = 21,
     TP_DNN_GREATER_EQUAL = 303,
     TP_DNN_GREATER = 302,
+    TP_DNN_LESS = 304,
+    TP_DNN_BOTH = 400,
     TP_DNN_INDEX = 501,
     TP_DNN_SELECT = 601
 };
@@ -87,6 +90,7 @@ enum tp_dnn_attribute {
     TP_DNN_TENSOR_ID = 906,
     TP_DNN_TENSOR_VIRTUAL = 907,
     TP_DNN_TENSOR_BY_VALUE = 908,
+    TP_DNN_TENSOR_STARTS = 913,
     TP_DNN_VARIANTS_IDS = 1000,
     TP_DNN_VARIANTS_POINTERS = 1001,
     TP_DNN_VARIANTS_WORKSPACE = 1003,
@@ -95,6 +99,9 @@ enum tp_dnn_attribute {
     TP_DNN_OP_MATMUL_B = 1521,
     TP_DNN_OP_MATMUL_C = 1522,
     TP_DNN_OP_MATMUL_HOW = 1523,
+    TP_DNN_OP_MATMUL_ROWS = 1525,
+    TP_DNN_OP_MATMUL_COLUMNS = 1526,
+    TP_DNN_OP_MATMUL_SUM = 1527,
     TP_DNN_REDUCTION_HOW = 1600,
     TP_DNN_REDUCTION_TYPE = 1601,
     TP_DNN_OP_REDUCTION_X = 1610,
@@ -120,12 +127,14 @@ typedef struct tp_dnn {
 } tp_dnn;
 
 /* What a plan is made for. Zeroed before it is filled, for it is compared byte by byte. Rows of a sequence lie one behind the
- * other, sequences `apart` rows from each other. */
+ * other, sequences `apart` rows from each other; packed ones directly behind each other, up to `batch` of them, of up to
+ * `length` rows each, and a call says where they begin. */
 typedef struct tp_dnn_shape {
     int64_t batch, length, heads, kv_heads, head_dim, q_apart, k_apart;
     int64_t q_ld, k_ld, v_ld, out_ld, dout_ld, dq_ld, dk_ld, dv_ld; /* the last four: of a gradient */
     int64_t window;                                                 /* 0: none */
-    int32_t causal, gradient;
+    int32_t causal, f16, packed, gradient;
+    int32_t any_order; /* of a gradient: dq is added up in f32 as blocks come by */
 } tp_dnn_shape;
 
 /* The arrays of a call, numbers of which are the ids of their tensors. */
@@ -144,6 +153,14 @@ enum {
     TP_DNN_DK,
     TP_DNN_DV,
     TP_DNN_DELTA, /* [batch, heads, length] */
+    TP_DNN_SUMS,  /* [batch, heads, length, head_dim], f32, if in any order */
+    TP_DNN_Q_STARTS, /* int32 [batch + 1], if packed: in elements of the array; so are the next four */
+    TP_DNN_K_STARTS,
+    TP_DNN_V_STARTS,
+    TP_DNN_OUT_STARTS,
+    TP_DNN_LSE_STARTS,
+    TP_DNN_Q_LENGTHS, /* int32 [batch], in rows; 0 behind the last */
+    TP_DNN_K_LENGTHS,
     TP_DNN_IDS
 };
 

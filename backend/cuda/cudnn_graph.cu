@@ -24,6 +24,7 @@ struct dims {
 /* Everything but the plan is dropped when that is there. After the first failure nothing more happens. */
 struct graph {
     const tp_dnn *dnn;
+    int narrow; /* TP_DNN_BF16 or TP_DNN_F16: of all that is not f32 */
     bool failed;
     descriptor all[DESCRIPTORS], operations[OPERATIONS];
     int n, n_operations;
@@ -91,7 +92,8 @@ dims transposed(dims x)
 
 enum where { IN_MEMORY, NOWHERE, BY_VALUE };
 
-descriptor tensor(graph *g, int64_t id, int type, dims sizes, dims strides, where place)
+/* starts: where each sequence begins, if they are packed. */
+descriptor tensor(graph *g, int64_t id, int type, dims sizes, dims strides, where place, descriptor starts = NULL)
 {
     const descriptor t = make(g, TP_DNN_TENSOR);
     set_word(g, t, TP_DNN_TENSOR_TYPE, TP_DNN_V_TYPE, type);
@@ -101,19 +103,31 @@ descriptor tensor(graph *g, int64_t id, int type, dims sizes, dims strides, wher
     set_int(g, t, TP_DNN_TENSOR_ALIGNMENT, place == BY_VALUE ? (int64_t)sizeof(float) : 16);
     set_flag(g, t, TP_DNN_TENSOR_VIRTUAL, place == NOWHERE);
     set_flag(g, t, TP_DNN_TENSOR_BY_VALUE, place == BY_VALUE);
+    if (starts != NULL) set_part(g, t, TP_DNN_TENSOR_STARTS, starts);
     finish(g, t);
     return t;
 }
 
 /* Heads side by side in rows. */
-descriptor rows(graph *g, int64_t id, dims sizes, int64_t apart, int64_t ld)
+descriptor rows(graph *g, int64_t id, dims sizes, int64_t apart, int64_t ld, descriptor starts = NULL)
 {
-    return tensor(g, id, TP_DNN_BF16, sizes, {{apart * ld, sizes.of[3], ld, 1}}, IN_MEMORY);
+    return tensor(g, id, g->narrow, sizes, {{apart * ld, sizes.of[3], ld, 1}}, IN_MEMORY, starts);
 }
 
-descriptor rows_transposed(graph *g, int64_t id, dims sizes, int64_t apart, int64_t ld)
+descriptor rows_transposed(graph *g, int64_t id, dims sizes, int64_t apart, int64_t ld, descriptor starts = NULL)
 {
-    return tensor(g, id, TP_DNN_BF16, transposed(sizes), {{apart * ld, sizes.of[3], 1, ld}}, IN_MEMORY);
+    return tensor(g, id, g->narrow, transposed(sizes), {{apart * ld, sizes.of[3], 1, ld}}, IN_MEMORY, starts);
+}
+
+/* n integers, or NULL if the sequences are not packed. */
+descriptor integers(graph *g, const tp_dnn_shape *s, int64_t id, int64_t n)
+{
+    return s->packed ? tensor(g, id, TP_DNN_INT32, {{n, 1, 1, 1}}, {{1, 1, 1, 1}}, IN_MEMORY) : NULL;
+}
+
+descriptor starts(graph *g, const tp_dnn_shape *s, int64_t id)
+{
+    return integers(g, s, id, s->batch + 1);
 }
 
 descriptor number(graph *g, int64_t id)
@@ -152,7 +166,9 @@ descriptor value(graph *g, int mode, dims sizes, descriptor x, descriptor b)
     return y;
 }
 
-void product(graph *g, descriptor a, descriptor b, descriptor c)
+/* n_rows, n_columns, n_sum: of each sequence's product, if they are packed. */
+void product(graph *g, descriptor a, descriptor b, descriptor c, descriptor n_rows = NULL, descriptor n_columns = NULL,
+             descriptor n_sum = NULL)
 {
     const descriptor how = make(g, TP_DNN_MATMUL), op = make(g, TP_DNN_OP_MATMUL);
     set_word(g, how, TP_DNN_MATMUL_TYPE, TP_DNN_V_TYPE, TP_DNN_FLOAT);
@@ -161,6 +177,9 @@ void product(graph *g, descriptor a, descriptor b, descriptor c)
     set_part(g, op, TP_DNN_OP_MATMUL_A, a);
     set_part(g, op, TP_DNN_OP_MATMUL_B, b);
     set_part(g, op, TP_DNN_OP_MATMUL_C, c);
+    if (n_rows != NULL) set_part(g, op, TP_DNN_OP_MATMUL_ROWS, n_rows);
+    if (n_columns != NULL) set_part(g, op, TP_DNN_OP_MATMUL_COLUMNS, n_columns);
+    if (n_sum != NULL) set_part(g, op, TP_DNN_OP_MATMUL_SUM, n_sum);
     add_operation(g, op);
 }
 
@@ -207,7 +226,8 @@ sizes sizes_of(const tp_dnn_shape *s)
 
 descriptor log_sum_exp(graph *g, const tp_dnn_shape *s, dims row)
 {
-    return tensor(g, TP_DNN_LSE, TP_DNN_FLOAT, row, {{s->q_apart * s->heads, 1, s->heads, 1}}, IN_MEMORY);
+    return tensor(g, TP_DNN_LSE, TP_DNN_FLOAT, row, {{s->q_apart * s->heads, 1, s->heads, 1}}, IN_MEMORY,
+                  starts(g, s, TP_DNN_LSE_STARTS));
 }
 
 /* x where `low` does not exceed `high`, or is less if `strictly`; else -inf. */
@@ -220,10 +240,23 @@ descriptor where_less(graph *g, dims scores, descriptor x, descriptor low, descr
 }
 
 /* The number of the query, or of the key, of each score. */
-descriptor index(graph *g, dims scores, descriptor x, int64_t axis)
+descriptor index(graph *g, dims scores, descriptor x, int64_t axis, int type = TP_DNN_FLOAT)
 {
     const descriptor y = inner(g, TP_DNN_INT32, scores);
-    pointwise(g, TP_DNN_INDEX, TP_DNN_FLOAT, x, NULL, y, NULL, axis);
+    pointwise(g, TP_DNN_INDEX, type, x, NULL, y, NULL, axis);
+    return y;
+}
+
+/* x for pairs of a sequence's own queries and keys, else -inf. */
+descriptor in_sequence(graph *g, dims scores, descriptor x, descriptor n_queries, descriptor n_keys)
+{
+    const descriptor query = index(g, scores, x, 2, TP_DNN_INT32), key = index(g, scores, x, 3, TP_DNN_INT32),
+                     is_query = inner(g, TP_DNN_BOOLEAN, scores), is_key = inner(g, TP_DNN_BOOLEAN, scores),
+                     both = inner(g, TP_DNN_BOOLEAN, scores), y = inner(g, TP_DNN_FLOAT, scores);
+    pointwise(g, TP_DNN_LESS, TP_DNN_BOOLEAN, query, n_queries, is_query);
+    pointwise(g, TP_DNN_LESS, TP_DNN_BOOLEAN, key, n_keys, is_key);
+    pointwise(g, TP_DNN_BOTH, TP_DNN_BOOLEAN, is_query, is_key, both);
+    pointwise(g, TP_DNN_SELECT, TP_DNN_FLOAT, x, number(g, TP_DNN_MASKED), y, both);
     return y;
 }
 
@@ -244,19 +277,23 @@ descriptor masked(graph *g, const tp_dnn_shape *s, dims scores, descriptor x)
 void build_forward(graph *g, const tp_dnn_shape *s)
 {
     const sizes z = sizes_of(s);
-    const descriptor q = rows(g, TP_DNN_Q, z.wide, s->q_apart, s->q_ld),
-                     k = rows_transposed(g, TP_DNN_K, z.narrow, s->k_apart, s->k_ld),
-                     v = rows(g, TP_DNN_V, z.narrow, s->k_apart, s->v_ld),
-                     out = rows(g, TP_DNN_OUT, z.wide, s->q_apart, s->out_ld), lse = log_sum_exp(g, s, z.row),
-                     scores = inner(g, TP_DNN_FLOAT, z.scores), weights = inner(g, TP_DNN_BF16, z.scores);
-    product(g, q, k, scores);
+    const descriptor n_queries = integers(g, s, TP_DNN_Q_LENGTHS, s->batch),
+                     n_keys = integers(g, s, TP_DNN_K_LENGTHS, s->batch);
+    const descriptor q = rows(g, TP_DNN_Q, z.wide, s->q_apart, s->q_ld, starts(g, s, TP_DNN_Q_STARTS)),
+                     k = rows_transposed(g, TP_DNN_K, z.narrow, s->k_apart, s->k_ld, starts(g, s, TP_DNN_K_STARTS)),
+                     v = rows(g, TP_DNN_V, z.narrow, s->k_apart, s->v_ld, starts(g, s, TP_DNN_V_STARTS)),
+                     out = rows(g, TP_DNN_OUT, z.wide, s->q_apart, s->out_ld, starts(g, s, TP_DNN_OUT_STARTS)),
+                     lse = log_sum_exp(g, s, z.row), scores = inner(g, TP_DNN_FLOAT, z.scores),
+                     weights = inner(g, g->narrow, z.scores);
+    product(g, q, k, scores, n_queries, n_keys);
     const descriptor scaled = value(g, TP_DNN_MUL, z.scores, scores, number(g, TP_DNN_SCALE)),
-                     seen = masked(g, s, z.scores, scaled), greatest = reduced(g, TP_DNN_MAX, seen, z.row),
+                     own = s->packed ? in_sequence(g, z.scores, scaled, n_queries, n_keys) : scaled,
+                     seen = masked(g, s, z.scores, own), greatest = reduced(g, TP_DNN_MAX, seen, z.row),
                      lowered = value(g, TP_DNN_SUB, z.scores, seen, greatest),
                      powers = value(g, TP_DNN_EXP, z.scores, lowered, NULL), sum = reduced(g, TP_DNN_SUM, powers, z.row);
     pointwise(g, TP_DNN_ADD, TP_DNN_FLOAT, greatest, value(g, TP_DNN_LOG, z.row, sum, NULL), lse);
     pointwise(g, TP_DNN_DIV, TP_DNN_FLOAT, powers, sum, weights);
-    product(g, weights, v, out);
+    product(g, weights, v, out, n_queries, NULL, n_keys);
 }
 
 /* Sums over heads that share a key head, of a product that has one for each. */
@@ -266,7 +303,7 @@ void product_of_group(graph *g, const tp_dnn_shape *s, const sizes &z, descripto
         product(g, a, b, c);
         return;
     }
-    const descriptor each = inner(g, TP_DNN_BF16, z.wide);
+    const descriptor each = inner(g, g->narrow, z.wide);
     product(g, a, b, each);
     reduce(g, TP_DNN_SUM, each, c);
 }
@@ -275,12 +312,13 @@ descriptor scores_transposed(graph *g, dims scores, descriptor x)
 {
     dims strides = packed(scores);
     strides = transposed(strides);
-    const descriptor y = tensor(g, g->next_id++, TP_DNN_BF16, transposed(scores), strides, NOWHERE);
+    const descriptor y = tensor(g, g->next_id++, g->narrow, transposed(scores), strides, NOWHERE);
     reshape(g, x, y);
     return y;
 }
 
-/* dq is a product with stored gradients of scores: that takes much workspace, but no sums in an order left to chance. */
+/* dq is a product with stored gradients of scores: that takes much workspace, but no sums in an order left to chance. Where
+ * these are allowed, they are f32 sums that every block adds its part to. */
 void build_backward(graph *g, const tp_dnn_shape *s)
 {
     const sizes z = sizes_of(s);
@@ -312,9 +350,15 @@ void build_backward(graph *g, const tp_dnn_shape *s)
     product_of_group(g, s, z, scores_transposed(g, z.scores, dscores), q, dk);
 
     const descriptor keys =
-        tensor(g, g->next_id++, TP_DNN_BF16, z.narrow, {{s->k_apart * s->k_ld, s->head_dim, s->k_ld, 1}}, NOWHERE);
+        tensor(g, g->next_id++, g->narrow, z.narrow, {{s->k_apart * s->k_ld, s->head_dim, s->k_ld, 1}}, NOWHERE);
     reshape(g, k, keys);
-    product(g, dscores, keys, dq);
+    if (s->any_order) {
+        const descriptor sums = tensor(g, TP_DNN_SUMS, TP_DNN_FLOAT, z.wide, packed(z.wide), IN_MEMORY);
+        product(g, dscores, keys, sums);
+        pointwise(g, TP_DNN_IDENTITY, TP_DNN_FLOAT, sums, NULL, dq);
+    } else {
+        product(g, dscores, keys, dq);
+    }
 }
 
 /* ---- choosing an engine ---- */
@@ -386,6 +430,7 @@ tp_dnn_descriptor tp_dnn_plan(const tp_dnn *dnn, const tp_dnn_shape *shape, int6
     graph g = {};
     g.dnn = dnn;
     g.next_id = TP_DNN_IDS;
+    g.narrow = shape->f16 ? TP_DNN_F16 : TP_DNN_BF16;
     if (shape->gradient)
         build_backward(&g, shape);
     else

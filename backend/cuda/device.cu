@@ -4,7 +4,7 @@
  * without one; there, and without cuBLASLt, opening fails with what is missing. */
 #include <string.h>
 
-#include "backend/cuda/cuda.cuh"
+#include "backend/cuda/graph.cuh"
 #include "backend/cuda/layers.cuh"
 #include "base/mem.h"
 
@@ -138,6 +138,7 @@ static tp_status open_parts(tp_ctx *ctx, tp_cuda *cuda)
     cuda->device.workspace_bytes = TP_CUDA_WORKSPACE_BYTES + TP_CUDA_BLAS_BYTES + TP_CUDA_CONTEXT_BYTES;
     cuda->device.logits_bytes = LOGITS_BYTES;
     cuda->device.makes_swiglu_again = cuda->tensor_maps != NULL;
+    cuda->device.drops_in_products = true;
     return tp_cuda_blas_open(ctx, cuda);
 }
 
@@ -324,50 +325,13 @@ static tp_status cuda_wait_beside(tp_ctx *ctx, int ticket)
     return tp_cuda_check(ctx, "copy beside", cudaStreamWaitEvent(cuda->stream, cuda->beside_done[ticket], 0));
 }
 
-/* ---- recorded kernels ---- */
-
-static tp_status cuda_capture_begin(tp_ctx *ctx)
-{
-    TP_TRY(enter(ctx));
-    return tp_cuda_check(ctx, "capture", cudaStreamBeginCapture(tp_cuda_of(ctx)->stream, cudaStreamCaptureModeThreadLocal));
-}
-
-static tp_status cuda_capture_end(tp_ctx *ctx, tp_graph **graph)
-{
-    cudaGraph_t recorded = NULL;
-    cudaGraphExec_t ready = NULL;
-    cudaError_t error = cudaStreamEndCapture(tp_cuda_of(ctx)->stream, &recorded);
-    if (graph != NULL) *graph = NULL;
-    if (error == cudaSuccess && graph != NULL) error = cudaGraphInstantiate(&ready, recorded, 0);
-    if (recorded != NULL) (void)cudaGraphDestroy(recorded);
-    (void)cudaGetLastError(); /* a recording that broke off is reported here, once */
-    if (graph == NULL) return TP_OK;
-    TP_TRY(tp_cuda_check(ctx, "capture", error));
-    *graph = reinterpret_cast<tp_graph *>(ready);
-    return TP_OK;
-}
-
-static tp_status cuda_graph_launch(tp_ctx *ctx, tp_graph *graph)
-{
-    TP_TRY(enter(ctx));
-    return tp_cuda_check(ctx, "graph", cudaGraphLaunch(reinterpret_cast<cudaGraphExec_t>(graph), tp_cuda_of(ctx)->stream));
-}
-
-static void cuda_graph_free(tp_device *device, tp_graph *graph)
-{
-    if (graph == NULL) return;
-    (void)cudaSetDevice(cuda_of(device)->index);
-    (void)cudaStreamSynchronize(cuda_of(device)->stream); /* it may still run */
-    (void)cudaGraphExecDestroy(reinterpret_cast<cudaGraphExec_t>(graph));
-}
-
 /* ---- the table ---- */
 
 #define TP_KERNEL(name, args)                                                                                                  \
     static tp_status run_##name(tp_ctx *ctx, const void *arguments)                                                            \
     {                                                                                                                          \
         TP_TRY(enter(ctx));                                                                                                    \
-        return tp_cuda_##name(ctx, arguments);                                                                                 \
+        return tp_cuda_call(ctx, TP_KERNEL_##name, tp_cuda_##name, arguments);                                                 \
     }
 #include "backend/kernels.def"
 #undef TP_KERNEL
@@ -384,10 +348,10 @@ extern "C" const tp_backend tp_cuda_backend = {
     .copy_out = cuda_copy_out,
     .zero = cuda_zero,
     .sync = cuda_sync,
-    .capture_begin = cuda_capture_begin,
-    .capture_end = cuda_capture_end,
-    .graph_launch = cuda_graph_launch,
-    .graph_free = cuda_graph_free,
+    .capture_begin = tp_cuda_capture_begin,
+    .capture_end = tp_cuda_capture_end,
+    .graph_launch = tp_cuda_graph_launch,
+    .graph_free = tp_cuda_graph_free,
     .host_alloc = cuda_host_alloc,
     .host_free = cuda_host_free,
     .copy_beside = cuda_copy_beside,
@@ -405,4 +369,7 @@ extern "C" const tp_backend tp_cuda_backend = {
     .layers_open = tp_cuda_layers_open,
     .layers_run = tp_cuda_layers_run,
     .layers_close = tp_cuda_layers_close,
+    .graph_segments = tp_cuda_graph_segments,
+    .piece_bytes = (uint64_t)2 << 20,
+    .recorded_call_bytes = 6000,
 };

@@ -95,9 +95,12 @@ template <typename X, typename Y, bool SCATTER> struct move_chunk {
     const int32_t *index;
     __device__ void operator()(int64_t row, int64_t column, int64_t count) const
     {
-        float a[TP_CHUNK];
+        float a[TP_CHUNK] = {};
         const int64_t other = index[row];
-        in.load(SCATTER ? row : other, column, count, a);
+        if (other >= 0)
+            in.load(SCATTER ? row : other, column, count, a);
+        else if (SCATTER)
+            return;
         out.store(SCATTER ? other : row, column, count, a);
     }
 };
@@ -185,8 +188,7 @@ extern "C" tp_status tp_cuda_scatter_rows(tp_ctx *ctx, const void *args)
 {
     const tp_scatter_rows_args *a = static_cast<const tp_scatter_rows_args *>(args);
     TP_TRY(tp_cuda_check_dtypes(ctx, "scatter_rows", a->in.dtype, a->out.dtype));
-    /* the places are distinct: as many as there are rows leave none over */
-    if (a->zero_rest && a->n != a->rows) TP_TRY(clear_rows(ctx, "scatter_rows", a->out, a->rows, a->dim));
+    if (a->zero_rest) TP_TRY(clear_rows(ctx, "scatter_rows", a->out, a->rows, a->dim));
     TP_CUDA_DTYPE(a->in.dtype, X, {
         TP_CUDA_DTYPE_BESIDE(X, a->out.dtype, Y, {
             const move_chunk<X, Y, true> body = {tp_typed<X>(a->in), tp_typed<Y>(a->out), a->index};

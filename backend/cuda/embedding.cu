@@ -13,8 +13,8 @@ __global__ void gather_table(const unsigned char *data, int64_t row_bytes, int64
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < total; i += (int64_t)gridDim.x * THREADS) {
         const int64_t row = i / groups, c = i % groups * TP_DECODE;
         T *to = out + row * out_ld + c;
-        float x[TP_DECODE], old[TP_DECODE];
-        tp_decode<F>(data + tp_device_stored_row(rope_pairs, ids[row]) * row_bytes, c, dim - c, aligned, x);
+        float x[TP_DECODE] = {}, old[TP_DECODE];
+        if (ids[row] >= 0) tp_decode<F>(data + tp_device_stored_row(rope_pairs, ids[row]) * row_bytes, c, dim - c, aligned, x);
         if (accumulate) tp_load_some<TP_DECODE>(to, dim - c, out_aligned, old);
 #pragma unroll
         for (int k = 0; k < TP_DECODE; k++) {
@@ -32,8 +32,8 @@ __global__ void gather_columns(const unsigned char *data, int64_t row_bytes, boo
 {
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n * dim; i += (int64_t)gridDim.x * THREADS) {
         const int64_t row = i / dim, c = i % dim;
-        float x[TP_DECODE];
-        tp_decode<F>(data + c * row_bytes, ids[row], 1, false, x);
+        float x[TP_DECODE] = {};
+        if (ids[row] >= 0) tp_decode<F>(data + c * row_bytes, ids[row], 1, false, x);
         if (round_bf16) x[0] = tp_round_bf16(x[0]);
         if (accumulate) x[0] += tp_to_f32(out[row * out_ld + c]);
         out[row * out_ld + c] = tp_from_f32<T>(x[0]);

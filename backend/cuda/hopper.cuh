@@ -28,6 +28,12 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t panel_
     return swizzle_128 | eight_rows | (uint64_t)(panel_bytes >> 4) << 16 | ((address & 0x3ffff) >> 4);
 }
 
+/* The same, so many bytes further on in the tile. Only the lower word changes: that is one instruction for each product. */
+__device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t bytes)
+{
+    return (descriptor & 0xffffffff00000000u) | ((uint32_t)descriptor + (bytes >> 4));
+}
+
 /* Where 16-byte chunk `chunk` of a row lies, counted from the tile's start. */
 template <int ROWS> __device__ __forceinline__ uint32_t chunk_offset(int row, int chunk)
 {
@@ -132,6 +138,25 @@ __device__ __forceinline__ void multiply_nt(float (&d)[16][4], uint64_t a, uint6
 #undef TP_WGMMA
 }
 
+/* d = or += a b^T: a from registers. */
+template <typename T>
+__device__ __forceinline__ void multiply_held(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, int add)
+{
+#define TP_WGMMA(type) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, " \
+                 "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n" \
+                 : TP_REGISTERS(d[0]), TP_REGISTERS(d[1]), TP_REGISTERS(d[2]), TP_REGISTERS(d[3]), TP_REGISTERS(d[4]), TP_REGISTERS(d[5]), TP_REGISTERS(d[6]), TP_REGISTERS(d[7]) \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add) \
+                 : "memory")
+    if constexpr (tp_same<T, __nv_bfloat16>::yes)
+        TP_WGMMA("bf16");
+    else
+        TP_WGMMA("f16");
+#undef TP_WGMMA
+}
+
 /* d += a b: a from registers. */
 template <typename T>
 __device__ __forceinline__ void multiply_add(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b)
@@ -171,19 +196,40 @@ __device__ __forceinline__ void multiply_add(float (&d)[16][4], const uint32_t (
 template <typename T, int N, int DIM, int A_ROWS>
 __device__ __forceinline__ void tile_multiply_nt(float (&d)[N / 8][4], uint32_t a, int a_row, uint32_t b)
 {
+    const uint64_t first_a = descriptor(a + a_row * 128, 16), first_b = descriptor(b, 16);
 #pragma unroll
-    for (int k = 0; k < DIM / 16; k++) {
-        const uint32_t in_row = k % 4 * 32;
-        multiply_nt<T>(d, descriptor(a + a_row * 128 + k / 4 * A_ROWS * 128 + in_row, 16), descriptor(b + k / 4 * N * 128 + in_row, 16), k > 0);
-    }
+    for (int k = 0; k < DIM / 16; k++)
+        multiply_nt<T>(d, further(first_a, k / 4 * A_ROWS * 128 + k % 4 * 32), further(first_b, k / 4 * N * 128 + k % 4 * 32), k > 0);
+}
+
+/* The same with the 64 rows of a in registers, a warp's 16 in each of its lanes (load_factor). */
+template <typename T, int N, int DIM>
+__device__ __forceinline__ void tile_multiply_held(float (&d)[N / 8][4], const uint32_t (&a)[DIM / 16][4], uint32_t b)
+{
+    const uint64_t first = descriptor(b, 16);
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++) multiply_held<T>(d, a[k], further(first, k / 4 * N * 128 + k % 4 * 32), k > 0);
+}
+
+/* Rows row .. row+15 of a tile of ROWS, as they stand in the registers of a first factor. */
+template <int DIM, int ROWS> __device__ __forceinline__ void load_factor(uint32_t (&a)[DIM / 16][4], uint32_t tile, int row)
+{
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(a[k][0]), "=r"(a[k][1]), "=r"(a[k][2]), "=r"(a[k][3])
+                     : "r"(tile + chunk_offset<ROWS>(row + lane % 16, k * 2 + lane / 16))
+                     : "memory");
 }
 
 /* d [64, DIM] += w b: w [64, K] in registers as T, b a tile of K rows. Issued only. */
 template <typename T, int K, int DIM>
 __device__ __forceinline__ void tile_multiply_add(float (&d)[DIM / 8][4], const uint32_t (&w)[K / 16][4], uint32_t b)
 {
+    const uint64_t first = descriptor(b, K * 128);
 #pragma unroll
-    for (int k = 0; k < K / 16; k++) multiply_add<T>(d, w[k], descriptor(b + k * 16 * 128, K * 128));
+    for (int k = 0; k < K / 16; k++) multiply_add<T>(d, w[k], further(first, k * 16 * 128));
 }
 
 /* Results of one product as the first factor of the next. */

@@ -61,10 +61,11 @@ static tp_matrix stacked(tp_dtype precision)
 }
 
 /* Parts of 4 and 3 rows. x [3, 5], residual [3, 7], A0 [2, 5], B0 [4, 2], A1 [1, 5], B1 [3, 1] */
-static tp_tensor *joint_of(tp_tape *tape, tp_tensor *x, tp_tensor **in)
+static tp_tensor *joint_of(tp_tape *tape, tp_tensor *x, tp_tensor **in, float dropout)
 {
     weight = stacked(tp_tape_precision(tape));
-    const tp_lowrank terms[] = {{.a = in[2], .b = in[3], .scaling = 0.75f}, {.a = in[4], .b = in[5], .scaling = 2}};
+    const tp_lowrank terms[] = {{.a = in[2], .b = in[3], .scaling = 0.75f, .dropout = dropout, .site = 2},
+                                {.a = in[4], .b = in[5], .scaling = 2, .dropout = dropout / 2, .site = 3}};
     tp_joint_spec spec = {.weight = &weight, .room = 3, .residual = in[1], .n_parts = 2};
     spec.parts[0] = (struct tp_joint_part){4, &terms[0]};
     spec.parts[1] = (struct tp_joint_part){3, &terms[1]};
@@ -79,7 +80,12 @@ static tp_tensor *without_room(tp_tape *tape, tp_tensor *y)
 static tp_tensor *joint(tp_tape *tape, tp_tensor **in)
 {
     tp_tape_set_room(tape, 3);
-    return without_room(tape, joint_of(tape, tp_scale(tape, in[0], 1), in));
+    return without_room(tape, joint_of(tape, tp_scale(tape, in[0], 1), in, 0));
+}
+static tp_tensor *joint_dropout(tp_tape *tape, tp_tensor **in)
+{
+    tp_tape_set_room(tape, 3);
+    return without_room(tape, joint_of(tape, tp_scale(tape, in[0], 1), in, 0.4f));
 }
 /* One factor alone, for the part of the last 3 rows, and x used twice. x [3, 5], A [2, 5], B [3, 2] */
 static tp_tensor *joint_partly(tp_tape *tape, tp_tensor **in)
@@ -95,19 +101,27 @@ static tp_tensor *joint_partly(tp_tape *tape, tp_tensor **in)
     return without_room(tape, tp_add(tape, once, tp_joint_linear(tape, x, &spec)));
 }
 /* The norm's result is forgotten and made again. Inputs as of joint, and the norm's weight [1, 5]. */
-static tp_tensor *joint_forgotten(tp_tape *tape, tp_tensor **in)
+static tp_tensor *forgotten(tp_tape *tape, tp_tensor **in, float dropout)
 {
     tp_tape_set_room(tape, 3);
     tp_tensor *h = tp_rmsnorm(tape, in[0], in[6], 1e-5f);
-    tp_tensor *y = joint_of(tape, h, in);
+    tp_tensor *y = joint_of(tape, h, in, dropout);
     tp_tape_forget(tape, h);
     return without_room(tape, y);
+}
+static tp_tensor *joint_forgotten(tp_tape *tape, tp_tensor **in)
+{
+    return forgotten(tape, in, 0);
+}
+static tp_tensor *joint_forgotten_dropout(tp_tape *tape, tp_tensor **in)
+{
+    return forgotten(tape, in, 0.4f);
 }
 
 /* A gated block as models have it, in which the device makes SwiGLU's result again and factors on both sides are met there:
  * x + (silu(gate) * up) W^T with gate and up the parts of one joint linear. x [3, 5], A0 [2, 5], B0 [5, 2], A1 [1, 5], B1 [5,
  * 1], A2 [2, 5], B2 [5, 2] */
-static tp_tensor *gated(tp_tape *tape, tp_tensor **in)
+static tp_tensor *gated_with(tp_tape *tape, tp_tensor **in, bool forget)
 {
     enum { STRIDE = 8 };
     static float wide[2][(10 + 3) * STRIDE];
@@ -140,8 +154,19 @@ static tp_tensor *gated(tp_tape *tape, tp_tensor **in)
     tp_tensor *product = tp_swiglu(tape, parts[0], parts[1]);
     tp_tensor *y = tp_joint_linear(tape, product, &behind);
     tp_tape_forget(tape, product);
+    if (forget) tp_tape_forget(tape, parts[0]);
+    if (tp_tape_status(tape) == TP_OK)
+        assert_int_equal(parts[1]->forgotten, forget && parts[1]->maker != NULL && tp_tape_recording(tape));
     device->makes_swiglu_again = false;
     return without_room(tape, y);
+}
+static tp_tensor *gated(tp_tape *tape, tp_tensor **in)
+{
+    return gated_with(tape, in, false);
+}
+static tp_tensor *gated_forgotten(tp_tape *tape, tp_tensor **in)
+{
+    return gated_with(tape, in, true);
 }
 
 static tp_tensor *matmul(tp_tape *tape, tp_tensor **in)
@@ -270,6 +295,25 @@ static tp_tensor *split_unused(tp_tape *tape, tp_tensor **in)
     return attention_with(tape, qkv[0], qkv[1], qkv[1], 0);
 }
 
+/* Queries and keys, first behind each other, then with the values in between. */
+static tp_tensor *rope_both(tp_tape *tape, tp_tensor **in)
+{
+    static float cosines[7 * 2], sines[7 * 2];
+    tp_tensor *qkv[3], *sum = NULL;
+    for (int i = 0; i < 14; i++) {
+        cosines[i] = cosf(0.7f * (float)i);
+        sines[i] = sinf(0.7f * (float)i);
+    }
+    tp_rope_angles angles = {cosines, sines, 2};
+    for (int key = 1; key <= 2; key++) {
+        tp_split(tape, tp_scale(tape, in[0], 1), (int64_t[]){16, 8, 8}, 3, qkv);
+        if (!tp_rope_both(tape, &qkv[0], &qkv[key], &angles, 4)) return NULL;
+        tp_tensor *y = attention_with(tape, qkv[0], qkv[key], qkv[3 - key], 0);
+        sum = sum != NULL ? tp_add(tape, sum, tp_scale(tape, y, 0.5f)) : y;
+    }
+    return sum;
+}
+
 /* x [6, 7], head [40, 7]; rows 1, 2 and 5 have labels. */
 static tp_tensor *cross_entropy(tp_tape *tape, tp_tensor **in)
 {
@@ -336,6 +380,12 @@ static const gradcheck_case cases[] = {{"linear", LINEAR_INPUTS, linear, false, 
                              gated,
                              false,
                              0},
+                            {"gated block whose gate and up are forgotten",
+                             {{3, 5, X}, {2, 5, P}, {5, 2, P}, {1, 5, P}, {5, 1, P}, {2, 5, P}, {5, 2, P}},
+                             7,
+                             gated_forgotten,
+                             false,
+                             0},
                             {"joint linear of a forgotten norm", JOINT_INPUTS, {1, 5, P}}, 7, joint_forgotten, false, 0
 }
 , {"matmul", {{3, 5, X}, {4, 5, P}}, 2, matmul, false, 0}, {"rmsnorm", {{3, 7, X}, {1, 7, P}}, 2, rmsnorm, false, 0},
@@ -348,13 +398,26 @@ static const gradcheck_case cases[] = {{"linear", LINEAR_INPUTS, linear, false, 
     {"swiglu of one tensor", {{3, 7, false, -3, 3}}, 1, swiglu_same, false, 0},
     {"gelu", {{3, 7, false, -3, 3}}, 1, gelu, false, 0}, {"gelu with erf", {{3, 7, false, -3, 3}}, 1, gelu_exact, false, 0},
     {"add", {{3, 7, X}, {3, 7, X}}, 2, add, false, 0}, {"add of one tensor", {{3, 7, X}}, 1, add_same, false, 0},
+    {"joint linear with dropout",
+     {{3, 5, X}, {3, 7, X}, {2, 5, P}, {4, 2, P}, {1, 5, P}, {3, 1, P}},
+     6,
+     joint_dropout,
+     false,
+     0},
+    {"joint linear with dropout of a forgotten norm",
+     {{3, 5, X}, {3, 7, X}, {2, 5, P}, {4, 2, P}, {1, 5, P}, {3, 1, P}, {1, 5, P}},
+     7,
+     joint_forgotten_dropout,
+     false,
+     0},
     {"scale", {{3, 7, X}}, 1, scale, false, 0}, {"dropout", {{3, 7, X}}, 1, dropout, false, 0},
     {"embedding", {{4, 5, P}, {4, 5, X}}, 2, embedding, false, 0}, {"rope", {{3, 8, X}}, 1, rope, false, 0},
     {"attention", {{7, 16, X}, {7, 8, X}, {7, 8, X}}, 3, attention, false, 0},
     {"attention with a window", {{7, 16, X}, {7, 8, X}, {7, 8, X}}, 3, attention_window, false, 0},
     {"attention with k as v", {{7, 16, X}, {7, 8, X}}, 2, attention_shared, false, 0},
     {"attention used twice", {{7, 16, X}, {7, 8, X}, {7, 8, X}}, 3, attention_reused, false, 0},
-    {"split", {{7, 32, X}}, 1, split, false, 0}, {"split with an unused part", {{7, 32, X}}, 1, split_unused, false, 0},
+    {"rope of queries and keys", {{7, 32, X}}, 1, rope_both, false, 0}, {"split", {{7, 32, X}}, 1, split, false, 0},
+    {"split with an unused part", {{7, 32, X}}, 1, split_unused, false, 0},
     {"linear cross-entropy", {{6, 7, false, -2, 2}}, 1, cross_entropy, true, 0}, {"block", BLOCK_INPUTS, block_kept, false, 0},
     {"block recomputed", BLOCK_INPUTS, block_recomputed, false, 0},
     {"two blocks recomputed", BLOCK_INPUTS, blocks_recomputed, false, 0},

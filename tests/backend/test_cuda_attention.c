@@ -274,6 +274,9 @@ static void test_equal_lengths(void **state)
     for (int64_t i = 0; i < COUNT(dims); i++) {
         shape s = equal(2, 256, 4, 2, dims[i], 0);
         try_both(&s);
+        s.dtype = TP_F16;
+        try_both(&s);
+        s.dtype = TP_BF16;
         s.window = 70;
         try_both(&s);
         s = equal(1, 384, 2, 2, dims[i], 0);
@@ -284,6 +287,9 @@ static void test_equal_lengths(void **state)
         for (int i = 0; i < 2; i++) {
             shape s = equal(2, 512, 4, 2, dim, i * 8);
             try_both(&s);
+            s.dtype = TP_F16;
+            try_both(&s);
+            s.dtype = TP_BF16;
             s.causal = false;
             try_both(&s);
             s.causal = true;
@@ -312,13 +318,52 @@ static void test_equal_lengths(void **state)
     }
 }
 
+/* Sequences of several lengths one behind the other, which cuDNN may take forward, and next to them what it may not: a gap,
+ * keys that are not beside their queries. */
+static shape packed(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t extra)
+{
+    static const int64_t lengths[] = {700, 129, 1, 470};
+    shape s = whole(1300 + 2 * extra, 1300 + 3 * extra, heads, kv_heads, head_dim);
+    s.n_segments = COUNT(lengths);
+    for (int64_t i = 0, at = extra; i < s.n_segments; at += lengths[i++])
+        s.segments[i] = (tp_segment){at, lengths[i], extra + at, lengths[i]};
+    return s;
+}
+
+static void test_packed(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    (void)has_cudnn();
+    static const int64_t dims[] = {64, 80, 128, 256};
+    for (int64_t i = 0; i < COUNT(dims); i++) {
+        shape s = packed(4, 2, dims[i], i % 2 * 8);
+        try_both(&s);
+        s.dtype = TP_F16;
+        try_both(&s);
+        s.causal = false;
+        try_both(&s);
+        s.dtype = TP_BF16;
+        s.window = 100;
+        try_forward(&s);
+        s = packed(3, 3, dims[i], 0);
+        s.causal = false;
+        try_forward(&s);
+        s.segments[1].q_len = s.segments[1].k_len = 128;
+        try_forward(&s);
+        s = packed(3, 1, dims[i], 16);
+        s.segments[3].k_start++;
+        try_forward(&s);
+    }
+}
+
 /* A gradient that is larger than the workspace, first by our own kernels, then with memory that was reserved for it. */
 static void test_reserve(void **state)
 {
     (void)state;
     NEEDS_GPU();
     const tp_backend *backend = opened.cuda->backend;
-    const tp_attention_size small = {1, 100, 8, 128}, size = {1, 3072, 8, 128};
+    const tp_attention_size small = {1, 100, 8, 128}, size = {1, 3072, 8, 96};
     shape s = equal(size.sequences, size.length, size.heads, size.heads, size.head_dim, 0);
     uint64_t bytes;
     tp_ctx ctx;
@@ -332,6 +377,67 @@ static void test_reserve(void **state)
     assert_ok(&ctx, backend->reserve(&ctx, &size, UINT64_MAX, &bytes));
     if (has_cudnn()) assert_true(bytes > (uint64_t)(size.heads * size.length * size.length) * 2);
     try_both(&s);
+}
+
+/* What a gradient on `device` writes into dq, from the same inputs each time. */
+static unsigned char *query_gradient(tp_device *device, const shape *s, size_t *bytes)
+{
+    unsigned char *results[MAX_BUFFERS], *dq = NULL;
+    both b = {0};
+    int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim;
+    tp_attention_backward_args a = {.n_k = s->n_k};
+    random_state = 1;
+    inputs(&b, &a.forward, s);
+    rows_of(&b, &a.forward.out, s, s->n_q, wide, 1);
+    floats_in(&b, &a.forward.lse, s->n_q * s->heads, 1);
+    rows_of(&b, &a.dout, s, s->n_q, wide, 1);
+    rows_of(&b, &a.dq, s, s->n_q, wide, 1);
+    make_output(&b, EXACT);
+    const int at = b.n_buffers - 1;
+    rows_of(&b, &a.dk, s, s->n_k, narrow, 1);
+    make_output(&b, EXACT);
+    rows_of(&b, &a.dv, s, s->n_k, narrow, 1);
+    make_output(&b, EXACT);
+    floats_scratch(&b, &a.delta, s->n_q * s->heads);
+    run_on(&b, device, TP_KERNEL_attention_backward, &a, "attention_backward", results);
+    *bytes = b.buffers[at].bytes;
+    for (int i = 0; i < b.n_buffers; i++) {
+        if (i == at)
+            dq = results[i];
+        else
+            free(results[i]);
+        free(b.buffers[i].host);
+    }
+    return dq;
+}
+
+/* Where sums may be added in any order, other kernels run: close to the CPU's, but not the bits of those that keep one. */
+static void test_any_order(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    const bool there = has_cudnn();
+    size_t bytes;
+    opened.cuda->any_order = true;
+    for (int64_t dim = 64; dim <= 128; dim += 64) {
+        shape s = equal(1, 4096, 2, 1, dim, 8);
+        try_both(&s);
+        s.dtype = TP_F16;
+        try_both(&s);
+        s = equal(2, 4096, 1, 1, dim, 0);
+        s.causal = false;
+        s.window = dim == 64 ? 0 : 200;
+        try_both(&s);
+        s = whole(4100, 4100, 1, 1, dim);
+        try_both(&s);
+    }
+    shape s = equal(1, 4096, 2, 1, 64, 0);
+    unsigned char *any = query_gradient(opened.cuda, &s, &bytes);
+    opened.cuda->any_order = false;
+    unsigned char *fixed = query_gradient(opened.cuda, &s, &bytes);
+    if (there) assert_memory_not_equal(any, fixed, bytes);
+    free(any);
+    free(fixed);
 }
 
 /* That it is cuDNN which runs where it should: no two kernels round everything alike. Without the log-sum-exp, as in a forward
@@ -371,9 +477,10 @@ static void test_cudnn_runs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),       cmocka_unit_test(test_head_dims), cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_masks),         cmocka_unit_test(test_segments),  cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_equal_lengths), cmocka_unit_test(test_reserve),   cmocka_unit_test(test_cudnn_runs),
+        cmocka_unit_test(test_lengths),       cmocka_unit_test(test_head_dims),  cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_masks),         cmocka_unit_test(test_segments),   cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_equal_lengths), cmocka_unit_test(test_packed),     cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_any_order),     cmocka_unit_test(test_cudnn_runs),
     };
     return cmocka_run_group_tests(tests, open_both, close_both);
 }

@@ -243,6 +243,31 @@ static void test_model_shapes(void **state)
     }
 }
 
+/* By algorithms that the program carries, on GPUs that it has some for: the head of SmolLM2-135M and its gradient, whose logits
+ * left gaps, of fewer rows than were measured. */
+static void test_carried_products(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    enum { ROWS = 250, DIM = 576, VOCAB = 49152 };
+    for (int backward = 0; backward <= 1; backward++) {
+        both b = {0};
+        shape s = {.n = ROWS, .m = VOCAB, .k = DIM, .nt = true, .format = TP_FORMAT_BF16, .alpha = 1};
+        s.a_dtype = s.precision = TP_BF16, s.c_dtype = TP_F32;
+        if (backward) s.m = DIM, s.k = VOCAB, s.nt = false, s.c_dtype = TP_BF16;
+        const int64_t a_ld = backward ? 2 * VOCAB : DIM;
+        const size_t c_bytes = tp_dtype_bytes(s.c_dtype) * (size_t)(s.n * s.m);
+        tp_matmul_args args = {.n = s.n, .m = s.m, .k = s.k, .nt = s.nt, .alpha = 1, .precision = TP_BF16};
+        args.a = (tp_rows){NULL, TP_BF16, a_ld}, args.c = (tp_rows){NULL, s.c_dtype, s.m};
+        fill(new_buffer(&b, &args.a.data, (size_t)(s.n * a_ld) * 2, TP_BF16), (size_t)(s.n * a_ld), TP_BF16, 1);
+        double b_size = random_matrix(&b, &args.b, TP_FORMAT_BF16, VOCAB, DIM, false, false);
+        b.buffers[b.n_buffers - 1].shift = 0;
+        fill(new_buffer(&b, &args.c.data, c_bytes, s.c_dtype), (size_t)(s.n * s.m), s.c_dtype, 1);
+        make_output(&b, tolerance_of(&s, b_size));
+        run_both(&b, TP_KERNEL_matmul, &args, backward ? "carried, backward" : "carried");
+    }
+}
+
 /* A low-rank part, made by the call or given to it. Its own values are sums of k products of magnitude up to 1, and c gets
  * `rank` products of them with values of up to 1; in bf16 every factor is rounded. */
 static void try_lowrank(const shape *s, int64_t rank, bool given)
@@ -461,7 +486,8 @@ static void test_embedding(void **state)
         random_matrix(&b, &args.table, format, 48, dim, transposed, below(2) == 0);
         args.table.rope_pairs = !transposed && below(3) == 0 ? 16 : 0;
         args.table.round_bf16 = below(2) == 0;
-        ints_in(&b, &args.ids, n, 48);
+        int32_t *ids = ints_in(&b, &args.ids, n, 48);
+        if (n > 2) ids[2] = -1;
         rows_out(&b, &args.out, n, dim, random_dtype(), EXACT);
         char text[120];
         snprintf(text, sizeof text, "embedding %s n=%lld dim=%lld transposed=%d rope=%d", tp_formats[format].name, (long long)n,
@@ -554,13 +580,21 @@ int main(void)
 {
     f16_too = true;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_copies),           cmocka_unit_test(test_out_of_memory),
-        cmocka_unit_test(test_describe),         cmocka_unit_test(test_no_such_device),
-        cmocka_unit_test(test_products),         cmocka_unit_test(test_model_shapes),
-        cmocka_unit_test(test_lowrank),          cmocka_unit_test(test_pack_lowrank),
-        cmocka_unit_test(test_lowrank_backward), cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_products_tn),      cmocka_unit_test(test_unsupported),
-        cmocka_unit_test(test_embedding),        cmocka_unit_test(test_embedding_backward),
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_describe),
+        cmocka_unit_test(test_no_such_device),
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_model_shapes),
+        cmocka_unit_test(test_carried_products),
+        cmocka_unit_test(test_lowrank),
+        cmocka_unit_test(test_pack_lowrank),
+        cmocka_unit_test(test_lowrank_backward),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_products_tn),
+        cmocka_unit_test(test_unsupported),
+        cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_embedding_backward),
     };
     return cmocka_run_group_tests(tests, open_both, close_both);
 }

@@ -120,7 +120,7 @@ static void test_other_files(void **state)
     fixture f;
     (void)state;
     fixture_begin(&f);
-    write_file(&f, "a.csv", "a,b\n", 4);
+    write_file(&f, "a.tsv", "a\tb\n", 4);
     assert_status(&f.ctx, TP_UNSUPPORTED, read_all(&f, f.dir.path));
     write_file(&f, "a.json", "[]", 2);
     assert_status(&f.ctx, TP_UNSUPPORTED, read_all(&f, f.dir.path));

@@ -61,6 +61,7 @@ check "--quiet is quiet about the plan" bash -c "'$TAPEFT' train '$scratch/r.yam
 check "without it, modules and scaling are told" bash -c "'$TAPEFT' train '$scratch/r.yaml' overwrite=true 2>&1 | grep -Eq '^q_proj +2 +64 x 64 +16 +2 +4096'"
 check "plan knows how long a step takes here" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' --json | python3 -c 'import json, sys; p = json.load(sys.stdin); sys.exit(not 1e6 < p[\"flops_per_step\"] / p[\"seconds_per_step\"] < 1e16)'"
 check "and says so" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' | grep -Eq 'TFLOP a step of up to [0-9]+ tokens, about [0-9.e-]+ s'"
+check "on the CPU sums keep their order" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' device=cpu deterministic=false --json | grep -q '\"deterministic\": true'"
 check "plan has nothing to say on stderr" bash -c "'$TAPEFT' plan '$scratch/r.yaml' output_dir='$scratch/new' 2>&1 >/dev/null | cmp -s - /dev/null"
 
 # Waiting for a prompt, the command is as easy to interrupt as any.

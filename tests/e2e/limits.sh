@@ -25,6 +25,7 @@ width 1048576
 heads 4096
 vocabulary 4194304
 jsonl_row_bytes 67108864
+csv_columns 4096
 adapter_rank 1024
 checkpoint_state_bytes 1048576
 manifest_bytes 16777216

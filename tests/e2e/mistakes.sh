@@ -52,6 +52,7 @@ done
 check "a run" "$TAPEFT" train "$r" save_steps=3
 rm -r "$scratch/run/ckpt-6" "$scratch/run/adapter"
 check "with two keys changed" refuses 6 'recipe changed (lora_dropout, learning_rate); --accept=recipe' train "$r" --resume save_steps=3 learning_rate=1e-3 lora_dropout=0.1
+check "with sums in any order" refuses 6 'recipe changed (deterministic); --accept=recipe' train "$r" --resume save_steps=3 deterministic=false
 check "the same by the checkpoint's path" refuses 6 'recipe changed (learning_rate)' train "$r" --resume="$scratch/run/ckpt-3" learning_rate=1e-3
 check "where and how often it writes is free" "$TAPEFT" train "$r" --resume save_steps=2 logging_steps=2 threads=1
 

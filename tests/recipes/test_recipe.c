@@ -82,6 +82,7 @@ static void test_defaults(void **state)
     accept(&r, HEAD TAIL);
     const tp_config *c = &r.config;
     assert_string_equal(c->run.tokenizer, "m");
+    assert_true(c->run.deterministic);
     assert_int_equal(c->run.adapters.n, 1);
     assert_true(tp_config_has_adapter(c, TP_ADAPTER_LORA));
     assert_int_equal(c->lora.rank, 16);
@@ -114,9 +115,11 @@ static void test_every_type(void **state)
                          "lora_target_modules: [q_proj, 7]\nlora_exclude_modules: .*\\.0\\..*\n"
                          "layers_to_transform: [3, '1-2', 2]\nrank_pattern: {a.b: 4, c: 8}\nalpha_pattern: {a.b: 0.5}\n"
                          "trainable_token_indices: [5, '5', <x>]\nval_set_size: 0.25\n"
-                         "init_lora_weights: gaussian\nsample_prompts: ['a b', no]\nlora_alpha: 12\nuse_rslora: TRUE\n");
+                         "init_lora_weights: gaussian\nsample_prompts: ['a b', no]\nlora_alpha: 12\nuse_rslora: TRUE\n"
+                         "deterministic: false\n");
     const tp_config *c = &r.config;
     assert_string_equal(c->run.device, "cuda:1");
+    assert_false(c->run.deterministic);
     assert_true(c->run.memory_limit == 3ull << 29);
     assert_int_equal(c->run.adapters.n, 2);
     assert_int_equal(c->run.adapters.items[1], TP_ADAPTER_IA3);

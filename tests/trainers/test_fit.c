@@ -85,7 +85,7 @@ static void check_limits(bool join, double dropout, bool offload)
     tp_plan plan = {.peak = 0};
     char output[1024], first[1024], *wanted[2];
     size_t n_wanted[2];
-    int steps = 0, remade = 0, recomputed = 0, sliced = 0;
+    int steps = 0, remade = 0, gates = 0, recomputed = 0, sliced = 0;
     tp_train_options options = {.join = join};
     tp_ctx_init(&ctx);
     tp_buf_init(&text, 0);
@@ -97,7 +97,9 @@ static void check_limits(bool join, double dropout, bool offload)
         if (limit > 0 && plan.peak > limit) break;
         sliced += plan.shape.recomputed_rows > 0;
         assert_true(plan.shape.remade_layers >= remade && (plan.shape.recomputed_layers >= recomputed || sliced > 0));
+        assert_true(plan.shape.remade_gates >= gates && (join || plan.shape.remade_gates == 0));
         remade = plan.shape.remade_layers;
+        gates = plan.shape.remade_gates;
         recomputed = plan.shape.recomputed_layers;
         assert_int_equal(remade + recomputed > 0, limit > 0);
         assert_ok(&ctx, train_recipe(&ctx, &s, tp_buf_cstr(&text), &options));
@@ -113,6 +115,7 @@ static void check_limits(bool join, double dropout, bool offload)
     assert_int_equal(train_recipe(&ctx, &s, tp_buf_cstr(&text), &options), TP_NOMEM);
     assert_non_null(strstr(ctx.message, "no batch and no length would fit"));
     assert_true(recomputed > 0 && sliced > 0);
+    assert_int_equal(gates > 0, join);
     for (int i = 0; i < 2; i++) tp_free(wanted[i]);
     tp_ctx_clear(&ctx);
     tp_buf_free(&text);
@@ -137,6 +140,12 @@ static void test_limits_with_joint_weights(void **state)
     check_limits(true, 0, false);
 }
 
+static void test_limits_with_joint_weights_and_dropout(void **state)
+{
+    (void)state;
+    check_limits(true, 0.2, false);
+}
+
 static void test_limits_with_offloading(void **state)
 {
     (void)state;
@@ -147,6 +156,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_limits), cmocka_unit_test(test_limits_with_dropout),
                                        cmocka_unit_test(test_limits_with_joint_weights),
+                                       cmocka_unit_test(test_limits_with_joint_weights_and_dropout),
                                        cmocka_unit_test(test_limits_with_offloading)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -62,7 +62,8 @@ static tp_step_report report_of(int64_t step)
                             .learning_rate = 1e-4,
                             .labels = 30,
                             .tokens = 64,
-                            .seconds = 0.5};
+                            .seconds = 0.5,
+                            .replayed = -1};
 }
 
 /* Steps first..last, an evaluation after every third. */

@@ -1,6 +1,7 @@
-/* Recordings of micro-batches: which shapes are recorded and when, what happens where that fails; and whole runs whose kernels
- * are copied when they are called and called again from the copies, which leave the same bytes as runs without: nothing that a
- * kernel was told may change from one micro-batch of a shape to the next. The CPU's kernels stand in for a GPU's. */
+/* Recordings of micro-batches: which shapes are recorded and when, what happens where that fails, how batches are filled up;
+ * and whole runs whose kernels are copied when they are called and called again from the copies, with other segments if need
+ * be, which leave the same bytes as runs without: nothing else that a kernel was told may change from one micro-batch of a
+ * shape to the next. The CPU's kernels stand in for a GPU's. */
 #include "tests/support.h"
 
 #include <stdlib.h>
@@ -24,8 +25,8 @@ struct tp_graph {
 };
 
 static struct tp_graph *open_graph; /* while it records */
-static int begun, ended, launched, freed;
-static bool begin_fails, end_fails, launch_fails;
+static int begun, ended, launched, freed, turned;
+static bool begin_fails, end_fails, launch_fails, turn_fails, nothing_fits;
 
 static const size_t arg_bytes[] = {
 #define TP_KERNEL(name, type) sizeof(type),
@@ -130,6 +131,23 @@ static tp_status fake_launch(tp_ctx *ctx, tp_graph *graph)
     return TP_OK;
 }
 
+static tp_status fake_segments(tp_ctx *ctx, tp_graph *graph, const tp_segment *segments, int64_t n, bool *fits)
+{
+    turned++;
+    *fits = !nothing_fits;
+    if (turn_fails) return tp_fail(ctx, TP_DEVICE, "it does not turn");
+    for (struct call *call = graph->first; call != NULL && *fits; call = call->next) {
+        bool gradient = call->kernel == TP_KERNEL_attention_backward;
+        if (!gradient && call->kernel != TP_KERNEL_attention) continue;
+        tp_attention_args *a = gradient ? &((tp_attention_backward_args *)call->args)->forward : call->args;
+        free(call->more);
+        a->segments = segments;
+        a->n_segments = n;
+        copy_segments(call, a);
+    }
+    return TP_OK;
+}
+
 static void open_recorder(tp_ctx *ctx, tp_backend *fake)
 {
     tp_ctx_init(ctx);
@@ -142,15 +160,19 @@ static void open_recorder(tp_ctx *ctx, tp_backend *fake)
     fake->capture_end = fake_end;
     fake->graph_launch = fake_launch;
     fake->graph_free = fake_free;
+    fake->graph_segments = fake_segments;
+    fake->recorded_call_bytes = 1;
 #define TP_KERNEL(name, type) fake->kernels[TP_KERNEL_##name] = fake_##name;
 #include "backend/kernels.def"
 #undef TP_KERNEL
     ctx->device->backend = fake;
-    begun = ended = launched = freed = 0;
-    begin_fails = end_fails = launch_fails = false;
+    begun = ended = launched = freed = turned = 0;
+    begin_fails = end_fails = launch_fails = turn_fails = nothing_fits = false;
 }
 
 /* ---- which shapes are recorded ---- */
+
+#define MOST 8
 
 struct passes {
     int n;
@@ -188,7 +210,7 @@ static void bench_begin(struct bench *b)
     open_recorder(&b->ctx, &b->fake);
     b->log = (tp_log){.level = TP_LOG_INFO, .sink = count_note, .user = &b->notes};
     b->ctx.log = &b->log;
-    assert_ok(&b->ctx, tp_replay_open(&b->ctx, true, &b->replay));
+    assert_ok(&b->ctx, tp_replay_open(&b->ctx, MOST, &b->replay));
 }
 
 static void bench_end(struct bench *b)
@@ -203,7 +225,7 @@ static void check_run(struct bench *b, int64_t n, int passes, int launches)
     tp_segment segment = {0, n, 0, n};
     tp_batch batch = {.n = n, .segments = &segment, .n_segments = 1};
     int passes_before = b->passes.n, launches_before = launched;
-    assert_ok(&b->ctx, tp_replay_run(&b->ctx, b->replay, &batch, count_pass, &b->passes));
+    assert_ok(&b->ctx, tp_replay_run(&b->ctx, b->replay, &batch, false, count_pass, &b->passes));
     assert_int_equal(b->passes.n - passes_before, passes);
     assert_int_equal(launched - launches_before, launches);
 }
@@ -236,43 +258,43 @@ static void test_whole_key(void **state)
         bool in_batch = word < sizeof batch;
         if (in_batch && word == offsetof(tp_batch, segments)) continue;
         bench_begin(&b);
-        for (int i = 0; i < 2; i++) assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &batch, count_pass, &b.passes));
+        for (int i = 0; i < 2; i++) assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &batch, false, count_pass, &b.passes));
         assert_int_equal(launched, 1);
         memcpy(&other, &batch, sizeof other);
         memcpy(others, segments, sizeof others);
         char *bytes = in_batch ? (char *)&other + word : (char *)others + (word - sizeof batch);
         *bytes = (char)(word == offsetof(tp_batch, n_segments) ? 2 : *bytes + 1);
         other.segments = others;
-        assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &other, count_pass, &b.passes));
+        assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &other, false, count_pass, &b.passes));
         assert_int_equal(launched, 1);
         memcpy(others, segments, sizeof others); /* equal segments elsewhere */
         other = batch;
         other.segments = others;
-        assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &other, count_pass, &b.passes));
+        assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &other, false, count_pass, &b.passes));
         assert_int_equal(launched, 2);
         bench_end(&b);
     }
 }
 
-/* There are never more recordings than TP_REPLAY_GRAPHS, and further ones have to be paid for by replays. */
+/* There are never more recordings than MOST, and further ones have to be paid for by replays. */
 static void test_bounds(void **state)
 {
     struct bench b;
     (void)state;
     bench_begin(&b);
     for (int round = 0; round < 2; round++)
-        for (int64_t n = 1; n <= TP_REPLAY_GRAPHS; n++) check_run(&b, n, 1, round);
+        for (int64_t n = 1; n <= MOST; n++) check_run(&b, n, 1, round);
     for (int i = 0; i < 3; i++) check_run(&b, 100, 1, 0); /* no place */
-    assert_int_equal(begun, TP_REPLAY_GRAPHS);
-    while (launched < 8 * TP_REPLAY_GRAPHS) check_run(&b, 1, 0, 1);
+    assert_int_equal(begun, MOST);
+    while (launched < 8 * MOST) check_run(&b, 1, 0, 1);
     check_run(&b, 100, 1, 1); /* in the place of 2, which was used longest ago */
     assert_int_equal(freed, 1);
     check_run(&b, 3, 0, 1);
     check_run(&b, 2, 1, 0);
-    assert_int_equal(begun, TP_REPLAY_GRAPHS + 1);
+    assert_int_equal(begun, MOST + 1);
     for (int64_t n = 1000; n < 1000 + 5 * TP_REPLAY_SHAPES; n++) check_run(&b, n, 1, 0); /* shapes that never come back */
     check_run(&b, 100, 0, 1);
-    assert_int_equal(begun - freed, TP_REPLAY_GRAPHS);
+    assert_int_equal(begun - freed, MOST);
     bench_end(&b);
     assert_int_equal(begun, freed);
 }
@@ -315,26 +337,118 @@ static void test_failures(void **state)
     tp_segment none;
     batch.segments = &none;
     bench_begin(&b);
-    for (int i = 0; i < 2; i++) assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &batch, count_pass, &b.passes));
+    for (int i = 0; i < 2; i++) assert_ok(&b.ctx, tp_replay_run(&b.ctx, b.replay, &batch, false, count_pass, &b.passes));
     launch_fails = true; /* is no matter of recording */
-    assert_status(&b.ctx, TP_DEVICE, tp_replay_run(&b.ctx, b.replay, &batch, count_pass, &b.passes));
+    assert_status(&b.ctx, TP_DEVICE, tp_replay_run(&b.ctx, b.replay, &batch, false, count_pass, &b.passes));
     bench_end(&b);
+}
+
+/* Batches of one number of rows whose segments are no part of the shape: the recording is turned to them, or they run as they
+ * are. */
+static void check_segments(struct bench *b, int64_t first, int passes, int turns, int launches)
+{
+    tp_segment segments[2] = {{0, first, 0, first}, {first, 2, first, 2}};
+    tp_batch batch = {.n = 9, .segments = segments, .n_segments = first > 4 ? 1 : 2, .max_position = first, .n_tokens = first};
+    int passes_before = b->passes.n, launches_before = launched, turns_before = turned;
+    assert_ok(&b->ctx, tp_replay_run(&b->ctx, b->replay, &batch, true, count_pass, &b->passes));
+    assert_int_equal(b->passes.n - passes_before, passes);
+    assert_int_equal(turned - turns_before, turns);
+    assert_int_equal(launched - launches_before, launches);
+}
+
+static void test_any_segments(void **state)
+{
+    struct bench b;
+    (void)state;
+    bench_begin(&b);
+    check_segments(&b, 3, 1, 0, 0);
+    check_segments(&b, 4, 1, 0, 1); /* recorded with these */
+    check_segments(&b, 4, 0, 0, 1);
+    check_segments(&b, 5, 0, 1, 1);
+    check_segments(&b, 5, 0, 0, 1);
+    nothing_fits = true;
+    check_segments(&b, 4, 1, 1, 0);
+    check_segments(&b, 5, 0, 0, 1); /* as it was */
+    nothing_fits = false;
+    check_segments(&b, 3, 0, 1, 1);
+    check_run(&b, 9, 1, 0); /* where segments count, it is another shape */
+    assert_int_equal(tp_replay_count(b.replay), 6);
+    turn_fails = true;
+    check_segments(&b, 4, 1, 1, 0);
+    assert_int_equal(b.notes, 1);
+    assert_int_equal(b.ctx.status, TP_OK);
+    check_segments(&b, 3, 1, 0, 0);
+    bench_end(&b);
+    assert_int_equal(begun, freed);
+}
+
+/* ---- filling up ---- */
+
+static void fill_with(tp_ctx *ctx, tp_host_batch *batch, int64_t lengths[], int n, int64_t labels)
+{
+    *batch = (tp_host_batch){.n = 0};
+    for (int i = 0; i < n; i++) batch->n += lengths[i];
+    batch->capacity = (size_t)batch->n + 1;
+    batch->ids = tp_alloc(ctx, batch->capacity, sizeof *batch->ids);
+    batch->positions = tp_alloc(ctx, batch->capacity, sizeof *batch->positions);
+    batch->label_rows = tp_alloc(ctx, batch->capacity, sizeof *batch->label_rows);
+    batch->labels = tp_alloc(ctx, batch->capacity, sizeof *batch->labels);
+    batch->segments = tp_alloc(ctx, batch->capacity, sizeof *batch->segments);
+    for (int64_t i = 0, start = 0; i < n; start += lengths[i++]) {
+        batch->segments[batch->n_segments++] = (tp_segment){start, lengths[i], start, lengths[i]};
+        batch->n_tokens += lengths[i];
+    }
+    batch->n_labels = labels;
+}
+
+static void check_filled(int64_t lengths[], int n, int64_t labels, int64_t rows, int64_t filled_labels, bool any_segments)
+{
+    tp_ctx ctx;
+    tp_host_batch batch;
+    tp_buckets buckets = tp_buckets_for(2048, 1000);
+    tp_ctx_init(&ctx);
+    fill_with(&ctx, &batch, lengths, n, labels);
+    int64_t n_before = batch.n;
+    assert_ok(&ctx, tp_buckets_fill(&ctx, &buckets, &batch));
+    assert_int_equal(batch.n, rows);
+    assert_int_equal(batch.n_labels, filled_labels);
+    assert_int_equal(batch.any_segments, any_segments);
+    assert_int_equal(batch.n_tokens, n_before);
+    assert_int_equal(batch.n_segments, n);
+    for (int64_t i = 0; i < batch.n; i++) assert_true(batch.ids[i] == (i < n_before ? 0 : -1) && batch.positions[i] == 0);
+    for (int64_t i = 0; i < batch.n_labels; i++)
+        assert_true(batch.labels[i] == (i < labels ? 0 : -1) && batch.label_rows[i] == batch.labels[i]);
+    tp_host_batch_free(&batch);
+}
+
+/* Steps of 192 rows and of 128 or 112 labels, up to the largest batch. */
+static void test_filling(void **state)
+{
+    (void)state;
+    check_filled((int64_t[]){100}, 1, 99, 192, 128, true);
+    check_filled((int64_t[]){100, 93}, 2, 1, 384, 128, true);
+    check_filled((int64_t[]){100, 92}, 2, 128, 192, 128, true);
+    check_filled((int64_t[]){1000, 1047}, 2, 999, 2048, 1000, true);
+    check_filled((int64_t[]){1024, 1024}, 2, 129, 2048, 256, false); /* comes again as it is */
+    check_filled((int64_t[]){2048}, 1, 1000, 2048, 1000, false);
+    check_filled((int64_t[]){1000, 1048}, 2, 1000, 2048, 1000, true);
+    check_filled((int64_t[]){100, 50}, 2, 0, 150, 0, false); /* has no gradient and is left out */
 }
 
 /* ---- whole runs ---- */
 
-#define BATCHES 6
+#define BATCHES 12
 #define ROWS    2
 #define COLUMNS 12
 
-/* Micro-batches of three shapes: full rows, a short one, and labels for a part. */
+/* Micro-batches of full rows, of other lengths each time, and with labels for a part. */
 static void write_batches(tp_ctx *ctx, const char *path)
 {
     int64_t ids[BATCHES * ROWS * COLUMNS], mask[BATCHES * ROWS * COLUMNS], labels[BATCHES * ROWS * COLUMNS];
     for (int64_t i = 0; i < BATCHES * ROWS * COLUMNS; i++) {
         int64_t batch = i / (ROWS * COLUMNS), row = i / COLUMNS % ROWS, column = i % COLUMNS;
         ids[i] = 3 + (i * 7919 + batch) % 60;
-        mask[i] = !(batch % 3 == 1 && row == 1 && column >= 5);
+        mask[i] = !(batch % 3 == 1 && row == 1 && column >= 4 + batch / 3);
         labels[i] = mask[i] == 1 && !(batch % 3 == 2 && column < 4) ? ids[i] : -100;
     }
     tp_named_array arrays[] = {
@@ -412,6 +526,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_second_time), cmocka_unit_test(test_whole_key),
                                        cmocka_unit_test(test_bounds),      cmocka_unit_test(test_other_places),
-                                       cmocka_unit_test(test_failures),    cmocka_unit_test(test_runs)};
+                                       cmocka_unit_test(test_failures),    cmocka_unit_test(test_any_segments),
+                                       cmocka_unit_test(test_filling),     cmocka_unit_test(test_runs)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

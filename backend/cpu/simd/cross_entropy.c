@@ -62,6 +62,11 @@ static void cross_entropy_rows(const void *args, int64_t first, int64_t end, voi
     (void)scratch;
     for (int64_t r = first; r < end; r++) {
         float *x = a->logits + r * a->ld;
+        if (a->labels[r] < 0) {
+            a->loss[r] = 0;
+            if (a->want_grad) memset(x, 0, (size_t)a->vocab * (a->narrow ? 2 : 4));
+            continue;
+        }
         float greatest = row_greatest(x, a->vocab), correct = x[a->labels[r]];
         float sum = a->want_grad ? row_exp_sum(x, a->vocab, greatest, true) : row_exp_sum(x, a->vocab, greatest, false);
         a->loss[r] = (float)((double)greatest - (double)correct + log((double)sum));

@@ -86,7 +86,12 @@ static void gather_some_rows(const void *args, int64_t first, int64_t end, void 
 {
     const tp_gather_rows_args *a = args;
     (void)scratch;
-    for (int64_t r = first; r < end; r++) copy_row(a->in, a->index[r], a->out, r, a->dim);
+    for (int64_t r = first; r < end; r++) {
+        if (a->index[r] >= 0)
+            copy_row(a->in, a->index[r], a->out, r, a->dim);
+        else
+            memset(row_at(a->out, r), 0, (size_t)a->dim * (is_bf16(a->out) ? 2 : 4));
+    }
 }
 
 static tp_status gather_rows(tp_ctx *ctx, const void *args)
@@ -106,11 +111,12 @@ static void scatter_some_rows(const void *args, int64_t first, int64_t end, void
     size_t row_bytes = (size_t)a->dim * (is_bf16(a->out) ? 2 : 4);
     (void)scratch;
     for (int64_t r = first; r < end; r++) {
-        copy_row(a->in, r, a->out, a->index[r], a->dim);
-        if (!a->zero_rest) continue;
-        int64_t next = r + 1 < a->n ? a->index[r + 1] : a->rows;
-        for (int64_t z = r == 0 ? 0 : a->index[r] + 1; z < next; z++) {
-            if (z != a->index[r]) memset(row_at(a->out, z), 0, row_bytes);
+        int64_t own = a->index[r];
+        if (own >= 0) copy_row(a->in, r, a->out, own, a->dim);
+        if (!a->zero_rest || (own < 0 && r > 0)) continue;
+        int64_t next = own >= 0 && r + 1 < a->n && a->index[r + 1] >= 0 ? a->index[r + 1] : a->rows;
+        for (int64_t z = r == 0 ? 0 : own + 1; z < next; z++) {
+            if (z != own) memset(row_at(a->out, z), 0, row_bytes);
         }
     }
 }

@@ -36,7 +36,10 @@ static void embedding_rows(const void *args, int64_t first, int64_t end, void *s
         void *out = row_at(a->out, r);
         for (int64_t c0 = 0; c0 < a->table.cols; c0 += EMBEDDING_CHUNK) {
             int64_t n = a->table.cols - c0 < EMBEDDING_CHUNK ? a->table.cols - c0 : EMBEDDING_CHUNK;
-            table_values(&a->table, a->ids[r], c0, n, values);
+            if (a->ids[r] >= 0)
+                table_values(&a->table, a->ids[r], c0, n, values);
+            else
+                memset(values, 0, (size_t)n * sizeof *values);
             for (int64_t i = 0; i < n; i += VL) {
                 vf x = v_load_n(values + i, n - i);
                 if (a->table.round_bf16) x = v_round_bf16(x);

@@ -1,7 +1,7 @@
 /* What the kernels of a GPU reach: products in TFLOP/s, attention in TFLOP/s, and what memory bounds as a share of copying.
  *
- *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory|factors]
- *   build/tests/bench/gpu/bench_cuda attention BATCH LENGTH HEADS KV_HEADS HEAD_DIM WINDOW [uneven]
+ *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory|factors|loss]
+ *   build/tests/bench/gpu/bench_cuda attention [BATCH LENGTH HEADS KV_HEADS HEAD_DIM WINDOW] [uneven] [any-order] [fp16]
  *   build/tests/bench/gpu/bench_cuda factors N FIRST SECOND THIRD              du and dB of parts with so many columns of dy
  *
  * Each line is the median of nine rounds of calls that take some 10 ms together, after one for warming up. Inputs are random:
@@ -138,16 +138,27 @@ static void gemm(int64_t n, int64_t m, int64_t k)
     release_all();
 }
 
-/* window 0: none. uneven: sequences of a sixteenth of the length up to all of it. */
-static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
-                      bool uneven)
+/* Of attention, besides its shape. uneven: sequences of a sixteenth of the length up to all of it. */
+static struct {
+    bool uneven, fp16;
+} how;
+
+static tp_rows attention_rows(int64_t n, int64_t cols, float size)
+{
+    tp_rows rows = rows_of(n, cols, size);
+    if (how.fp16) rows.dtype = TP_F16; /* the same bits: other numbers below 2 */
+    return rows;
+}
+
+/* window 0: none. */
+static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window)
 {
     enum { MOST = 64 };
     static tp_segment segments[MOST];
     int64_t n = 0, wide = heads * head_dim, narrow = kv_heads * head_dim;
     double pairs = 0;
     for (int64_t b = 0; b < batch && b < MOST; b++) {
-        int64_t own = uneven ? length * (b * 37 % 16 + 1) / 16 : length;
+        int64_t own = how.uneven ? length * (b * 37 % 16 + 1) / 16 : length;
         segments[b] = (tp_segment){n, own, n, own};
         n += own;
         pairs += 0.5 * (double)own * (double)own;
@@ -156,10 +167,10 @@ static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_h
                                                    .heads = heads,
                                                    .kv_heads = kv_heads,
                                                    .head_dim = head_dim,
-                                                   .q = rows_of(n, wide, 2),
-                                                   .k = rows_of(n, narrow, 2),
-                                                   .v = rows_of(n, narrow, 1),
-                                                   .out = rows_of(n, wide, 1),
+                                                   .q = attention_rows(n, wide, 2),
+                                                   .k = attention_rows(n, narrow, 2),
+                                                   .v = attention_rows(n, narrow, 1),
+                                                   .out = attention_rows(n, wide, 1),
                                                    .lse = filled(n * heads, TP_F32, 1),
                                                    .segments = segments,
                                                    .n_segments = batch,
@@ -167,22 +178,23 @@ static void attention(int64_t batch, int64_t length, int64_t heads, int64_t kv_h
                                                    .window = window,
                                                    .scale = 1.0f / sqrtf((float)head_dim)},
                                        .n_k = n,
-                                       .dout = rows_of(n, wide, 1),
-                                       .dq = rows_of(n, wide, 1),
-                                       .dk = rows_of(n, narrow, 1),
-                                       .dv = rows_of(n, narrow, 1),
+                                       .dout = attention_rows(n, wide, 1),
+                                       .dq = attention_rows(n, wide, 1),
+                                       .dk = attention_rows(n, narrow, 1),
+                                       .dv = attention_rows(n, narrow, 1),
                                        .delta = filled(n * heads, TP_F32, 1)};
     double flops = 4.0 * pairs * (double)wide;
-    const tp_attention_size size = {uneven ? 0 : batch, length, heads, head_dim};
+    const tp_attention_size size = {how.uneven ? 0 : batch, length, heads, head_dim};
     uint64_t reserved;
     check(ctx.device->backend->reserve(&ctx, &size, UINT64_MAX, &reserved));
     double forward = seconds_of(TP_KERNEL_attention, &args.forward), backward = seconds_of(TP_KERNEL_attention_backward, &args);
-    printf(
-        "attention B%lld T%lld%s heads %lld/%lld x %lld%s: forward %.3f ms, %.0f TFLOP/s; backward %.3f ms, %.0f TFLOP/s, with "
-        "%.0f MiB\n",
-        (long long)batch, (long long)length, uneven ? " uneven" : "", (long long)heads, (long long)kv_heads,
-        (long long)head_dim, window > 0 ? " window" : "", forward * 1e3, flops / forward * 1e-12, backward * 1e3,
-        2.5 * flops / backward * 1e-12, (double)reserved / (1 << 20));
+    printf("attention B%lld T%lld%s heads %lld/%lld x %lld%s%s%s: forward %.3f ms, %.0f TFLOP/s; backward %.3f ms, %.0f "
+           "TFLOP/s, with "
+           "%.0f MiB\n",
+           (long long)batch, (long long)length, how.uneven ? " uneven" : "", (long long)heads, (long long)kv_heads,
+           (long long)head_dim, window > 0 ? " window" : "", how.fp16 ? " fp16" : "",
+           ctx.device->any_order ? " in any order" : "", forward * 1e3, flops / forward * 1e-12, backward * 1e3,
+           2.5 * flops / backward * 1e-12, (double)reserved / (1 << 20));
     fflush(stdout);
     release_all();
 }
@@ -401,17 +413,22 @@ int main(int argc, char **argv)
         gemm(4096, 14336, 4096);
         gemm(32768, 1536, 576);
     }
+    for (int i = 2; i < argc; i++) {
+        if (strcmp(argv[i], "uneven") == 0) how.uneven = true;
+        if (strcmp(argv[i], "fp16") == 0) how.fp16 = true;
+        if (strcmp(argv[i], "any-order") == 0) ctx.device->any_order = true;
+    }
     if (argc >= 8) {
-        attention(atoll(argv[2]), atoll(argv[3]), atoll(argv[4]), atoll(argv[5]), atoll(argv[6]), atoll(argv[7]), argc == 9);
+        attention(atoll(argv[2]), atoll(argv[3]), atoll(argv[4]), atoll(argv[5]), atoll(argv[6]), atoll(argv[7]));
     } else if (*only == '\0' || strcmp(only, "attention") == 0) {
-        attention(2, 2048, 32, 8, 128, 0, false);
-        attention(1, 8192, 32, 8, 128, 0, false);
-        attention(2, 2048, 32, 8, 64, 0, false);
-        attention(1, 8192, 32, 8, 64, 0, false);
-        attention(64, 512, 9, 3, 64, 0, false);
-        attention(8, 512, 32, 8, 128, 0, false);
-        attention(8, 512, 32, 8, 64, 0, false);
-        attention(8, 2048, 32, 8, 64, 0, false);
+        attention(2, 2048, 32, 8, 128, 0);
+        attention(1, 8192, 32, 8, 128, 0);
+        attention(2, 2048, 32, 8, 64, 0);
+        attention(1, 8192, 32, 8, 64, 0);
+        attention(64, 512, 9, 3, 64, 0);
+        attention(8, 512, 32, 8, 128, 0);
+        attention(8, 512, 32, 8, 64, 0);
+        attention(8, 2048, 32, 8, 64, 0);
     }
     if (*only == '\0' || strcmp(only, "memory") == 0) {
         measure_copy();
@@ -422,10 +439,13 @@ int main(int argc, char **argv)
         rope(32, 128);
         rope(9, 64);
         all_factors();
+        adamw();
+    }
+    if (*only == '\0' || strcmp(only, "memory") == 0 || strcmp(only, "loss") == 0) {
+        if (strcmp(only, "loss") == 0) measure_copy();
         cross_entropy(49152, false);
         cross_entropy(49152, true);
         cross_entropy(128256, true);
-        adamw();
     }
     if (strcmp(only, "factors") == 0) {
         measure_copy();

@@ -179,12 +179,12 @@ def check_resume(precision):
 
 
 def write_batches(path):
-    """Six micro-batches of three shapes, so that each comes back: full rows, a short one, labels for a part."""
-    batches, rows, columns = 6, 4, 24
+    """Twelve micro-batches: of full rows, with rows of other lengths each time, and with labels for a part."""
+    batches, rows, columns = 12, 4, 24
     values = {"attention_mask": [], "input_ids": [], "labels": []}
     for i in range(batches * rows * columns):
         batch, row, column = i // (rows * columns), i // columns % rows, i % columns
-        there = not (batch % 3 == 1 and row == 1 and column >= 5)
+        there = not (batch % 3 == 1 and row > 0 and column >= 3 + (5 * batch + 7 * row) % 20)
         values["input_ids"].append(3 + (i * 7919 + batch) % 56)
         values["attention_mask"].append(int(there))
         values["labels"].append(values["input_ids"][-1] if there and not (batch % 3 == 2 and column < 4) else -100)
@@ -221,6 +221,57 @@ def check_replays(model, *lines):
         judge(f"replays/{model}", "bytes that differ", 0 if same else math.nan, 0, " ".join(lines))
 
 
+def check_samples(precision, *lines):
+    """Samples and evaluations while training: with recordings, without, and with no more memory than the smallest plan says, the same
+    bytes, or, recomputed in slices, the same within rounding; in fp32 the cpu's losses and texts."""
+    rows = ["the cat and the hat", "one two three four five six", "a b c d e", "the end of the day and the night", "b c", "three two one", "and so on and on", "a hat"]
+    with tempfile.TemporaryDirectory() as work:
+        pathlib.Path(work, "rows.jsonl").write_text("".join(json.dumps({"text": " ".join([row] * (1 + i))}) + "\n" for i, row in enumerate(rows)))
+        pathlib.Path(work, "held.jsonl").write_text("".join(json.dumps({"text": row + " and the cat"}) + "\n" for row in rows[:5]))
+
+        def run(name, device, *more, graphs=True):
+            text = "\n".join([f"base_model: {golden}/gguf/tiny_q4_0.gguf", "adapter: lora", "lora_target_modules: all-linear", f"device: {device}", f"precision: {precision}",
+                              f"datasets:\n  - {{path: {work}/rows.jsonl, type: completion}}", f"test_datasets:\n  - {{path: {work}/held.jsonl, type: completion}}",
+                              "sample_prompts: ['the cat', one, a b]", "sample_steps: 4", "eval_steps: 4", "micro_batch_size: 2", "max_steps: 24",
+                              "learning_rate: 0.002", "lr_scheduler: constant", f"output_dir: {work}/{name}", *lines, *more])
+            recipe = pathlib.Path(work, name + ".yaml")
+            recipe.write_text(text + "\n")
+            os.environ.pop("TAPEFT_NO_GRAPHS", None)
+            if not graphs:
+                os.environ["TAPEFT_NO_GRAPHS"] = "1"
+            done = tapeft("train", recipe, "--quiet")
+            if done.returncode:
+                print(done.stderr.strip())
+            return recipe
+
+        def read(name, file):
+            path = pathlib.Path(work, name, file)
+            return path.read_bytes() if path.exists() else None
+
+        def column(name, file, key):
+            return [row[key] for row in map(json.loads, (read(name, file) or b"").decode().splitlines()) if key in row]
+
+        recipe = run("graphs", args.device)
+        plan = json.loads(tapeft("plan", recipe, "--json").stdout or "{}")
+        run("plain", args.device, graphs=False)
+        run("tight", args.device, f"memory_limit: {plan.get('peak_bytes', 0)}")
+        run("least", args.device, f"memory_limit: {plan.get('least_bytes', 0)}")
+        files = ("metrics.jsonl", "samples.jsonl", "adapter/adapter_model.safetensors")
+        title, note = f"samples {precision}", " ".join(lines)
+        for name in ("plain", "tight"):
+            same = all(read("graphs", f) is not None and read("graphs", f) == read(name, f) for f in files)
+            judge(title, f"{name}: bytes that differ", 0 if same else math.nan, 0, note)
+        losses = column("graphs", "metrics.jsonl", "eval_loss")
+        judge(title, "evaluations, samples missing", abs(len(losses) - 6) + abs(len(column("graphs", "samples.jsonl", "text")) - 18), 0)
+        for name, limit in [("least", 1e-4 if precision == "fp32" else 0.05)] + ([("cpu", 1e-3)] if precision == "fp32" else []):
+            if name == "cpu":
+                run("cpu", "cpu")
+            others = column(name, "metrics.jsonl", "eval_loss")
+            judge(title, f"{name}: held-out losses", max(abs(a - b) for a, b in zip(losses, others)) if len(others) == len(losses) > 0 else math.nan, limit)
+            if precision == "fp32":
+                judge(title, f"{name}: texts that differ", sum(a != b for a, b in zip(column("graphs", "samples.jsonl", "text"), column(name, "samples.jsonl", "text"))), 0)
+
+
 if __name__ == "__main__":
     for folder in sorted((golden / "models").iterdir()):
         if args.only in f"models/{folder.name}" and (folder / "expect.safetensors").exists():
@@ -242,5 +293,10 @@ if __name__ == "__main__":
         check_replays("qwen3", "precision: bf16", "lora_dropout: 0.2", "gradient_checkpointing: full")
         check_replays("gpt2", "precision: bf16")
         check_replays("llama", "precision: fp16", "lora_dropout: 0.1")
+    if args.only in "samples":
+        check_samples("fp32")
+        check_samples("fp32", "lora_dropout: 0.1", "gradient_accumulation_steps: 2")
+        check_samples("bf16")
+        check_samples("bf16", "lora_dropout: 0.1", "packing: true", "max_seq_length: 64")
     print(f"{failures} above the limit")
     sys.exit(1 if failures else 0)

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Speed and memory of LoRA training (r=16 on all linears) on one GPU, for models with random weights: one line per setting.
 
-    train.py [--tapeft FILE] [--work FOLDER] [--steps N] [--ceiling TFLOPS] [--precision bf16] [--tune] SETTING...
+    train.py [--tapeft FILE] [--work FOLDER] [--steps N] [--ceiling TFLOPS] [--precision bf16] [--tune] [--peers NAME,...] SETTING...
 
 A setting is MODEL:SEQ:BATCH[:recompute or :LIMIT[+offload]], MODEL one of 135m, 1b, 8b; all of the issue's settings if none is given. With
 a LIMIT, say 29GiB, the planner chooses what is computed again (memory_limit). Every token is labelled.
+--peers trains the same adapter on the same files and GPU afterwards with others, of peft, compiled (the same through torch.compile) and
+unsloth, as far as the Python that $TAPEFT_PEERS_PYTHON names, else this one, has them (scripts/peft_train.py); recomputation for a LIMIT.
 Printed: the median of tokens/s over the steps after the first four, the share of ceiling / (4 N FLOPs per token) with N the weights
 of linears and head, peak memory as nvidia-smi counts it (CUDA context included) and as planned, and the time from the start of
 the process to the end of the first step. --kernels FILE.so puts kernel_times.c in, which slows launches; its table goes to stdout,
@@ -39,6 +41,7 @@ parser.add_argument("--device", default="cuda")
 parser.add_argument("--precision", default="bf16")
 parser.add_argument("--share", type=int, default=0)
 parser.add_argument("--tune", action="store_true", help="run `tapeft tune` on each recipe first; what it finds stays in the work folder")
+parser.add_argument("--peers", default="", help="of peft, compiled, unsloth")
 parser.add_argument("settings", nargs="*", default=["135m:512:64:12GiB", "1b:2048:8", "8b:2048:2:29GiB", "8b:2048:4:41GiB", "8b:2048:8:22GiB", "8b:2048:8:18.5GiB+offload"])
 args = parser.parse_args()
 work = pathlib.Path(args.work)
@@ -112,6 +115,35 @@ class MemoryWatch(threading.Thread):
             self.most = max(self.most, self.used())
             time.sleep(0.1)
 
+    def end(self):
+        self.ended = True
+        self.join()
+
+    def gib(self):
+        return (self.most - self.before) / 1024
+
+
+def share(rate, config):
+    """Of the rate that the ceiling would allow."""
+    flops = rate * 4 * weights(config)
+    return f"{flops / (args.ceiling * 1e12):.3f} of the floor" if args.ceiling else f"{flops * 1e-12:.0f} TFLOP/s of 4 N"
+
+
+def measure_peer(peer, setting, config, model, tokens, recompute):
+    """The same adapter, files and GPU by scripts/peft_train.py."""
+    watch = MemoryWatch()
+    watch.start()
+    done = subprocess.run([os.environ.get("TAPEFT_PEERS_PYTHON", sys.executable), str(ROOT / "scripts/peft_train.py"), str(model), str(tokens), "--device", "cuda",
+                           "--dtype", "bf16" if args.precision == "bf16" else "f32", "--steps", str(args.steps - 4), "--warmup", "4"]
+                          + ["--recompute"] * recompute + {"peft": [], "compiled": ["--compile"], "unsloth": ["--unsloth"]}[peer],
+                          capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"})
+    watch.end()
+    if done.returncode:
+        print(f"{setting}: {peer}: exit {done.returncode}: {done.stderr.strip()[-300:]}", flush=True)
+        return
+    rate = json.loads(done.stdout.strip().splitlines()[-1])["tokens_per_second"]
+    print(f"{setting + ' ' + peer:<20} {rate:9.0f} tok/s  {share(rate, config)}  {watch.gib():.2f} GiB", flush=True)
+
 
 def measure(setting, targets="all-linear"):
     """The median of a step's seconds, or None."""
@@ -139,8 +171,7 @@ def measure(setting, targets="all-linear"):
     watch = MemoryWatch()
     watch.start()
     done = subprocess.run([args.tapeft, "train", str(recipe), "--quiet"], capture_output=True, text=True, env=environment)
-    watch.ended = True
-    watch.join()
+    watch.end()
     if done.returncode:
         print(f"{setting}: exit {done.returncode}: {done.stderr.strip()[-600:]}", flush=True)
         return None
@@ -149,15 +180,15 @@ def measure(setting, targets="all-linear"):
     losses = [row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
     start = rows[0].get("start_seconds", 0) + rows[1].get("seconds", 0)
     rate = batch * seq / statistics.median(seconds)
-    n = weights(config)
-    share = f"{rate * 4 * n / (args.ceiling * 1e12):.3f} of the floor" if args.ceiling else f"{rate * 4 * n * 1e-12:.0f} TFLOP/s of 4 N"
     plan = json.loads(subprocess.run([args.tapeft, "plan", str(recipe), "--json"], capture_output=True, text=True).stdout or "{}")
-    print(f"{setting:<20} {rate:9.0f} tok/s ({batch * seq / max(seconds):.0f}..{batch * seq / min(seconds):.0f})  {share}  "
-          f"{(watch.most - watch.before) / 1024:.2f} GiB (planned {plan.get('peak_bytes', 0) / 2**30:.2f})  first step after {start:.2f} s  "
+    print(f"{setting:<20} {rate:9.0f} tok/s ({batch * seq / max(seconds):.0f}..{batch * seq / min(seconds):.0f})  {share(rate, config)}  "
+          f"{watch.gib():.2f} GiB (planned {plan.get('peak_bytes', 0) / 2**30:.2f})  first step after {start:.2f} s  "
           f"loss {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)
     if args.kernels:
         print_families(done.stderr.splitlines())
         print("\n".join(line[:240] for line in done.stderr.splitlines()[:60]), flush=True)
+    for peer in filter(None, args.peers.split(",")):
+        measure_peer(peer, setting, config, model, tokens, recompute=how not in ("", "none"))
     return statistics.median(seconds)
 
 
