@@ -1,7 +1,8 @@
 /* What the kernels of a GPU reach: products in TFLOP/s, attention in TFLOP/s, and what memory bounds as a share of copying.
  *
- *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory|loss]
+ *   make CUDA=1 build/tests/bench/gpu/bench_cuda && build/tests/bench/gpu/bench_cuda [gemm|attention|memory|factors|loss]
  *   build/tests/bench/gpu/bench_cuda attention [BATCH LENGTH HEADS KV_HEADS HEAD_DIM WINDOW] [uneven] [any-order] [fp16]
+ *   build/tests/bench/gpu/bench_cuda factors N FIRST SECOND THIRD              du and dB of parts with so many columns of dy
  *
  * Each line is the median of nine rounds of calls that take some 10 ms together, after one for warming up. Inputs are random:
  * zeros would run faster. FLOPs of causal attention count half the square. */
@@ -317,6 +318,49 @@ static void joint_factors(int64_t n, int64_t first, int64_t second, int64_t thir
     release_all();
 }
 
+/* SwiGLU's gradient with what its neighbours' factors get. */
+static void swiglu_factors(int64_t n, int64_t dim)
+{
+    enum { RANK = 16 };
+    char name[64];
+    tp_swiglu_factors_args args = {.swiglu = {.n = n, .dim = dim}, .before = {.n = n}};
+    tp_swiglu_backward_args *g = &args.swiglu;
+    tp_rows joint = rows_of(n, 2 * dim, 1), joint_grad = rows_of(n, 2 * dim + 2 * RANK, 1);
+    g->gate = joint, g->dgate = joint_grad, g->up = joint, g->dup = joint_grad, g->dy = rows_of(n, dim, 1);
+    g->up.data = (uint16_t *)joint.data + dim, g->dup.data = (uint16_t *)joint_grad.data + dim;
+    args.before.dy = joint_grad, args.before.du = joint_grad, args.before.u = rows_of(n, 2 * RANK, 1);
+    args.before.du.data = (uint16_t *)joint_grad.data + 2 * dim;
+    args.before.b = rows_of(2 * dim, 2 * RANK, 1);
+    for (int i = 0; i < 2; i++) {
+        args.before.rows[i] = dim, args.before.rank[i] = RANK, args.before.scaling[i] = 1;
+        args.before.db[i] = filled(dim * RANK, TP_F32, 1);
+    }
+    args.behind = (tp_matmul_tn_args){
+        .n = n, .m = RANK, .k = dim, .a = rows_of(n, RANK, 1), .c = filled(dim * RANK, TP_F32, 1), .alpha = 1, .beta = 1};
+    snprintf(name, sizeof name, "swiglu_factors %lld x %lld", (long long)n, (long long)dim);
+    memory_line(name, 10.0 * (double)(n * dim), TP_KERNEL_swiglu_factors, &args);
+    release_all();
+}
+
+static void all_factors(void)
+{
+    factors(32768, 576);
+    factors(32768, 1536);
+    factors(16384, 2048);
+    factors(16384, 8192);
+    factors(4096, 4096);
+    factors(4096, 14336);
+    joint_factors(32768, 576, 192, 192);
+    joint_factors(16384, 2048, 512, 512);
+    joint_factors(4096, 4096, 1024, 1024);
+    joint_factors(32768, 1536, 1536, 0);
+    joint_factors(16384, 8192, 8192, 0);
+    joint_factors(4096, 14336, 14336, 0);
+    swiglu_factors(32768, 1536);
+    swiglu_factors(16384, 8192);
+    swiglu_factors(4096, 14336);
+}
+
 static void cross_entropy(int64_t vocab, bool narrow)
 {
     enum { MOST = 8192 };
@@ -394,17 +438,7 @@ int main(int argc, char **argv)
         elementwise();
         rope(32, 128);
         rope(9, 64);
-        factors(32768, 576);
-        factors(32768, 1536);
-        factors(16384, 2048);
-        factors(16384, 8192);
-        factors(4096, 4096);
-        factors(4096, 14336);
-        joint_factors(32768, 576, 192, 192);
-        joint_factors(32768, 1536, 1536, 0);
-        joint_factors(16384, 8192, 8192, 0);
-        joint_factors(4096, 4096, 1024, 1024);
-        joint_factors(4096, 14336, 14336, 0);
+        all_factors();
         adamw();
     }
     if (*only == '\0' || strcmp(only, "memory") == 0 || strcmp(only, "loss") == 0) {
@@ -412,6 +446,13 @@ int main(int argc, char **argv)
         cross_entropy(49152, false);
         cross_entropy(49152, true);
         cross_entropy(128256, true);
+    }
+    if (strcmp(only, "factors") == 0) {
+        measure_copy();
+        if (argc == 6)
+            joint_factors(atoll(argv[2]), atoll(argv[3]), atoll(argv[4]), atoll(argv[5]));
+        else
+            all_factors();
     }
     tp_device_close(ctx.device);
     return 0;

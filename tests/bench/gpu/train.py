@@ -9,7 +9,10 @@ a LIMIT, say 29GiB, the planner chooses what is computed again (memory_limit). E
 unsloth, as far as the Python that $TAPEFT_PEERS_PYTHON names, else this one, has them (scripts/peft_train.py); recomputation for a LIMIT.
 Printed: the median of tokens/s over the steps after the first four, the share of ceiling / (4 N FLOPs per token) with N the weights
 of linears and head, peak memory as nvidia-smi counts it (CUDA context included) and as planned, and the time from the start of
-the process to the end of the first step. --kernels FILE.so puts kernel_times.c in, which slows launches; its table goes to stdout.
+the process to the end of the first step. --kernels FILE.so puts kernel_times.c in, which slows launches; its table goes to stdout,
+and before it the time of a step by families of kernels.
+--share N measures each setting N times with its adapters and N times with one alone, on the first block's v_proj, in turns, and prints
+the share of the step that goes with them: the gradient passes through the same blocks, and the linears have the same room for factors.
 """
 import argparse
 import json
@@ -36,6 +39,7 @@ parser.add_argument("--kernels", default="")
 parser.add_argument("--skip", default="0", help="records that the table of kernels leaves out")
 parser.add_argument("--device", default="cuda")
 parser.add_argument("--precision", default="bf16")
+parser.add_argument("--share", type=int, default=0)
 parser.add_argument("--tune", action="store_true", help="run `tapeft tune` on each recipe first; what it finds stays in the work folder")
 parser.add_argument("--peers", default="", help="of peft, compiled, unsloth")
 parser.add_argument("settings", nargs="*", default=["135m:512:64:12GiB", "1b:2048:8", "8b:2048:2:29GiB", "8b:2048:4:41GiB", "8b:2048:8:22GiB", "8b:2048:8:18.5GiB+offload"])
@@ -63,6 +67,32 @@ def write_tokens(path, batch, seq, vocab):
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + ones + ids + ids)
+
+
+FAMILIES = {  # by what the kernels' names contain; the first that fits
+    "adapters: u, du, gradients of factors": ("stream", "thin", "skinny", "stream_cu", "add_kernel", "add_parts"),
+    "adapters: packing and copies of u": ("pack_kernel", "scale_chunk"),
+    "SwiGLU's gradient with factors": ("swiglu_factors",), "SwiGLU": ("swiglu",), "norms": ("norm",), "rope": ("rope",),
+    "attention": ("attention", "fort_native", "fprop", "bprop", "sdpa", "delta", "cudnn"), "cross-entropy": ("entropy",),
+    "optimizer": ("adamw", "clip", "square"), "products": ("nvjet", "gemm", "splitK", "cublas", "cutlass"), "copies": ("[copy", "[set")}
+
+
+def print_families(table):
+    """Milliseconds of a step; there are as many steps as launches of AdamW."""
+    sums, steps, busy = {}, 1, 0.0
+    for line in table:
+        fields = line.split(None, 7)
+        if len(fields) < 8 or fields[2] != "ms" or fields[4] != "x":
+            continue
+        name = fields[7]
+        family = next((f for f, parts in FAMILIES.items() if any(part in name for part in parts)), "others")
+        sums[family] = sums.get(family, 0.0) + float(fields[1])
+        busy += float(fields[1])
+        if "adamw" in name:
+            steps = int(fields[3])
+    print(f"a step, by families, of {steps} steps:", flush=True)
+    for family, ms in sorted(sums.items(), key=lambda each: -each[1]):
+        print(f"  {ms / steps:9.3f} ms {ms / busy:6.1%}  {family}", flush=True)
 
 
 class MemoryWatch(threading.Thread):
@@ -115,7 +145,8 @@ def measure_peer(peer, setting, config, model, tokens, recompute):
     print(f"{setting + ' ' + peer:<20} {rate:9.0f} tok/s  {share(rate, config)}  {watch.gib():.2f} GiB", flush=True)
 
 
-def measure(setting):
+def measure(setting, targets="all-linear"):
+    """The median of a step's seconds, or None."""
     parts = setting.split(":")
     name, seq, batch, how = parts[0], int(parts[1]), int(parts[2]), parts[3] if len(parts) > 3 else ""
     limit, _, offload = how.partition("+")
@@ -127,7 +158,7 @@ def measure(setting):
         write_tokens(tokens, batch, seq, config["vocab_size"])
     out = work / "run"
     recipe = work / "recipe.yaml"
-    recipe.write_text("\n".join([f"base_model: {model}", "adapter: lora", "lora_r: 16", "lora_target_modules: all-linear", f"device: {args.device}",
+    recipe.write_text("\n".join([f"base_model: {model}", "adapter: lora", "lora_r: 16", f"lora_target_modules: {targets}", f"device: {args.device}",
                                  f"precision: {args.precision}", f"datasets:\n  - {{path: {tokens}, type: tokens}}", "shuffle: false", f"max_seq_length: {seq}",
                                  f"max_steps: {args.steps}", "learning_rate: 1e-4", "lr_scheduler: constant", "logging_steps: 1",
                                  memory, f"output_dir: {out}", "overwrite: true"]) + "\n")
@@ -143,7 +174,7 @@ def measure(setting):
     watch.end()
     if done.returncode:
         print(f"{setting}: exit {done.returncode}: {done.stderr.strip()[-600:]}", flush=True)
-        return
+        return None
     rows = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
     seconds = [row["seconds"] for row in rows if "seconds" in row][4:]
     losses = [row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
@@ -154,10 +185,20 @@ def measure(setting):
           f"{watch.gib():.2f} GiB (planned {plan.get('peak_bytes', 0) / 2**30:.2f})  first step after {start:.2f} s  "
           f"loss {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)
     if args.kernels:
+        print_families(done.stderr.splitlines())
         print("\n".join(line[:240] for line in done.stderr.splitlines()[:60]), flush=True)
     for peer in filter(None, args.peers.split(",")):
         measure_peer(peer, setting, config, model, tokens, recompute=how not in ("", "none"))
+    return statistics.median(seconds)
+
+
+def measure_share(setting):
+    first_block = r"'.*\.0\.self_attn\.v_proj'"
+    runs = [(measure(setting), measure(setting, first_block)) for _ in range(args.share)]
+    if all(with_them and without for with_them, without in runs):
+        with_them, without = (statistics.median(side) for side in zip(*runs))
+        print(f"{setting:<20} {with_them * 1e3:.2f} ms a step, {without * 1e3:.2f} ms without: {1 - without / with_them:.1%} go with the adapters", flush=True)
 
 
 for each in args.settings:
-    measure(each)
+    measure_share(each) if args.share else measure(each)
