@@ -23,6 +23,8 @@ struct tp_cpu_ahead {
     /* the hint */
     _Atomic(const unsigned char *) data;
     _Atomic int64_t chunk_bytes, chunks, lanes; /* lanes 0: nothing to fetch */
+    _Atomic(const unsigned char *) first;
+    _Atomic int64_t first_bytes, first_pieces;
 };
 
 tp_cpu_ahead *tp_cpu_ahead_new(tp_ctx *ctx)
@@ -42,20 +44,30 @@ static struct successor *place_of(tp_cpu_ahead *ahead, const unsigned char *data
 }
 _Static_assert(TABLE == 1 << 10, "place_of takes 10 bits");
 
+static void fetch_step(const unsigned char *p)
+{
+    for (int64_t i = 0; i < STEP_BYTES; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* Step number `step` of one thread; false at the end of what it should fetch. */
 static bool fetch(void *arg, int thread, int64_t step)
 {
     tp_cpu_ahead *ahead = arg;
     int64_t lanes = atomic_load(&ahead->lanes), chunks = atomic_load(&ahead->chunks), bytes = atomic_load(&ahead->chunk_bytes);
     if (thread >= lanes) return false;
-    int64_t first = thread * chunks / lanes, end = (thread + 1) * chunks / lanes, at = step * STEP_BYTES;
+    int64_t piece = thread < atomic_load(&ahead->first_pieces) ? atomic_load(&ahead->first_bytes) : 0;
+    int64_t first_steps = (piece + STEP_BYTES - 1) / STEP_BYTES;
+    if (step < first_steps) {
+        fetch_step(atomic_load(&ahead->first) + thread * piece + step * STEP_BYTES);
+        return true;
+    }
+    int64_t first = thread * chunks / lanes, end = (thread + 1) * chunks / lanes, at = (step - first_steps) * STEP_BYTES;
     if (at >= MOST_BYTES || at >= (end - first) * bytes) return false;
-    const unsigned char *p = atomic_load(&ahead->data) + first * bytes + at;
-    for (int64_t i = 0; i < STEP_BYTES; i += 64) __builtin_prefetch(p + i, 0, 2);
+    fetch_step(atomic_load(&ahead->data) + first * bytes + at);
     return true;
 }
 
-void tp_cpu_ahead_passed(tp_cpu_ahead *ahead, tp_threads *pool, const tp_cpu_stretch *now)
+void tp_cpu_ahead_begins(tp_cpu_ahead *ahead, tp_threads *pool, const tp_cpu_stretch *now)
 {
     *place_of(ahead, ahead->last) = (struct successor){ahead->last, *now};
     ahead->last = now->data;
@@ -64,6 +76,9 @@ void tp_cpu_ahead_passed(tp_cpu_ahead *ahead, tp_threads *pool, const tp_cpu_str
     atomic_store(&ahead->data, next->stretch.data);
     atomic_store(&ahead->chunk_bytes, next->stretch.chunk_bytes);
     atomic_store(&ahead->chunks, next->stretch.chunks);
+    atomic_store(&ahead->first, next->stretch.first);
+    atomic_store(&ahead->first_bytes, next->stretch.first_bytes);
+    atomic_store(&ahead->first_pieces, next->stretch.first_pieces);
     atomic_store(&ahead->lanes, known ? next->stretch.lanes : 0);
     tp_threads_while_idle(pool, fetch, ahead);
 }

@@ -8,16 +8,19 @@
 
 typedef struct tp_cpu_ahead tp_cpu_ahead;
 
-/* Memory that is read in chunks, of which thread i of `lanes` takes those from i * chunks / lanes on. */
+/* Memory that is read in chunks, of which thread i of `lanes` takes those from i * chunks / lanes on; before them, piece i
+ * of `first`. */
 typedef struct tp_cpu_stretch {
     const unsigned char *data;
     int64_t chunk_bytes, chunks, lanes;
+    const unsigned char *first;
+    int64_t first_bytes, first_pieces; /* bytes of a piece; the last may be shorter. 0 pieces: none */
 } tp_cpu_stretch;
 
 tp_cpu_ahead *tp_cpu_ahead_new(tp_ctx *ctx) TP_MUST_CHECK; /* NULL with NOMEM recorded */
 /* Accepts NULL. Free the pool first: its threads may be fetching. */
 void tp_cpu_ahead_free(tp_cpu_ahead *ahead);
-/* `now` has been read: idle threads of the pool may fetch what followed it. */
-void tp_cpu_ahead_passed(tp_cpu_ahead *ahead, tp_threads *pool, const tp_cpu_stretch *now);
+/* `now` will be read: threads of the pool that are done with it may fetch what followed it. */
+void tp_cpu_ahead_begins(tp_cpu_ahead *ahead, tp_threads *pool, const tp_cpu_stretch *now);
 
 #endif

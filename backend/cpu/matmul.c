@@ -20,9 +20,9 @@
 #define LANES_MAX 64
 /* Left panels that one item packs. */
 #define PACK_PANELS 4
-/* Most words of k that are summed in one chain of additions. Longer ones are cut, and their sums added: three chains of 192
- * have 0.6 of the rounding error of one of 576, and cost less than 1 %. */
-#define CHAIN_WORDS 208
+/* Most words of k that are summed in one chain of additions. Longer ones are cut, and their sums added: two chains of 288 have
+ * 0.7 of the rounding error of one of 576, and cost 1 %. */
+#define CHAIN_WORDS 304
 /* A product of no more columns, or no more k, is thin. */
 #define THIN_COLS 64
 
@@ -197,6 +197,8 @@ static void run_chains(const tp_mm_engine *e, tp_mm_tile t)
 typedef struct step {
     int64_t k, col, col_end;
     int64_t words, tail; /* of k, and of the low-rank part behind it */
+    const float *left;   /* its first panel of the left side */
+    int64_t left_words;  /* and the words of a row there */
 } step;
 
 static step step_at(const pass *s, int64_t group, int64_t k)
@@ -204,6 +206,8 @@ static step step_at(const pass *s, int64_t group, int64_t k)
     step t = {.k = k, .col = s->col0 + group * s->group_cols, .tail = tail_words(s, k)};
     t.col_end = tp_mm_min(s->col_end, t.col + s->group_cols);
     t.words = tp_mm_ceil(block_k(s, k), s->e->per_word);
+    t.left = left_panel(s, k, 0);
+    t.left_words = block_words(s, k);
     return t;
 }
 
@@ -212,23 +216,30 @@ static float *right_panel(const pass *s, const step *t, float *right, int64_t pa
     return right + panel * (t->words + t->tail) * s->e->nr;
 }
 
-/* A step is unpacked in units: UNIT values of k of one panel where k runs along stored rows, else of all panels, for these lie
- * side by side in memory. Behind them comes a unit per panel of the low-rank part. */
-#define UNIT 64
+/* A step is unpacked in units: values of k of one panel where k runs along stored rows, else of all panels, for these lie
+ * side by side in memory. Behind them comes a unit per panel of the low-rank part. Along rows, units are as long as keeps them
+ * few; across, each value of k is another row, and as few bytes as possible are asked for at once. */
+#define ALONG  192
+#define ACROSS 8
+
+static int64_t unit_k(const pass *s)
+{
+    return s->p->right.along_k ? ALONG : ACROSS;
+}
 
 static int64_t unit_count(const pass *s, const step *t)
 {
-    int64_t panels = tp_mm_ceil(t->col_end - t->col, s->e->nr), units = tp_mm_ceil(block_k(s, t->k), UNIT);
+    int64_t panels = tp_mm_ceil(t->col_end - t->col, s->e->nr), units = tp_mm_ceil(block_k(s, t->k), unit_k(s));
     return (s->p->right.along_k ? units * panels : units) + (t->tail > 0 ? panels : 0);
 }
 
 /* What a unit covers: values k .. k + kc of panels first .. end; false if it is of the low-rank part. */
 static bool unit_at(const pass *s, const step *t, int64_t unit, int64_t *k, int64_t *kc, int64_t *first, int64_t *end)
 {
-    int64_t panels = tp_mm_ceil(t->col_end - t->col, s->e->nr), units = tp_mm_ceil(block_k(s, t->k), UNIT);
+    int64_t panels = tp_mm_ceil(t->col_end - t->col, s->e->nr), units = tp_mm_ceil(block_k(s, t->k), unit_k(s));
     bool along = s->p->right.along_k;
-    *k = unit % units * UNIT;
-    *kc = tp_mm_min(UNIT, block_k(s, t->k) - *k);
+    *k = unit % units * unit_k(s);
+    *kc = tp_mm_min(unit_k(s), block_k(s, t->k) - *k);
     *first = along ? unit / units : 0;
     *end = along ? *first + 1 : panels;
     int64_t low = unit - (along ? units * panels : units);
@@ -281,14 +292,15 @@ static void prefetch_unit(const pass *s, const step *t, int64_t unit)
     }
 }
 
-/* The block at k of one row panel times one column panel. `sums`: of this tile, or any place if it is finished now. */
-static void multiply_tile(const pass *s, int64_t k, int64_t words, int64_t panel, int64_t col, int cols, const float *right,
-                          float *sums)
+/* One row panel of a step times one column panel. `sums`: of this tile, or any place if it is finished now. */
+static void multiply_tile(const pass *s, const step *now, int64_t panel, int64_t col, int cols, const float *right, float *sums)
 {
     const tp_mm_out *out = &s->p->out;
-    int64_t row = s->row0 + panel * s->panel_rows, rows = rows_of(s, panel);
+    int64_t k = now->k, row = panel * s->panel_rows, rows = rows_of(s, panel);
     bool last = k + s->kc >= s->p->k;
-    tp_mm_tile t = {.rows = (int)rows, .cols = cols, .words = words, .left = left_panel(s, k, panel), .right = right};
+    tp_mm_tile t = {.rows = (int)rows, .cols = cols, .words = now->words + now->tail, .right = right};
+    t.left = now->left + row * now->left_words;
+    row += s->row0;
     t.right_ld = t.from_ld = t.ld = s->e->nr;
     t.to = sums;
     t.from = k > 0 ? sums : NULL;
@@ -312,8 +324,8 @@ static void multiply_step(const pass *s, const step *t, const float *right, cons
     for (int64_t i = 0; i < n; i++) {
         for (int64_t u = (i + 1) * units / n; u < (i + 2) * units / n && u < units; u++) prefetch_unit(s, next, u);
         for (int64_t col = t->col, j = 0; col < t->col_end; col += nr, j++)
-            multiply_tile(s, t->k, t->words + t->tail, first + i, col, (int)tp_mm_min(nr, t->col_end - col),
-                          right + j * (t->words + t->tail) * nr, sums + j * col_step + i * row_step);
+            multiply_tile(s, t, first + i, col, (int)tp_mm_min(nr, t->col_end - col), right + j * (t->words + t->tail) * nr,
+                          sums + j * col_step + i * row_step);
         for (int64_t u = i * units / n; u < (i + 1) * units / n; u++) unpack_unit(s, next, u, next_right);
     }
 }

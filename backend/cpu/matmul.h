@@ -75,7 +75,7 @@ typedef struct tp_mm_engine {
     /* The same where a is stored as [k, rows]; NULL in engines with two values a word. */
     void (*pack_transposed)(const tp_rows *a, int64_t row, int rows, int64_t k0, int64_t kc, void *panel);
     /* Values k0 .. k0+kc of columns col .. col+cols to a panel [words of kc][nr]; columns from `cols` on are zero. k0 is a
-     * multiple of 32, col of nr. */
+     * multiple of 32 along k, else of 8; col of nr. */
     void (*unpack)(const tp_mm_right *b, int64_t k0, int64_t kc, int64_t col, int cols, void *panel);
     /* Left panel times right panel. */
     void (*tile)(const tp_mm_tile *t);

@@ -77,6 +77,18 @@ TP_INLINE_AVX512 void unpack_across(tp_format_id format, bool round, const tp_mm
 {
     __mmask16 first = (__mmask16)tp_lanes(cols), second = (__mmask16)tp_lanes(cols - 16),
               third = (__mmask16)tp_lanes(cols - 32);
+    if (cols == NR && b->rope_pairs == 0) { /* the common case, without masks */
+        const unsigned char *row = b->data + k0 * b->row_bytes;
+        for (int64_t k = 0; k < kc; k++, out += NR, row += b->row_bytes) {
+            __m512 x = tp_load16_rounded(format, round, row, col, 0xffff);
+            __m512 y = tp_load16_rounded(format, round, row, col + 16, 0xffff);
+            __m512 z = tp_load16_rounded(format, round, row, col + 32, 0xffff);
+            _mm512_store_ps(out, x);
+            _mm512_store_ps(out + 16, y);
+            _mm512_store_ps(out + 32, z);
+        }
+        return;
+    }
     tp_row_walk walk = tp_walk_from(b, k0);
     for (int64_t k = 0; k < kc; k++, out += NR) {
         const unsigned char *row = tp_walk_next(&walk);

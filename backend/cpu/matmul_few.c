@@ -76,7 +76,9 @@ static void multiply_down(few *s)
         int64_t piece = atomic_fetch_add(&s->down_taken, 1), col = piece * DOWN_COLS;
         if (piece >= s->down_pieces) return;
         int64_t cols = tp_mm_min(DOWN_COLS, l->rank - col);
-        s->e->dot(&l->down, col, cols, (int)s->p->n, s->x, s->ld, s->low + col, s->low_ld);
+        tp_mm_right down = l->down;
+        down.m = col + cols; /* what follows is another thread's */
+        s->e->dot(&down, col, cols, (int)s->p->n, s->x, s->ld, s->low + col, s->low_ld);
         for (int64_t i = 0; i < s->p->n; i++)
             for (int64_t j = col; j < col + cols; j++) s->low[i * s->low_ld + j] *= l->scaling;
         atomic_fetch_add(&s->down_done, 1);
@@ -198,6 +200,20 @@ static void give_low(const few *s)
         memcpy((float *)l->low.data + i * l->low.ld, s->low + i * s->low_ld, (size_t)l->rank * sizeof(float));
 }
 
+/* What thread 0 reads first is not told: it is the caller, and never idle. */
+static void begin_reading(const few *s, int64_t chunks)
+{
+    const tp_mm_product *p = s->p;
+    tp_cpu_stretch stretch = {
+        .data = p->right.data, .chunk_bytes = s->chunk_cols * p->right.row_bytes, .chunks = chunks, .lanes = s->n_lanes};
+    if (s->down_pieces > 0) {
+        stretch.first = p->lowrank->down.data;
+        stretch.first_bytes = DOWN_COLS * p->lowrank->down.row_bytes;
+        stretch.first_pieces = s->down_pieces;
+    }
+    tp_cpu_ahead_begins(s->cpu->ahead, s->cpu->pool, &stretch);
+}
+
 /* ---- entry points ---- */
 
 /* Not so for rows of over 500,000 values and heads of over 2048. */
@@ -238,9 +254,7 @@ void tp_mm_few(tp_cpu *cpu, const tp_mm_engine *e, const tp_mm_product *p)
     int64_t chunks = tp_mm_ceil(p->m, s.chunk_cols);
     s.n_lanes = tp_mm_min(tp_mm_min(threads, LANES), chunks);
     fill_lanes(&s, chunks);
+    if (p->right.along_k) begin_reading(&s, chunks);
     tp_cpu_for(cpu, s.n_lanes, few_item, &s);
     if (p->lowrank != NULL && p->lowrank->down.data != NULL) give_low(&s);
-    if (!p->right.along_k) return;
-    tp_cpu_stretch stretch = {p->right.data, s.chunk_cols * p->right.row_bytes, chunks, s.n_lanes};
-    tp_cpu_ahead_passed(cpu->ahead, cpu->pool, &stretch);
 }
