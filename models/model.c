@@ -119,11 +119,13 @@ static bool slice_batch(tp_tape *tape, const tp_batch *whole, int64_t first, int
 
 static tp_tensor *run_blocks(tp_tape *tape, const struct span *span, const tp_pass *given, tp_tensor *x)
 {
-    tp_pass pass = *given;
-    if (tp_tape_again(tape)) pass.unread = &span->run.model->blocks[span->last - 1].joints[TP_JOINT_DOWN];
+    tp_pass *pass = tp_tape_scratch(tape, 1, sizeof *pass);
+    if (pass == NULL) return NULL;
+    *pass = *given;
+    if (tp_tape_again(tape)) pass->unread = &span->run.model->blocks[span->last - 1].joints[TP_JOINT_DOWN];
     for (int i = span->first; i < span->last; i++) {
         tp_tape_scope_begin(tape, "layers.%d", i);
-        x = span->run.block(span->run.model, &pass, i, x);
+        x = span->run.block(span->run.model, pass, i, x);
         tp_tape_scope_end(tape);
     }
     return x;
