@@ -4,7 +4,8 @@
  * One token goes through every block:
  *     x = embedding[id];  x += o(attend(norm1(x)));  x += down(silu(gate(norm2(x))) * up(norm2(x)))
  * What the layers are is said once, when they are opened; the token and its position are read from device memory when they run,
- * so that a run can be recorded. Values are rounded where separate kernels round them. */
+ * so that a run can be recorded. Values are rounded where separate kernels round them, but for norms, whose factor may come in
+ * after a product. */
 #ifndef TP_BACKEND_LAYERS_H
 #define TP_BACKEND_LAYERS_H
 
@@ -21,13 +22,22 @@ enum tp_layers_linear {
     TP_LAYERS_LINEARS
 };
 
+/* y = w x + scaling * up (down x); rank 0: nothing beside w x. */
+typedef struct tp_layers_lora {
+    int64_t rank;
+    float scaling;
+    tp_matrix down, up; /* [rank, in], [out, rank] */
+} tp_layers_lora;
+
 typedef struct tp_layers_block {
     tp_matrix w[TP_LAYERS_LINEARS];
+    tp_layers_lora lora[TP_LAYERS_LINEARS];
     const float *norm1, *norm2; /* [hidden] */
     tp_rows cache_k, cache_v;   /* [capacity, kv_heads * head_dim] */
 } tp_layers_block;
 
-/* blocks is read by open alone; device pointers must last as long as what it opens. */
+/* blocks is read by open alone; device pointers must last as long as what it opens, but for those of adapters, whose values are
+ * taken over by open. */
 typedef struct tp_layers_args {
     int64_t hidden, heads, kv_heads, head_dim, feed;
     int n_layers;

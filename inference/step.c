@@ -318,33 +318,42 @@ static bool find_rank(const tp_model *model, int64_t *rank)
     return true;
 }
 
-/* What the one call for all layers takes: a sequence alone, no biases, norms of heads, windows or adapters. */
-static bool is_plain(const tp_step *step, int64_t rank)
+/* What the one call for all layers takes: a sequence alone, no biases, norms of heads or windows. */
+static bool is_plain(const tp_step *step)
 {
     const tp_model_config *c = &step->model->config;
-    if (step->slots != 1 || rank > 0 || c->qk_norm || c->slides != NULL) return false;
+    if (step->slots != 1 || c->qk_norm || c->slides != NULL) return false;
     for (size_t i = 0; i < step->model->n_linears; i++)
         if (step->model->linears[i]->bias.data != NULL) return false;
     return true;
 }
 
-static tp_status open_layers(tp_ctx *ctx, tp_step *step, int64_t rank)
+static tp_layers_block layers_block(const tp_step *step, int layer)
+{
+    const tp_block *b = &step->model->blocks[layer];
+    const tp_linear_module *modules[TP_LAYERS_LINEARS] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down};
+    tp_layers_block to = {.norm1 = b->norm1.data,
+                          .norm2 = b->norm2.data,
+                          .cache_k = tp_kv_cache_rows(step->cache, layer, 0),
+                          .cache_v = tp_kv_cache_rows(step->cache, layer, 1)};
+    for (int i = 0; i < TP_LAYERS_LINEARS; i++) {
+        to.w[i] = modules[i]->weight;
+        if (modules[i]->slot.n_terms == 0) continue;
+        const tp_lowrank *term = &modules[i]->slot.terms[0];
+        to.lora[i] = (tp_layers_lora){term->a->rows, term->scaling, factor(term->a), factor(term->b)};
+    }
+    return to;
+}
+
+static tp_status open_layers(tp_ctx *ctx, tp_step *step)
 {
     const tp_backend *backend = ctx->device->backend;
     const tp_model_config *c = &step->model->config;
     const tp_matrix *head = &step->model->head.weight;
-    if (backend->layers_open == NULL || !is_plain(step, rank)) return TP_OK;
+    if (backend->layers_open == NULL || !is_plain(step)) return TP_OK;
     tp_layers_block *blocks = tp_alloc(ctx, (size_t)c->n_layers, sizeof *blocks);
     if (blocks == NULL) return TP_NOMEM;
-    for (int i = 0; i < (int)c->n_layers; i++) {
-        const tp_block *b = &step->model->blocks[i];
-        blocks[i] = (tp_layers_block){
-            .w = {b->q.weight, b->k.weight, b->v.weight, b->o.weight, b->gate.weight, b->up.weight, b->down.weight},
-            .norm1 = b->norm1.data,
-            .norm2 = b->norm2.data,
-            .cache_k = tp_kv_cache_rows(step->cache, i, 0),
-            .cache_v = tp_kv_cache_rows(step->cache, i, 1)};
-    }
+    for (int i = 0; i < (int)c->n_layers; i++) blocks[i] = layers_block(step, i);
     tp_layers_args args = {.hidden = c->hidden_size,
                            .heads = c->n_heads,
                            .kv_heads = c->n_kv_heads,
@@ -384,13 +393,13 @@ tp_status tp_step_begin(tp_ctx *ctx, tp_step *step, const tp_sampling *sampling,
     *takes = find_rank(step->model, &rank);
     if (!*takes) return TP_OK;
     step->sampling = *sampling;
+    TP_TRY(ctx->device->backend->zero(ctx, area_of(step, STATE), area_bytes(step->model, STATE) * (size_t)step->slots));
+    TP_TRY(open_layers(ctx, step));
     step->low_bytes = (size_t)(TP_LINEARS_PARTS * rank * step->slots) * sizeof(float);
-    if (rank > 0) {
+    if (rank > 0 && step->layers == NULL) {
         step->low = ctx->device->backend->alloc(ctx, ctx->device, step->low_bytes);
         if (step->low == NULL) return TP_NOMEM;
     }
-    TP_TRY(ctx->device->backend->zero(ctx, area_of(step, STATE), area_bytes(step->model, STATE) * (size_t)step->slots));
-    TP_TRY(open_layers(ctx, step, rank));
     return record(ctx, step);
 }
 

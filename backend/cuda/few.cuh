@@ -41,6 +41,7 @@ struct params {
     int groups; /* of R rows of w */
     int split;  /* warps that share a sum: 1, or SPLIT_WARPS, which are all of a block */
     int tile;   /* columns of x in shared memory */
+    bool alone; /* of tensor cores: warps do not share sums */
     values x;
     int64_t x_ld;
     const float *norm;

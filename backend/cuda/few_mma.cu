@@ -1,7 +1,8 @@
 /* Products of at most eight rows with bf16 weights on tensor cores: what few.cu does, for the case that matters most.
  *
  * The weights are the 16 x 16 side of mma.m16n8k16 and the rows of x its 8 columns, so that eight sequences cost what one
- * costs. A block takes 16 rows of w at a time, and its warps share their sums: each warp takes every eighth stretch of columns.
+ * costs. A block takes 16 rows of w at a time, and its warps share their sums: each warp takes every eighth stretch of columns;
+ * where rows are many and short, as those of a small model's head, each warp takes 16 rows for itself.
  * A lane reads 16 bytes of a row, as they lie, for two products: which column of w meets which register is free, as long as x
  * is read the same way. Sums of a row of x are in f32, in the same order for any number of rows: those that are not there are
  * zeros. */
@@ -69,10 +70,16 @@ struct reader {
             rows[i] = from.w + tp_device_stored_row(from.rope_pairs, at.part < 0 ? 0 : at.row) * from.row_bytes;
         }
     }
-    /* The two stretches behind that one to the cache of the GPU: four lanes have a row, a line is 64 columns. */
+    /* What follows column c, which a warp will read, to the cache of the GPU: of rows that it has alone all, else the two
+     * stretches behind that one. Four lanes have a row, a line is 64 columns. */
     __device__ void prefetch(const params &p, int c)
     {
         const int t = threadIdx.x % 4;
+        for (int at = c + STRETCH + t * 64; p.alone && at < p.k; at += 4 * 64) {
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(rows[0] + 2 * (int64_t)at));
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(rows[1] + 2 * (int64_t)at));
+        }
+        if (p.alone) return;
         for (int at = c + STEP + t * 64; at < p.k && at < c + 3 * STEP; at += STEP) {
             if (t >= STRETCH / 64) break;
             asm volatile("prefetch.global.L2 [%0];" ::"l"(rows[0] + 2 * (int64_t)at));
@@ -207,18 +214,16 @@ __device__ __forceinline__ float low_part(const params &p, place at, int row)
     return sum;
 }
 
-/* Thread 8 r + row has the sum of row r of the group with row `row` of x. */
-__device__ __forceinline__ void put_result(const params &p, int group, float (*sums)[ROWS][8])
+/* Row r of the group times row `row` of x, of which each of so many warps has a part. */
+__device__ __forceinline__ void put_result(const params &p, int group, int r, int row, const float (*sums)[ROWS][8], int warps)
 {
-    const int r = threadIdx.x / 8, row = threadIdx.x % 8;
     if (r >= (p.swiglu ? ROWS / 2 : ROWS) || row >= p.n) return;
     float v[2] = {};
     for (int i = 0; i < (p.swiglu ? 2 : 1); i++) {
         const place at = row_of(p, group, r + i * (ROWS / 2));
         if (at.part < 0) return;
         float sum = 0.0f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += sums[w][r + i * (ROWS / 2)][row];
+        for (int w = 0; w < warps; w++) sum += sums[w][r + i * (ROWS / 2)][row];
         v[i] = finish(p, at, row, sum + low_part(p, at, row));
     }
     const place at = row_of(p, group, r);
@@ -231,9 +236,10 @@ __global__ void __launch_bounds__(THREADS, 2) few_mma_kernel(const __grid_consta
     __shared__ float reduce[32], rstds[8], sums[WARPS][ROWS][8];
     tp_chain_begin();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int first = warp * STRETCH;
+    const int first = p.alone ? 0 : warp * STRETCH, step = p.alone ? STRETCH : STEP;
+    const int group0 = p.alone ? blockIdx.x * WARPS + warp : blockIdx.x, groups = p.alone ? gridDim.x * WARPS : gridDim.x;
     reader w;
-    w.enter(p, blockIdx.x);
+    w.enter(p, group0);
     w.fetch(p, first);
     w.prefetch(p, first);
     if (p.norm != nullptr) {
@@ -244,7 +250,7 @@ __global__ void __launch_bounds__(THREADS, 2) few_mma_kernel(const __grid_consta
     begin_x(p, reduce, rstds, xs);
 
     const __nv_bfloat16 *x = xs + (g < p.n ? g : 0) * shared_ld(p.tile) + t * 8;
-    for (int group = blockIdx.x; group < p.groups; group += (int)gridDim.x) {
+    for (int group = group0; group < p.groups; group += groups) {
         float c[4] = {};
         for (int t0 = 0; t0 < p.k; t0 += p.tile) {
             const int t1 = min(p.k, t0 + p.tile);
@@ -253,14 +259,14 @@ __global__ void __launch_bounds__(THREADS, 2) few_mma_kernel(const __grid_consta
                 for (int row = 0; row < p.n; row++) stage_row(p, row, t0, t1, rstds[row], xs);
                 __syncthreads();
             }
-            for (int at = t0 + first; at < t1; at += STEP) {
+            for (int at = t0 + first; at < t1; at += step) {
                 uint4 now[PARTS][2];
 #pragma unroll
                 for (int i = 0; i < 2 * PARTS; i++) now[i / 2][i % 2] = w.next[i / 2][i % 2];
-                if (at + STEP < p.k) {
-                    w.fetch(p, at + STEP);
-                } else if (group + (int)gridDim.x < p.groups) {
-                    w.enter(p, group + (int)gridDim.x);
+                if (at + step < p.k) {
+                    w.fetch(p, at + step);
+                } else if (group + groups < p.groups) {
+                    w.enter(p, group + groups);
                     w.fetch(p, first);
                 }
 #pragma unroll
@@ -275,8 +281,14 @@ __global__ void __launch_bounds__(THREADS, 2) few_mma_kernel(const __grid_consta
         }
         sums[warp][g][2 * t] = c[0], sums[warp][g][2 * t + 1] = c[1];
         sums[warp][g + 8][2 * t] = c[2], sums[warp][g + 8][2 * t + 1] = c[3];
+        if (p.alone) {
+            __syncwarp();
+            for (int i = lane; i < ROWS * p.n; i += 32) put_result(p, group, i % ROWS, i / ROWS, sums + warp, 1);
+            __syncwarp();
+            continue;
+        }
         __syncthreads();
-        put_result(p, group, sums);
+        put_result(p, group, threadIdx.x / 8, threadIdx.x % 8, sums, WARPS);
         __syncthreads();
     }
 }
@@ -294,7 +306,12 @@ tp_status tp_few::launch_mma(tp_ctx *ctx, const char *name, params *p, bool earl
     const int64_t fit = (SHARED_MOST / 2 / p->n - shared_ld(0)) / STEP * STEP;
     p->tile = (int)tp_cuda_min(tp_cuda_ceil(p->k, STEP) * STEP, fit);
     p->groups = (int)tp_cuda_ceil(p->rows, p->swiglu ? ROWS / 2 : ROWS);
+    p->alone = p->k <= STEP && !p->swiglu && p->groups >= multiprocessors * WARPS;
     const size_t shared = (size_t)shared_ld(p->tile) * (size_t)p->n * 2;
+    if (p->alone)
+        return tp_chain_launch(ctx, name, few_mma_kernel,
+                               dim3((unsigned)tp_cuda_min(tp_cuda_ceil(p->groups, WARPS), multiprocessors * 2)), THREADS,
+                               shared, early, *p);
     const int64_t rounds = tp_cuda_ceil(p->groups, multiprocessors * 2);
     return tp_chain_launch(ctx, name, few_mma_kernel, dim3((unsigned)tp_cuda_ceil(p->groups, rounds)), THREADS, shared, early,
                            *p);

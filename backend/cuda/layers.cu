@@ -3,21 +3,21 @@
  *
  * A cluster of MEMBERS blocks is a key head with its query heads, and a share of the feed-forward channels. Each warp has its
  * rows of every product of its cluster, of which a layer fits into shared memory: as soon as it has used those of a product, it
- * fetches those of the next layer. What blocks wait for is only each other, six times a layer:
+ * fetches those of the next layer. What blocks wait for is only each other, five times a layer:
  *
  *     q, k, v of the cluster's heads       -> to all blocks of the cluster
- *     attention over a stretch of the keys -> to the blocks of the cluster that own the channels; joined, to all of it
+ *     attention over a stretch of the keys -> to all blocks of the cluster, which join what comes
  *     o, of the cluster's heads alone      -> to all blocks; the sum over clusters is added to x, which every block holds
  *     gate, up, SwiGLU                     -> to all blocks of the cluster
  *     down, of the cluster's channels      -> to all blocks
  *
  * (exchange.cuh says how.) Buffers are used anew in every layer: whoever sends the next layer's has seen what all blocks sent
  * at the end of this one, hence after they read the buffer. Sums are in fixed orders, of f32. */
+#include "backend/cuda/adapter.cuh"
 #include "backend/cuda/chain.cuh"
 #include "backend/cuda/cluster.cuh"
 #include "backend/cuda/decode.cuh"
 #include "backend/cuda/layers.cuh"
-#include "backend/cuda/token.cuh"
 #include "base/mem.h"
 
 using namespace tp_token;
@@ -25,7 +25,7 @@ using namespace tp_token;
 namespace
 {
 
-template <class M> __global__ void __launch_bounds__(ALL_THREADS, 1) layers_kernel(const __grid_constant__ params p)
+template <class M> __global__ void __launch_bounds__(ALL_WARPS * 32, 1) layers_kernel(const __grid_constant__ params p)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     __shared__ __align__(16) small s;
@@ -33,11 +33,11 @@ template <class M> __global__ void __launch_bounds__(ALL_THREADS, 1) layers_kern
     if (threadIdx.x == 0) {
         tp_exchange::open(&s.fresh, 1);
         tp_exchange::open(&s.stretches, 1);
-        tp_exchange::open(&s.mixed, 1);
         tp_exchange::open(&s.active, 1);
         for (int i = 0; i < PRODUCTS; i++) {
-            tp_exchange::open(&s.full[i], FETCHERS * 32);
+            tp_exchange::open(&s.full[i], M::FETCHERS * 32);
             tp_exchange::open(&s.empty[i], WARPS);
+            tp_exchange::open(&s.low[i], 1);
         }
         tp_exchange::opened();
         s.progress = 0;
@@ -49,7 +49,9 @@ template <class M> __global__ void __launch_bounds__(ALL_THREADS, 1) layers_kern
     __syncthreads();
     tp_chain_begin();
     tp_cluster::meet(); /* before anyone sends */
-    if (t.warp >= WARPS + FETCHERS) {
+    if (t.warp >= ALL_WARPS - M::ADAPTERS) {
+        if constexpr (M::ADAPTERS > 0) adapter<M>{t, p, s, t.warp - (ALL_WARPS - M::ADAPTERS), t.lane}.run();
+    } else if (t.warp >= WARPS + M::FETCHERS) {
         t.prefetch_all();
     } else if (t.warp >= WARPS) {
         t.fetch_all();
@@ -65,18 +67,22 @@ template <class M> __global__ void __launch_bounds__(ALL_THREADS, 1) layers_kern
 /* ---- models that there is a kernel for ---- */
 
 struct kernel {
-    int64_t hidden, heads, kv_heads, head_dim, feed;
-    int shared; /* without the table of layers */
+    int64_t hidden, heads, kv_heads, head_dim, feed, rank;
+    int shared;   /* without the table of layers */
+    int adapters; /* values of a layer's */
     void (*run)(params);
+    void (*pack)(const factors *, __nv_bfloat16 *);
 };
 
-template <int HIDDEN, int HEADS, int KV_HEADS, int DIM, int FEED> constexpr kernel kernel_of()
+template <int HIDDEN, int HEADS, int KV_HEADS, int DIM, int FEED, int RANK> constexpr kernel kernel_of()
 {
-    using M = sizes<HIDDEN, HEADS / KV_HEADS, DIM, FEED / KV_HEADS, KV_HEADS>;
-    return {HIDDEN, HEADS, KV_HEADS, DIM, FEED, M::TABLE, layers_kernel<M>};
+    using M = sizes<HIDDEN, HEADS / KV_HEADS, DIM, FEED / KV_HEADS, KV_HEADS, RANK>;
+    return {HIDDEN, HEADS, KV_HEADS, DIM, FEED, RANK, M::TABLE, M::up_at(TP_LAYERS_LINEARS), layers_kernel<M>, pack_kernel<M>};
 }
 
-const kernel kernels[] = {kernel_of<576, 9, 3, 64, 1536>() /* SmolLM2 135M */};
+/* Lower ranks first. */
+const kernel kernels[] = {kernel_of<576, 9, 3, 64, 1536, 0>() /* SmolLM2 135M */, kernel_of<576, 9, 3, 64, 1536, 16>(),
+                          kernel_of<576, 9, 3, 64, 1536, 32>(), kernel_of<576, 9, 3, 64, 1536, 64>()};
 
 } // namespace
 
@@ -84,7 +90,7 @@ struct tp_layers {
     params p;
     const kernel *k;
     size_t shared, bytes;
-    void *memory; /* device: the table, the mail, the tags */
+    void *memory; /* device: the table, the mail, the tags, adapters and where they come from */
 };
 
 namespace
@@ -95,6 +101,11 @@ namespace
 bool is_plain(const tp_matrix *w)
 {
     return w->format == TP_FORMAT_BF16 && !w->transposed && tp_matrix_aligned(w);
+}
+
+bool is_factor(const tp_matrix *w)
+{
+    return (w->format == TP_FORMAT_BF16 || w->format == TP_FORMAT_F32) && !w->transposed && w->rope_pairs == 0;
 }
 
 bool weights_suit(const tp_layers_args *a)
@@ -109,6 +120,7 @@ bool weights_suit(const tp_layers_args *a)
             if (!is_plain(w) || w->rope_pairs != first->rope_pairs || tp_matrix_row_bytes(w) != tp_matrix_row_bytes(first) ||
                 w->rows * tp_matrix_row_bytes(w) > UINT32_MAX)
                 return false;
+            if (b->lora[i].rank > 0 && (!is_factor(&b->lora[i].down) || !is_factor(&b->lora[i].up))) return false;
         }
         const tp_rows *caches[] = {&b->cache_k, &b->cache_v};
         for (const tp_rows *rows : caches)
@@ -120,11 +132,20 @@ bool weights_suit(const tp_layers_args *a)
     return true;
 }
 
+int64_t rank_of(const tp_layers_args *a)
+{
+    int64_t rank = 0;
+    for (int l = 0; l < a->n_layers; l++)
+        for (const tp_layers_lora &lora : a->blocks[l].lora) rank = lora.rank > rank ? lora.rank : rank;
+    return rank;
+}
+
 const kernel *kernel_for(const tp_layers_args *a)
 {
+    const int64_t rank = rank_of(a);
     for (const kernel &k : kernels)
         if (a->hidden == k.hidden && a->heads == k.heads && a->kv_heads == k.kv_heads && a->head_dim == k.head_dim &&
-            a->feed == k.feed)
+            a->feed == k.feed && rank <= k.rank)
             return &k;
     return NULL;
 }
@@ -137,7 +158,7 @@ void configure(tp_ctx *ctx, const tp_layers *layers, cudaLaunchConfig_t *config,
     attributes[0].val.clusterDim.x = MEMBERS, attributes[0].val.clusterDim.y = 1, attributes[0].val.clusterDim.z = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config->gridDim = dim3((unsigned)layers->k->kv_heads * MEMBERS), config->blockDim = dim3(ALL_THREADS);
+    config->gridDim = dim3((unsigned)layers->k->kv_heads * MEMBERS), config->blockDim = dim3(ALL_WARPS * 32);
     config->dynamicSmemBytes = layers->shared, config->stream = tp_cuda_of(ctx)->stream;
     config->attrs = attributes, config->numAttrs = 2;
 }
@@ -175,32 +196,79 @@ params params_of(const tp_layers_args *a)
     p.x = (__nv_bfloat16 *)a->x.data;
     p.embedding = (const unsigned char *)a->embedding.data, p.embedding_bytes = (uint32_t)tp_matrix_row_bytes(&a->embedding);
     p.later = (const unsigned char *)a->later, p.later_bytes = tp_cuda_min((int64_t)a->later_bytes, LATER_BYTES);
+    for (int l = 0; l < a->n_layers; l++)
+        for (int i = 0; i < PRODUCTS; i++)
+            for (int j = 0; j < linears_of(i); j++)
+                if (a->blocks[l].lora[first_linear(i) + j].rank > 0) p.adapted |= 1u << i;
     p.eps = a->eps, p.scale = a->scale, p.inv_freq = a->inv_freq, p.factor = a->factor, p.id = a->id, p.used = a->used;
     return p;
 }
 
-/* The table to the device, behind which there is room for mail and tags. */
+layer layer_of(const tp_layers_block *b)
+{
+    layer to = {};
+    for (int i = 0; i < TP_LAYERS_LINEARS; i++) {
+        to.w[i] = (const unsigned char *)b->w[i].data;
+        to.scaling[i] = b->lora[i].scaling;
+    }
+    to.norm1 = b->norm1, to.norm2 = b->norm2;
+    to.cache_k = (__nv_bfloat16 *)b->cache_k.data, to.cache_v = (__nv_bfloat16 *)b->cache_v.data;
+    return to;
+}
+
+factors factors_of(const tp_layers_lora *lora)
+{
+    factors to = {};
+    if (lora->rank <= 0) return to;
+    to.rank = (int)lora->rank;
+    to.down = (const unsigned char *)lora->down.data, to.up = (const unsigned char *)lora->up.data;
+    to.down_bf16 = lora->down.format == TP_FORMAT_BF16, to.up_bf16 = lora->up.format == TP_FORMAT_BF16;
+    to.down_ld = tp_matrix_row_bytes(&lora->down) / (to.down_bf16 ? 2 : 4);
+    to.up_ld = tp_matrix_row_bytes(&lora->up) / (to.up_bf16 ? 2 : 4);
+    return to;
+}
+
+size_t area(size_t *end, size_t bytes)
+{
+    const size_t at = *end;
+    *end = at + (bytes + 255) / 256 * 256;
+    return at;
+}
+
+/* The table to the device, behind which there is room for mail and tags; adapters to where the table says that they are. */
 tp_status fill(tp_ctx *ctx, const tp_layers_args *a, tp_layers *layers)
 {
     const tp_backend *backend = ctx->device->backend;
-    const size_t table = sizeof(layer) * (size_t)a->n_layers, mail = (size_t)(2 * a->kv_heads * a->hidden) * 8;
-    const size_t before = (table + 255) / 256 * 256;
-    layers->bytes = before + mail + 256;
-    layer *host = (layer *)tp_alloc(ctx, (size_t)a->n_layers, sizeof *host);
+    const size_t n = (size_t)a->n_layers, n_factors = layers->k->rank > 0 ? n * TP_LAYERS_LINEARS : 0;
+    const size_t of_layer = layers->k->rank > 0 ? (size_t)layers->k->adapters * sizeof(__nv_bfloat16) : 0;
+    const size_t table = area(&layers->bytes, n * sizeof(layer)), from = area(&layers->bytes, n_factors * sizeof(factors));
+    const size_t mail = area(&layers->bytes, (size_t)(a->kv_heads * a->hidden) * 8), tags = area(&layers->bytes, 4);
+    const size_t adapters = area(&layers->bytes, n * of_layer);
+    unsigned char *host = (unsigned char *)tp_alloc(ctx, mail, 1);
     if (host == NULL) return TP_NOMEM;
-    for (int l = 0; l < a->n_layers; l++) {
-        const tp_layers_block *b = &a->blocks[l];
-        for (int i = 0; i < TP_LAYERS_LINEARS; i++) host[l].w[i] = (const unsigned char *)b->w[i].data;
-        host[l].norm1 = b->norm1, host[l].norm2 = b->norm2;
-        host[l].cache_k = (__nv_bfloat16 *)b->cache_k.data, host[l].cache_v = (__nv_bfloat16 *)b->cache_v.data;
-    }
     layers->memory = backend->alloc(ctx, ctx->device, layers->bytes);
-    tp_status status = layers->memory == NULL ? TP_NOMEM : backend->copy_in(ctx, layers->memory, host, table);
+    unsigned char *memory = (unsigned char *)layers->memory;
+    for (size_t l = 0; l < n && memory != NULL; l++) {
+        const tp_layers_block *b = &a->blocks[l];
+        layer to = layer_of(b);
+        to.adapters = (const __nv_bfloat16 *)(memory + adapters + l * of_layer);
+        memcpy(host + table + l * sizeof to, &to, sizeof to);
+        for (size_t i = 0; i < TP_LAYERS_LINEARS && n_factors > 0; i++) {
+            const factors one = factors_of(&b->lora[i]);
+            memcpy(host + from + (l * TP_LAYERS_LINEARS + i) * sizeof one, &one, sizeof one);
+        }
+    }
+    tp_status status = memory == NULL ? TP_NOMEM : backend->copy_in(ctx, memory, host, mail);
     tp_free(host);
-    layers->p.layers = (const layer *)layers->memory;
-    layers->p.mail = (uint64_t *)((char *)layers->memory + before);
-    layers->p.tags = (uint32_t *)((char *)layers->memory + before + mail);
-    return status;
+    if (status != TP_OK) return status;
+    layers->p.layers = (const layer *)(memory + table);
+    layers->p.mail = (uint64_t *)(memory + mail);
+    layers->p.tags = (uint32_t *)(memory + tags);
+    if (n_factors == 0) return TP_OK;
+    layers->k->pack<<<(unsigned)n_factors, 256, 0, tp_cuda_of(ctx)->stream>>>((const factors *)(memory + from),
+                                                                              (__nv_bfloat16 *)(memory + adapters));
+    TP_TRY(tp_cuda_check(ctx, "layers", cudaGetLastError()));
+    return backend->sync(ctx); /* adapters may be freed now, and are read before kernels wait for each other */
 }
 
 } // namespace

@@ -162,6 +162,20 @@ static void test_long_rows(void **state)
     }
 }
 
+/* Many short rows, as of a head: a warp has some for itself. */
+static void test_short_rows(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    random_state = 27;
+    for (int64_t n = 1; n <= 8; n++) {
+        shape s = {.n = n, .k = n < 4 ? 576 : 960, .m = {12001, 9000, 62}, .n_parts = 3, .x = TP_BF16, .norm = n % 2 == 1};
+        s.y = n % 3 == 0 ? TP_BF16 : TP_F32, s.precision = TP_BF16, s.bias = n == 2, s.rank = n == 5 ? 8 : 0;
+        for (int i = 0; i < 3; i++) s.formats[i] = TP_FORMAT_BF16;
+        try_linears(&s);
+    }
+}
+
 /* ---- a row's result does not depend on the others ---- */
 
 static void run_rows(const tp_linears_args *args, int64_t first, int64_t n, size_t y_bytes, unsigned char *to)
@@ -196,7 +210,7 @@ static void test_rows_alone(void **state)
     NEEDS_GPU();
     static const struct {
         int64_t m, k;
-    } sizes[] = {{577, 576}, {16, 4096}, {5000, 1024}, {333, 14336}, {4096, 5120}};
+    } sizes[] = {{577, 576}, {20000, 576}, {16, 4096}, {5000, 1024}, {333, 14336}, {4096, 5120}};
     tp_ctx ctx;
     tp_ctx_init(&ctx);
     ctx.device = opened.cuda;
@@ -406,8 +420,9 @@ static void test_graph(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linears), cmocka_unit_test(test_long_rows), cmocka_unit_test(test_rows_alone),
-        cmocka_unit_test(test_attend),  cmocka_unit_test(test_sample),    cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_linears),    cmocka_unit_test(test_long_rows), cmocka_unit_test(test_short_rows),
+        cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_attend),    cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_graph),
     };
     return cmocka_run_group_tests(tests, open_both, close_both);
 }

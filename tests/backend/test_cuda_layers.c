@@ -7,12 +7,15 @@
 typedef struct network {
     int64_t hidden, heads, kv_heads, head_dim, feed, capacity;
     int layers;
+    int64_t rank;     /* of adapters, but for k of the first layer, which has half of it; 0: none */
+    unsigned adapted; /* linears that have one, a bit each */
+    tp_dtype dtype;   /* of its factors */
 } network;
 
 /* The same network on both devices. */
 typedef struct side {
     tp_ctx ctx;
-    void *memory[64];
+    void *memory[128];
     int n;
     tp_layers_block blocks[LAYERS_MAX];
     tp_rows x;
@@ -26,7 +29,7 @@ static void *put(side *s, const void *host, size_t bytes)
     void *memory = s->ctx.device->backend->alloc(&s->ctx, s->ctx.device, bytes);
     assert_non_null(memory);
     assert_ok(&s->ctx, s->ctx.device->backend->copy_in(&s->ctx, memory, host, bytes));
-    assert_true(s->n < 64);
+    assert_true(s->n < 128);
     return s->memory[s->n++] = memory;
 }
 
@@ -50,7 +53,21 @@ static void on_each(side sides[2], void *cpu, void *cuda, size_t n, tp_dtype dty
     free(values);
 }
 
-static void new_weight(side sides[2], int layer, int which, int64_t rows, int64_t cols, int64_t gap)
+/* The adapter's part of a result is about a third as large as the weight's. */
+static void new_lora(side sides[2], const network *n, int layer, int which, int64_t rows, int64_t cols)
+{
+    if ((n->adapted >> which & 1) == 0) return;
+    int64_t rank = which == TP_LAYERS_K && layer == 0 ? n->rank / 2 : n->rank;
+    void *down[2], *up[2];
+    on_each(sides, &down[0], &down[1], (size_t)(rank * cols), n->dtype, sqrt(3.0 / (double)cols), 0);
+    on_each(sides, &up[0], &up[1], (size_t)(rows * rank), n->dtype, sqrt(3.0 / (double)rank), 0);
+    for (int i = 0; i < 2; i++)
+        sides[i].blocks[layer].lora[which] =
+            (tp_layers_lora){rank, 0.25f + 0.05f * (float)which, tp_matrix_dense(n->dtype, down[i], rank, cols),
+                             tp_matrix_dense(n->dtype, up[i], rows, rank)};
+}
+
+static void new_weight(side sides[2], const network *n, int layer, int which, int64_t rows, int64_t cols, int64_t gap)
 {
     void *data[2];
     on_each(sides, &data[0], &data[1], (size_t)(rows * (cols + gap)), TP_BF16, sqrt(3.0 / (double)cols), 0);
@@ -58,6 +75,7 @@ static void new_weight(side sides[2], int layer, int which, int64_t rows, int64_
         sides[i].blocks[layer].w[which] = tp_matrix_dense(TP_BF16, data[i], rows, cols);
         if (gap > 0) sides[i].blocks[layer].w[which].stride = cols + gap;
     }
+    new_lora(sides, n, layer, which, rows, cols);
 }
 
 static void build(side sides[2], const network *n, int64_t gap)
@@ -70,13 +88,13 @@ static void build(side sides[2], const network *n, int64_t gap)
     }
     for (int l = 0; l < n->layers; l++) {
         tp_layers_block *a = &sides[0].blocks[l], *b = &sides[1].blocks[l];
-        new_weight(sides, l, TP_LAYERS_Q, width, n->hidden, gap);
-        new_weight(sides, l, TP_LAYERS_K, kv, n->hidden, gap);
-        new_weight(sides, l, TP_LAYERS_V, kv, n->hidden, gap);
-        new_weight(sides, l, TP_LAYERS_O, n->hidden, width, 0);
-        new_weight(sides, l, TP_LAYERS_GATE, n->feed, n->hidden, 0);
-        new_weight(sides, l, TP_LAYERS_UP, n->feed, n->hidden, 0);
-        new_weight(sides, l, TP_LAYERS_DOWN, n->hidden, n->feed, gap);
+        new_weight(sides, n, l, TP_LAYERS_Q, width, n->hidden, gap);
+        new_weight(sides, n, l, TP_LAYERS_K, kv, n->hidden, gap);
+        new_weight(sides, n, l, TP_LAYERS_V, kv, n->hidden, gap);
+        new_weight(sides, n, l, TP_LAYERS_O, n->hidden, width, 0);
+        new_weight(sides, n, l, TP_LAYERS_GATE, n->feed, n->hidden, 0);
+        new_weight(sides, n, l, TP_LAYERS_UP, n->feed, n->hidden, 0);
+        new_weight(sides, n, l, TP_LAYERS_DOWN, n->hidden, n->feed, gap);
         on_each(sides, &a->norm1, &b->norm1, (size_t)n->hidden, TP_F32, 0.5, 1);
         on_each(sides, &a->norm2, &b->norm2, (size_t)n->hidden, TP_F32, 0.5, 1);
         a->cache_k = b->cache_k = a->cache_v = b->cache_v = (tp_rows){NULL, TP_BF16, kv};
@@ -114,7 +132,15 @@ static void linears(side *s, const tp_layers_block *b, tp_rows x, const float *n
     tp_rows normed = {malloc((size_t)x.ld * 2), TP_BF16, x.ld};
     tp_linears_args args = {.n = 1, .k = x.ld, .x = x, .n_parts = n, .swiglu = swiglu, .precision = TP_BF16};
     args.norm_weight = norm, args.eps = 1e-5f, args.normed = normed;
-    for (int i = 0; i < n; i++) args.parts[i] = (tp_linears_part){.w = b->w[first + i], .y = y[i]};
+    tp_lowrank_args lows[TP_LINEARS_PARTS];
+    float low[TP_LINEARS_PARTS][64];
+    for (int i = 0; i < n; i++) {
+        const tp_layers_lora *lora = &b->lora[first + i];
+        args.parts[i] = (tp_linears_part){.w = b->w[first + i], .y = y[i]};
+        if (lora->rank == 0) continue;
+        lows[i] = (tp_lowrank_args){lora->rank, lora->scaling, {low[i], TP_F32, lora->rank}, lora->down, lora->up};
+        args.parts[i].lowrank = &lows[i];
+    }
     if (residual) args.residual = y[0].data, args.residual_ld = y[0].ld;
     assert_ok(&s->ctx, tp_run_linears(&s->ctx, &args));
     free(normed.data);
@@ -196,7 +222,7 @@ static void compare_side(side sides[2], const network *n, int32_t used)
     get(&sides[0], a, sides[0].x.data, size * 2);
     get(&sides[1], b, sides[1].x.data, size * 2);
     double x = distance(b, a, size);
-    if (!(x <= 0.015)) fail_msg("%d keys: x is off by %g of its size", used, x);
+    if (!(x <= 0.015)) fail_msg("rank %d, %d keys: x is off by %g of its size", (int)n->rank, used, x);
     for (int l = 0; l < n->layers; l++)
         for (int which = 0; which < 2; which++) {
             const tp_layers_block *p = &sides[0].blocks[l], *q = &sides[1].blocks[l];
@@ -204,7 +230,8 @@ static void compare_side(side sides[2], const network *n, int32_t used)
             get(&sides[1], b, which == 0 ? q->cache_k.data : q->cache_v.data, cache * 2);
             double row = distance(b + (size_t)used * kv, a + (size_t)used * kv, kv);
             if (!(row <= 0.015))
-                fail_msg("%d keys: layer %d, %s of the token is off by %g", used, l, which == 0 ? "k" : "v", row);
+                fail_msg("rank %d, %d keys: layer %d, %s of the token is off by %g", (int)n->rank, used, l,
+                         which == 0 ? "k" : "v", row);
             memcpy(a + (size_t)used * kv, b + (size_t)used * kv, kv * 2);
             if (memcmp(a, b, cache * 2) != 0) fail_msg("%d keys: layer %d, the cache has changed elsewhere", used, l);
             assert_ok(&sides[0].ctx,
@@ -248,7 +275,14 @@ static void test_layers(void **state)
 {
     (void)state;
     NEEDS_GPU();
-    static const network networks[] = {{576, 9, 3, 64, 1536, 1100, 3}, {576, 9, 3, 64, 1536, 300, 1}};
+    static const network networks[] = {{576, 9, 3, 64, 1536, 1100, 3, 0, 0, TP_F32},
+                                       {576, 9, 3, 64, 1536, 300, 1, 0, 0, TP_F32},
+                                       {576, 9, 3, 64, 1536, 300, 3, 16, 127, TP_F32},
+                                       {576, 9, 3, 64, 1536, 300, 3, 8, 1 << TP_LAYERS_Q | 1 << TP_LAYERS_V, TP_BF16},
+                                       {576, 9, 3, 64, 1536, 300, 3, 32, 127, TP_BF16},
+                                       {576, 9, 3, 64, 1536, 300, 3, 64, 127, TP_F32},
+                                       {576, 9, 3, 64, 1536, 300, 2, 62, 1 << TP_LAYERS_O | 1 << TP_LAYERS_UP, TP_F32},
+                                       {576, 9, 3, 64, 1536, 300, 2, 4, 1 << TP_LAYERS_K | 1 << TP_LAYERS_DOWN, TP_F32}};
     static const int32_t lengths[] = {0, 1, 5, 63, 64, 99, 127, 128, 299, 511, 699, 1024, 1099};
     random_state = 31;
     for (size_t i = 0; i < sizeof networks / sizeof *networks; i++) {
@@ -263,11 +297,10 @@ static void test_unsuited(void **state)
 {
     (void)state;
     NEEDS_GPU();
-    static const network networks[] = {{576, 9, 9, 64, 1536, 10, 1},
-                                       {576, 12, 3, 48, 1536, 10, 1},
-                                       {576, 9, 3, 64, 1504, 10, 1},
-                                       {960, 15, 5, 64, 2560, 10, 1},
-                                       {4096, 32, 8, 128, 1024, 10, 1}};
+    static const network networks[] = {
+        {576, 9, 9, 64, 1536, 10, 1, 0, 0, TP_F32},  {576, 12, 3, 48, 1536, 10, 1, 0, 0, TP_F32},
+        {576, 9, 3, 64, 1504, 10, 1, 0, 0, TP_F32},  {576, 9, 3, 64, 1536, 10, 1, 65, 1, TP_F32},
+        {960, 15, 5, 64, 2560, 10, 1, 0, 0, TP_F32}, {4096, 32, 8, 128, 1024, 10, 1, 0, 0, TP_F32}};
     for (size_t i = 0; i < sizeof networks / sizeof *networks; i++) {
         side sides[2] = {0};
         build(sides, &networks[i], 0);

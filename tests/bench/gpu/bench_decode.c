@@ -2,7 +2,8 @@
  *
  *   make CUDA=1 build/tests/bench/gpu/bench_decode
  *   build/tests/bench/gpu/bench_decode parts [N]                   shapes of 135m, 1b, 8b; N sequences at once (1)
- *   build/tests/bench/gpu/bench_decode MODEL TOKENS [N [TEMPERATURE]]  a model folder, bf16
+ *   build/tests/bench/gpu/bench_decode MODEL TOKENS [N [TEMPERATURE [RANK]]]  a model folder, bf16; RANK > 0: with a LoRA
+ *                                                                  on all linears
  *
  * "parts": each kind of call alone, as many times in a recording as a model has layers, and all together as a step has them;
  * microseconds of one, and the bytes of its weights per second. Weights are random and those of a model of 8B do not fit the
@@ -15,6 +16,7 @@
 
 #include "base/mem.h"
 #include "inference/generate.h"
+#include "peft/lora.h"
 
 #define ROUNDS 5
 
@@ -249,15 +251,18 @@ static double generate(tp_generator *generator, int64_t tokens, size_t n, double
     return now() - began;
 }
 
-static void bench_model(const char *path, int64_t tokens, size_t n, double temperature)
+static void bench_model(const char *path, int64_t tokens, size_t n, double temperature, int64_t rank)
 {
     tp_model *model;
+    tp_lora *lora = NULL;
+    tp_lora_spec spec = {.rank = rank, .alpha = 2 * (double)rank, .targets.all_linear = true};
     tp_generator *generator;
     tp_model_options options = {.precision = TP_BF16};
     double rounds[ROUNDS], bytes = 0;
     check(tp_model_open(&ctx, path, &options, &model));
     for (size_t i = 0; i < model->n_linears; i++)
         bytes += 2.0 * (double)model->linears[i]->weight.rows * (double)model->linears[i]->weight.cols;
+    if (rank > 0) check(tp_lora_attach(&ctx, model, &spec, &lora)); /* zeros take no less time */
     if (model->config.tied) bytes += 2.0 * (double)model->head.weight.rows * (double)model->head.weight.cols;
     check(tp_generator_open_many(&ctx, model, tokens + 16, n, &generator));
     (void)generate(generator, 40, n, temperature);
@@ -266,11 +271,13 @@ static void bench_model(const char *path, int64_t tokens, size_t n, double tempe
         rounds[r] = (whole - half) / (double)(tokens - tokens / 2);
     }
     double seconds = median(rounds);
-    printf("%s: %zu at once, temperature %.1f: %.0f us a step, %.1f tokens/s, %.3f of what memory allows (%.0f..%.0f us)\n",
-           path, n, temperature, seconds * 1e6, (double)n / seconds, bytes / seconds / copy_rate, rounds[0] * 1e6,
+    printf("%s: %zu at once, temperature %.1f, rank %d: %.0f us a step, %.1f tokens/s, %.3f of what memory allows (%.0f..%.0f "
+           "us)\n",
+           path, n, temperature, (int)rank, seconds * 1e6, (double)n / seconds, bytes / seconds / copy_rate, rounds[0] * 1e6,
            rounds[ROUNDS - 1] * 1e6);
     fflush(stdout);
     tp_generator_close(generator);
+    if (lora != NULL) tp_lora_free(lora);
     tp_model_free(model);
 }
 
@@ -281,7 +288,7 @@ int main(int argc, char **argv)
                                           {"8b", 32, 4096, 32, 8, 128, 14336, 128256}};
     int64_t n = argc > 2 ? strtoll(argv[2], NULL, 10) : 1;
     if (argc < 2 || n < 1) {
-        fprintf(stderr, "usage: bench_decode parts [N] | MODEL TOKENS [N [TEMPERATURE]]\n");
+        fprintf(stderr, "usage: bench_decode parts [N] | MODEL TOKENS [N [TEMPERATURE [RANK]]]\n");
         return 2;
     }
     tp_ctx_init(&ctx);
@@ -291,7 +298,8 @@ int main(int argc, char **argv)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes && n <= 8; i++) bench_shape(&shapes[i], n);
     } else {
         size_t many = argc > 3 ? (size_t)strtoull(argv[3], NULL, 10) : 1;
-        bench_model(argv[1], n, many > 64 ? 64 : many, argc > 4 ? strtod(argv[4], NULL) : 0);
+        bench_model(argv[1], n, many > 64 ? 64 : many, argc > 4 ? strtod(argv[4], NULL) : 0,
+                    argc > 5 ? strtoll(argv[5], NULL, 10) : 0);
     }
     tp_device_close(ctx.device);
     return 0;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed of decoding on one GPU, models with random weights: one line per setting.
 
-    decode.py [--tapeft FILE] [--bench FILE] [--work FOLDER] [MODEL[:TOKENS[:SEQUENCES[:TEMPERATURE]]]]...
+    decode.py [--tapeft FILE] [--bench FILE] [--work FOLDER] [MODEL[:TOKENS[:SEQUENCES[:TEMPERATURE[:RANK]]]]]...
 
 MODEL is one of 135m, 1b, 8b, made by `tapeft init` where it is missing; the rest goes to bench_decode (see there), which prints the time of
 a step and its share of what memory allows: copy bandwidth / bytes of the weights that a token reads. --kernels FILE.so puts
@@ -21,7 +21,7 @@ parser.add_argument("--tapeft", default=str(ROOT / "build/tapeft"))
 parser.add_argument("--bench", default=str(ROOT / "build/tests/bench/gpu/bench_decode"))
 parser.add_argument("--work", default="/tmp/tapeft-bench")
 parser.add_argument("--kernels", default="")
-parser.add_argument("settings", nargs="*", default=["135m:512", "135m:512:8", "135m:512:1:1.0", "1b:256", "8b:128", "8b:128:8"])
+parser.add_argument("settings", nargs="*", default=["135m:512", "135m:512:8", "135m:512:1:1.0", "135m:512:1:0:16", "1b:256", "8b:128", "8b:128:8"])
 args = parser.parse_args()
 work = pathlib.Path(args.work)
 work.mkdir(parents=True, exist_ok=True)
