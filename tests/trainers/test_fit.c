@@ -86,6 +86,7 @@ static void check_limits(bool join, double dropout, bool offload)
     char output[1024], first[1024], *wanted[2];
     size_t n_wanted[2];
     int steps = 0, remade = 0, gates = 0, recomputed = 0, sliced = 0;
+    uint64_t recordings = 0;
     tp_train_options options = {.join = join};
     tp_ctx_init(&ctx);
     tp_buf_init(&text, 0);
@@ -105,10 +106,15 @@ static void check_limits(bool join, double dropout, bool offload)
         assert_int_equal(remade + recomputed > 0, limit > 0);
         assert_ok(&ctx, train_recipe(&ctx, &s, tp_buf_cstr(&text), &options));
         if (limit == 0) {
+            recordings = plan.recordings;
             snprintf(first, sizeof first, "%s", output);
             read_results(&ctx, output, wanted, n_wanted);
         } else if (sliced > 0) {
             check_near(&ctx, output, first);
+        } else if (recordings > 0 && steps == 1) { /* no longer filled up for recordings: sums are cut elsewhere */
+            check_near(&ctx, output, first);
+            for (int i = 0; i < 2; i++) tp_free(wanted[i]);
+            read_results(&ctx, output, wanted, n_wanted);
         } else {
             check_same(&ctx, output, wanted, n_wanted);
         }

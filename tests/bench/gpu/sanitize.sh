@@ -50,6 +50,8 @@ run_one() { # tool program test
         if grep -q '^\[  PASSED  \] [1-9]' "$log"; then verdict=ok; elif grep -q '^\[  SKIPPED \] [1-9]' "$log"; then verdict=skip; fi
     fi
     printf '%-6s %-10s %-20s %-30s %4d s  %s errors%s\n' "$verdict" "$tool" "$program" "$test" $(($(date +%s) - began)) "${errors:-no}" "$([ "$theirs" = 0 ] || echo ", $theirs in NVIDIA's libraries")"
+    [ "$verdict" = FOUND ] && grep -v '^\[ RUN\|^\[=' "$log" | head -n 40 | sed "s/^/  $program $test: /"
+    return 0
 }
 export -f run_one
 
@@ -68,10 +70,6 @@ done >"$logs/jobs"
 echo "$(wc -l <"$logs/jobs") jobs, $jobs at a time"
 xargs -P "$jobs" --process-slot-var=SLOT -L 1 bash -c 'run_one "$@"' run_one <"$logs/jobs" | tee "$logs/lines" | grep -v '^cut'
 
-while read -r tool program test; do
-    echo "== $tool $program $test"
-    grep -v '^\[ RUN\|^\[=' "$logs/$tool-$program-${test/\*/all}.log" | head -n 40
-done < <(awk '$1 == "FOUND" { print $2, $3, $4 }' "$logs/lines")
 awk '{ n[$1]++ } $1 == "cut" { cut = cut "\n  " $2 " " $3 " " $4 ", " $5 " s" }
     END { printf "%d without an error, %d with findings, %d skipped, %d cut off%s\n", n["ok"], n["FOUND"], n["skip"], n["cut"], cut == "" ? "" : ":" cut
           exit n["FOUND"] > 0 ? 1 : n["cut"] > 0 ? 3 : 0 }' "$logs/lines"
